@@ -1,0 +1,82 @@
+"""universal-ct: one text-driven model for 25 organs and 6 kinds of tumour in CT.
+
+Names load on first use (PEP 562), so that `universal-ct --help` imports no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from foundation.cards import Card, ModelSummary, list_models
+    from foundation.config import ClassSpec, ModelConfig, Preprocessing, TextSpec
+    from foundation.errors import (
+        HubError,
+        MissingExtraError,
+        UniversalCTError,
+        UsageError,
+        VolumeError,
+        WeightsError,
+    )
+    from foundation.hub import from_pretrained, model_card, push_to_hub, save_pretrained, segment
+    from foundation.model import Encoder, UniversalModel
+    from foundation.segmentation import Segmentation
+    from foundation.taxonomy import CLASSES, DATASETS, AnatomicalClass
+
+_HOMES = {
+    "cards": ("Card", "ModelSummary", "list_models"),
+    "config": ("ClassSpec", "ModelConfig", "Preprocessing", "TextSpec"),
+    "errors": (
+        "HubError",
+        "MissingExtraError",
+        "UniversalCTError",
+        "UsageError",
+        "VolumeError",
+        "WeightsError",
+    ),
+    "hub": ("from_pretrained", "model_card", "push_to_hub", "save_pretrained", "segment"),
+    "model": ("Encoder", "UniversalModel"),
+    "segmentation": ("Segmentation",),
+    "taxonomy": ("CLASSES", "DATASETS", "AnatomicalClass"),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "CLASSES",
+    "DATASETS",
+    "AnatomicalClass",
+    "Card",
+    "ClassSpec",
+    "Encoder",
+    "HubError",
+    "MissingExtraError",
+    "ModelConfig",
+    "ModelSummary",
+    "Preprocessing",
+    "Segmentation",
+    "TextSpec",
+    "UniversalCTError",
+    "UniversalModel",
+    "UsageError",
+    "VolumeError",
+    "WeightsError",
+    "from_pretrained",
+    "list_models",
+    "model_card",
+    "push_to_hub",
+    "save_pretrained",
+    "segment",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,140 @@
+"""What travels with the weights: architecture, classes, text encoder and preprocessing.
+
+Everything here is plain data that reads from and writes to `config.json`; nothing imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from foundation.errors import UsageError, WeightsError
+
+FORMAT_VERSION = 1
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a CT becomes the network's input, and logits become masks.
+
+    hu_windows: each (low, high) pair clips HU and scales it to [0, 1]; one input channel each.
+    patch_size: voxels of the sliding window, X Y Z, at `spacing_mm`.
+    overlap: fraction of the patch shared by neighbouring windows.
+    threshold: a voxel belongs to a class where its probability exceeds this.
+    """
+
+    orientation: str = "RAS"
+    spacing_mm: Triple = (1.5, 1.5, 1.5)
+    hu_windows: tuple[tuple[float, float], ...] = ((-175.0, 250.0),)
+    patch_size: tuple[int, int, int] = (96, 96, 96)
+    overlap: float = 0.5
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.orientation != "RAS":
+            raise UsageError(f"orientation is {self.orientation!r}; only 'RAS' is supported.")
+        if not self.hu_windows or any(low >= high for low, high in self.hu_windows):
+            raise UsageError(
+                f"hu_windows is {self.hu_windows}; give (low, high) pairs, low < high."
+            )
+        if min(self.spacing_mm) <= 0 or min(self.patch_size) <= 0:
+            raise UsageError("spacing_mm and patch_size must be positive.")
+        if not 0 <= self.overlap < 1 or not 0 < self.threshold < 1:
+            raise UsageError("overlap must lie in [0, 1) and threshold in (0, 1).")
+
+
+@dataclass(frozen=True)
+class TextSpec:
+    """Which text encoder made the prompt embeddings, and how: embeddings of two never mix.
+
+    encoder: `open_clip:<model>/<pretrained>` or `hf:<Hugging Face id>`.
+    revision: the encoder's revision or the SHA-256 of its weights; "" where it is not known.
+    template: the prompt with `{}` for the class name.
+    pooling: `eot` (CLIP's end-of-text token) or `mean`.
+    normalised: whether embeddings have unit length.
+    """
+
+    encoder: str = "open_clip:ViT-B-32/openai"
+    revision: str = ""
+    template: str = "A computerized tomography of a {}"
+    pooling: str = "eot"
+    normalised: bool = False
+    dim: int = 512
+
+
+@dataclass(frozen=True)
+class ClassSpec:
+    """One class: its name, the exact sentence that was embedded, and its parent organ's name."""
+
+    name: str
+    prompt: str
+    parent: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything needed to rebuild a model around its weights.
+
+    standardise_text: subtract a stored mean from prompt embeddings and scale them (see `head`).
+    licence: SPDX id, or the name under which the licence is known; licence_notice: shown on load.
+    """
+
+    name: str
+    backbone: str
+    classes: tuple[ClassSpec, ...]
+    backbone_options: Mapping[str, Any] = field(default_factory=dict)
+    text: TextSpec = field(default_factory=TextSpec)
+    standardise_text: bool = False
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    licence: str = "apache-2.0"
+    licence_notice: str = ""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(spec.name for spec in self.classes)
+
+    def to_json(self) -> str:
+        return json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "config.json") -> ModelConfig:
+        """Read a configuration strictly.
+
+        Raises:
+            WeightsError: not JSON, an unknown or missing field, or another format version.
+        """
+        try:
+            raw = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise WeightsError(f"{source} is not valid JSON: {error}.") from error
+        if not isinstance(raw, dict) or raw.pop("format_version", None) != FORMAT_VERSION:
+            raise WeightsError(
+                f"{source} is not a universal-ct configuration of format version {FORMAT_VERSION}. "
+                "Update universal-ct, or convert the model again."
+            )
+        try:
+            raw["classes"] = tuple(_strict(ClassSpec, item) for item in raw["classes"])
+            raw["text"] = _strict(TextSpec, raw["text"])
+            raw["preprocessing"] = _strict(Preprocessing, _tuples(raw["preprocessing"]))
+            config = _strict(cls, raw)
+        except (KeyError, TypeError) as error:
+            raise WeightsError(f"{source} does not describe a model: {error}.") from error
+        return config
+
+
+def _strict(kind: Any, values: Mapping[str, Any]) -> Any:
+    unknown = set(values) - {f.name for f in fields(kind)}
+    if unknown:
+        raise TypeError(f"unknown field {sorted(unknown)} in {kind.__name__}")
+    return kind(**values)
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_tuples(item) for item in value)
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return value

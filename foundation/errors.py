@@ -1,0 +1,25 @@
+"""Errors that a user can act on: each says what was given, what is allowed and what to do."""
+
+
+class UniversalCTError(Exception):
+    """Base of every error this package raises on purpose. The command line exits with 1."""
+
+
+class UsageError(UniversalCTError, ValueError):
+    """The request itself is wrong (unknown class, bad option). The command line exits with 2."""
+
+
+class VolumeError(UniversalCTError, ValueError):
+    """A CT cannot be read, or is not what it must be."""
+
+
+class WeightsError(UniversalCTError):
+    """Weights are missing, damaged, or do not fit the model; names the keys and why."""
+
+
+class HubError(UniversalCTError):
+    """A model cannot be found, reached or accessed on the hub."""
+
+
+class MissingExtraError(UniversalCTError, ImportError):
+    """An optional dependency is not installed; names the extra that brings it."""

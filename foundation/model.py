@@ -1,0 +1,136 @@
+"""The universal model: a backbone and the text-driven head, composed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from foundation.backbones import Backbone, build_backbone
+from foundation.config import ModelConfig
+from foundation.errors import UsageError
+from foundation.head import TextDrivenHead
+from foundation.inference import segment_volume
+from foundation.segmentation import Segmentation
+from foundation.volumes import Source
+
+
+class Encoder(nn.Module):
+    """The backbone's encoder alone, for transfer: a CT patch in, its feature pyramid out.
+
+    channels, strides: of the levels, finest first. Shares its weights with the model.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.channels = backbone.channels
+        self.strides = backbone.strides
+        self.divisor = backbone.divisor
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """image (B, C, X, Y, Z), windowed to [0, 1] → (B, channels[i], X/strides[i], …) each."""
+        return self.backbone.encode(image)
+
+
+class UniversalModel(nn.Module):
+    """One network for every class that has a prompt embedding.
+
+    config: architecture, classes, text encoder and preprocessing.
+    prompt_embedding (K, D): one row a class, in the order of `config.classes`; zeros if not given.
+    """
+
+    prompt_embedding: Tensor
+
+    def __init__(self, config: ModelConfig, prompt_embedding: Tensor | None = None) -> None:
+        super().__init__()
+        expected = (len(config.classes), config.text.dim)
+        if prompt_embedding is None:
+            prompt_embedding = torch.zeros(expected)
+        if tuple(prompt_embedding.shape) != expected:
+            raise UsageError(
+                f"prompt_embedding has shape {tuple(prompt_embedding.shape)}; "
+                f"the configuration has {expected[0]} classes and embeddings of {expected[1]}."
+            )
+        self.config = config
+        self.backbone = build_backbone(
+            config.backbone, len(config.preprocessing.hu_windows), **config.backbone_options
+        )
+        self.head = TextDrivenHead(
+            self.backbone.channels[-1],
+            self.backbone.full_channels,
+            config.text.dim,
+            config.standardise_text,
+        )
+        # Saved beside the weights, not among them: it grows by a row with each class.
+        self.register_buffer("prompt_embedding", prompt_embedding.float(), persistent=False)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes in channel order."""
+        return self.config.class_names
+
+    @property
+    def encoder(self) -> Encoder:
+        """The feature pyramid for transfer, sharing this model's weights."""
+        return Encoder(self.backbone)
+
+    def forward(self, image: Tensor, channels: Sequence[int] | None = None) -> Tensor:
+        """image (B, C, X, Y, Z), windowed to [0, 1] → logits (B, K, X, Y, Z).
+
+        channels: which classes to compute, as indices into `classes`; all if not given.
+
+        Raises:
+            UsageError: a spatial size is not a multiple of the backbone's divisor.
+        """
+        if any(size % self.backbone.divisor for size in image.shape[2:]):
+            raise UsageError(
+                f"The patch is {tuple(image.shape[2:])} voxels; {self.config.backbone} needs "
+                f"multiples of {self.backbone.divisor}."
+            )
+        pyramid = self.backbone.encode(image)
+        embedding = self.prompt_embedding
+        if channels is not None:
+            embedding = embedding[list(channels)]
+        generated = self.head.generate(pyramid[-1], embedding)
+        logits: Tensor = self.head(self.backbone.decode(pyramid), generated)
+        return logits
+
+    def logits_at(self, image: Tensor, voxels: Tensor) -> Tensor:
+        """Logits (B, K, M) at flat voxel indices (B, M) only: training losses on a sample of them.
+
+        The head's three generated convolutions see one voxel each, so this is exact.
+        """
+        pyramid = self.backbone.encode(image)
+        generated = self.head.generate(pyramid[-1], self.prompt_embedding)
+        return self.head.logits_at(self.backbone.decode(pyramid), generated, voxels)
+
+    def segment(
+        self,
+        ct: Source,
+        *,
+        classes: str | Sequence[str] | None = None,
+        device: str | torch.device | None = None,
+        overlap: float | None = None,
+        postprocess: bool = True,
+        progress: bool = True,
+    ) -> Segmentation:
+        """Segment a CT: a NIfTI path, a nibabel image or (array in HU, affine).
+
+        classes: names or aliases; all if not given. device: "auto", "cpu", "cuda:1", "mps"; the
+        model moves there. See `foundation.inference.segment_volume`.
+
+        Raises:
+            VolumeError: the CT cannot be read.
+            UsageError: unknown class, bad overlap, or a device that is not there.
+        """
+        return segment_volume(
+            self,
+            ct,
+            classes=classes,
+            device=device,
+            overlap=overlap,
+            postprocess=postprocess,
+            progress=progress,
+        )

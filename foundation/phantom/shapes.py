@@ -1,0 +1,158 @@
+"""Solids painted into a label map: ellipsoids and swept tubes, each evaluated in its bounding box.
+
+Shapes are given in a body frame in mm (x to the patient's right, y to the front, z to the head).
+Voxels see that frame through a smooth random warp, so no two phantoms repeat an outline; all of
+it is a function of mm, so another voxel spacing samples the same anatomy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float32]
+Box = tuple[slice, slice, slice]
+
+WARP_MM = 5.0  # amplitude of each warp mode; its slope stays below 0.35, so the warp never folds
+_WARP_MODES = 2
+_NOISE_MODES = 3
+
+
+def _waves(
+    rng: np.random.Generator, axes: Sequence[Floats], modes: int, wavelength: tuple[float, float]
+) -> Floats:
+    """Sum of products of one sine per axis: a smooth random field (X, Y, Z) within ±modes."""
+    field = np.zeros(tuple(axis.size for axis in axes), np.float32)
+    for _ in range(modes):
+        length = rng.uniform(*wavelength, size=3)
+        phase = rng.uniform(0, 2 * np.pi, size=3)
+        x, y, z = (
+            np.sin(2 * np.pi * axis / length[i] + phase[i]).astype(np.float32)
+            for i, axis in enumerate(axes)
+        )
+        field += x[:, None, None] * y[None, :, None] * z[None, None, :]
+    return field
+
+
+def rotation(tilt_x: float = 0.0, tilt_y: float = 0.0, tilt_z: float = 0.0) -> NDArray[np.float64]:
+    """Rotation matrix (3, 3) about x, then y, then z; angles in degrees."""
+    a, b, c = np.deg2rad([tilt_x, tilt_y, tilt_z])
+    about_x = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
+    about_y = np.array([[np.cos(b), 0, np.sin(b)], [0, 1, 0], [-np.sin(b), 0, np.cos(b)]])
+    about_z = np.array([[np.cos(c), -np.sin(c), 0], [np.sin(c), np.cos(c), 0], [0, 0, 1]])
+    return np.asarray(about_z @ about_y @ about_x)
+
+
+def curve(
+    points: ArrayLike, radii: ArrayLike, step_mm: float = 8.0
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """A smooth line through control points (Catmull–Rom), resampled about every `step_mm`.
+
+    points (N, 3) and radii (N,) or a number, in mm → points (M, 3) and radii (M,).
+    """
+    knots = np.asarray(points, float)
+    values = np.column_stack([knots, np.broadcast_to(np.asarray(radii, float), len(knots))])
+    padded = np.concatenate([2 * values[:1] - values[1:2], values, 2 * values[-1:] - values[-2:-1]])
+    pieces = []
+    for p0, p1, p2, p3 in zip(padded, padded[1:], padded[2:], padded[3:], strict=False):
+        count = max(1, int(np.ceil(np.linalg.norm(p2[:3] - p1[:3]) / step_mm)))
+        t = np.arange(count)[:, None] / count
+        bend = 2 * p0 - 5 * p1 + 4 * p2 - p3
+        pieces.append(p1 + 0.5 * t * (p2 - p0 + t * (bend + t * (3 * (p1 - p2) + p3 - p0))))
+    dense = np.concatenate([*pieces, values[-1:]])
+    return dense[:, :3], np.maximum(dense[:, 3], 1.0)
+
+
+class Canvas:
+    """A label map and the warped body frame its voxels lie in.
+
+    names: tissue names; a tissue's label is its position. `labels` uint8 (X, Y, Z) starts at 0.
+    axes: coordinates in mm of the voxel centres along X, Y and Z, before the warp.
+    x, y, z: float32 (X, Y, Z), the warped coordinates; noise: a rough field about 0, rms 0.6.
+    everywhere: the box of all voxels.
+    """
+
+    def __init__(
+        self, names: Sequence[str], axes: Sequence[Floats], rng: np.random.Generator
+    ) -> None:
+        self.names = list(names)
+        self.axes = list(axes)
+        self.labels = np.zeros(tuple(axis.size for axis in axes), np.uint8)
+        grid = np.meshgrid(*axes, indexing="ij", sparse=True)
+        self.x, self.y, self.z = (
+            plain + np.float32(WARP_MM) * _waves(rng, axes, _WARP_MODES, (150.0, 350.0))
+            for plain in grid
+        )
+        self.noise = _waves(rng, axes, _NOISE_MODES, (25.0, 70.0))
+        self.everywhere = (slice(None), slice(None), slice(None))
+
+    def label(self, name: str) -> int:
+        """The label value of a tissue."""
+        return self.names.index(name)
+
+    def box(self, low: ArrayLike, high: ArrayLike) -> Box:
+        """Voxels whose warped position can lie between two corners (mm)."""
+        margin = WARP_MM * _WARP_MODES
+        slices = [
+            slice(int(np.searchsorted(axis, a - margin)), int(np.searchsorted(axis, b + margin)))
+            for axis, a, b in zip(self.axes, np.asarray(low), np.asarray(high), strict=True)
+        ]
+        return slices[0], slices[1], slices[2]
+
+    def put(self, name: str, box: Box, inside: NDArray[np.bool_], over: Sequence[str]) -> None:
+        """Label the voxels of `box` that are `inside` and now hold a tissue of `over`."""
+        table = np.zeros(256, bool)
+        table[[self.label(tissue) for tissue in over]] = True
+        region = self.labels[box]
+        region[inside & table[region]] = self.label(name)
+
+    def ellipsoid(
+        self,
+        name: str,
+        centre: ArrayLike,
+        half_axes: ArrayLike,
+        over: Sequence[str],
+        *,
+        turn: NDArray[np.float64] | None = None,
+        rough: float = 0.0,
+        where: NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Paint an ellipsoid (mm), turned by a rotation matrix, its surface roughened by noise.
+
+        where: bool (X, Y, Z), a further condition on voxels.
+        """
+        matrix = np.eye(3) if turn is None else turn
+        middle, half = np.asarray(centre, float), np.asarray(half_axes, float)
+        reach = np.sqrt(((matrix * half) ** 2).sum(axis=1)) * np.sqrt(1 + _NOISE_MODES * rough)
+        box = self.box(middle - reach, middle + reach)
+        dx, dy, dz = (
+            field[box] - np.float32(c)
+            for field, c in zip((self.x, self.y, self.z), middle, strict=True)
+        )
+        to_unit = (matrix.T / half[:, None]).astype(np.float32)
+        level = sum((row[0] * dx + row[1] * dy + row[2] * dz) ** 2 for row in to_unit)
+        inside = level < 1 + rough * self.noise[box] if rough else level < 1
+        self.put(name, box, inside if where is None else inside & where[box], over)
+
+    def tube(self, name: str, points: ArrayLike, radii: ArrayLike, over: Sequence[str]) -> None:
+        """Paint the balls that a centre of changing radius (mm) sweeps along a polyline."""
+        line = np.asarray(points, float)
+        radius = np.broadcast_to(np.asarray(radii, float), len(line))
+        for a, b, r, s in zip(line, line[1:], radius, radius[1:], strict=False):
+            big = max(r, s)
+            box = self.box(np.minimum(a, b) - big, np.maximum(a, b) + big)
+            if self.labels[box].size == 0:
+                continue
+            d = (b - a).astype(np.float32)
+            dx, dy, dz = (
+                field[box] - np.float32(c)
+                for field, c in zip((self.x, self.y, self.z), a, strict=True)
+            )
+            along = (dx * d[0] + dy * d[1] + dz * d[2]) / max(float(d @ d), 1e-6)
+            along = np.clip(along, 0, 1)
+            distance = (
+                (dx - along * d[0]) ** 2 + (dy - along * d[1]) ** 2 + (dz - along * d[2]) ** 2
+            )
+            self.put(name, box, distance < (r + along * np.float32(s - r)) ** 2, over)

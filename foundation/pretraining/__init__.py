@@ -1,0 +1,1 @@
+"""Pretraining: anatomies and scans in, weights out."""

@@ -1,0 +1,345 @@
+"""Synthetic CTs from label maps: every tissue gets HU by contrast phase, texture and partial volume.
+
+The HU means are textbook values for adults at 100-140 kV, rounded; their spread is wide on
+purpose, so that a network learns shape and neighbourhood and not one scanner's grey values.
+Label maps instead of scans as training data: SynthSeg (Billot et al., 2023, arXiv 2107.09559).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+AIR_HU = -1000.0
+PHASES = ("native", "arterial", "portal_venous", "delayed")
+PHASE_PROBABILITIES = (0.4, 0.15, 0.33, 0.12)
+
+
+@dataclass(frozen=True)
+class Tissue:
+    """Mean HU in each phase of PHASES, the spread of that mean between people, and texture.
+
+    texture_hu: amplitude of slow variation inside the tissue.
+    """
+
+    mean_hu: tuple[float, float, float, float]
+    spread_hu: float = 10.0
+    texture_hu: float = 6.0
+
+
+_ARTERY = Tissue((40, 320, 150, 110), 15)
+_VEIN = Tissue((38, 75, 130, 110), 15)
+_BOWEL = Tissue((35, 55, 80, 60), 12)  # the wall; the content is drawn apart
+TISSUES: dict[str, Tissue] = {
+    "fat": Tissue((-105, -105, -103, -104), 8, 6),
+    "skin": Tissue((10, 15, 20, 20), 20),
+    "muscle": Tissue((52, 56, 63, 62), 9, 10),
+    "soft": Tissue((38, 55, 75, 65), 20, 15),
+    "bone": Tissue((220, 230, 235, 235), 70, 40),
+    "lung": Tissue((-840, -830, -825, -830), 60, 35),
+    "trachea": Tissue((-980, -980, -980, -980), 15, 2),
+    "artery": _ARTERY,
+    "vein": _VEIN,
+    "portal": Tissue((38, 85, 160, 115), 18),
+    "heart": Tissue((42, 220, 135, 105), 25, 18),
+    "liver": Tissue((54, 66, 108, 88), 15),
+    "spleen": Tissue((46, 115, 118, 92), 12, 8),
+    "kidney": Tissue((32, 150, 180, 150), 18, 14),
+    "pancreas": Tissue((37, 98, 92, 72), 13, 10),
+    "adrenal": Tissue((20, 60, 65, 50), 15),
+    "gallbladder": Tissue((9, 9, 10, 12), 10, 3),
+    "bladder": Tissue((5, 5, 7, 20), 8, 3),
+    "prostate": Tissue((40, 60, 75, 75), 12, 8),
+    "uterus": Tissue((45, 75, 100, 100), 15, 10),
+    "spinal_cord": Tissue((30, 32, 36, 36), 10),
+    "brain": Tissue((34, 36, 38, 38), 5),
+    "thyroid": Tissue((100, 160, 140, 120), 25),
+    "cartilage": Tissue((90, 90, 95, 95), 30, 20),
+    "bowel": _BOWEL,
+    "liver_tumor": Tissue((38, 60, 65, 62), 22, 12),
+    "kidney_tumor": Tissue((34, 95, 100, 85), 28, 18),
+    "kidney_cyst": Tissue((6, 8, 9, 10), 8, 2),
+    "pancreas_tumor": Tissue((32, 55, 62, 58), 16, 10),
+    "lung_tumor": Tissue((30, 50, 55, 50), 20, 12),
+    "colon_tumor": Tissue((40, 75, 90, 75), 15, 10),
+}
+# First match wins; a name that matches nothing is soft tissue.
+_KIND_BY_PREFIX: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("fat",), "fat"),
+    (("skin",), "skin"),
+    (("muscle", "gluteus", "autochthon", "iliopsoas"), "muscle"),
+    (
+        (
+            "vertebra", "ribs", "rib_", "hip_", "sacrum", "sternum", "femur", "humerus", "scapula",
+            "clavicula", "skull", "bone",
+        ),
+        "bone",
+    ),
+    (("costal_cart",), "cartilage"),
+    (("lung_tumor",), "lung_tumor"),
+    (("lung",), "lung"),
+    (("trachea",), "trachea"),
+    (("heart", "atrial_app"), "heart"),
+    (
+        (
+            "aorta", "iliac_artery", "celiac", "superior_mesenteric", "brachiocephalic_trunk",
+            "subclavian", "common_carotid", "pulmonary_artery", "pulmonary_vein",
+        ),
+        "artery",
+    ),
+    (("inferior_vena", "iliac_vena", "superior_vena", "brachiocephalic_vein"), "vein"),
+    (("hepatic_vessel_tumor", "liver_tumor"), "liver_tumor"),
+    (("portal", "hepatic_ve"), "portal"),
+    (("kidney_tumor",), "kidney_tumor"),
+    (("kidney_cyst",), "kidney_cyst"),
+    (("kidney",), "kidney"),
+    (("pancreas_tumor",), "pancreas_tumor"),
+    (("colon_tumor",), "colon_tumor"),
+    (("adrenal",), "adrenal"),
+    (("urinary_bladder",), "bladder"),
+    (
+        ("colon", "small_bowel", "duodenum", "rectum", "stomach", "esophagus", "vermiform"),
+        "bowel",
+    ),
+)  # fmt: skip
+# Share of a hollow organ's inside that gas takes on average, and how mottled its content is.
+_HOLLOW = {
+    "stomach": (0.2, 15.0),
+    "duodenum": (0.05, 10.0),
+    "small_bowel": (0.05, 12.0),
+    "colon": (0.3, 60.0),
+    "rectum": (0.25, 50.0),
+    "esophagus": (0.1, 5.0),
+}
+
+
+def tissue_kind(name: str) -> str:
+    """The row of TISSUES that a tissue or label name is rendered with."""
+    for prefixes, kind in _KIND_BY_PREFIX:
+        if name.startswith(tuple(prefixes)):
+            return kind
+    return name if name in TISSUES else "soft"
+
+
+def smooth_noise(
+    shape: tuple[int, ...], cell: float, generator: torch.Generator, repeat: int = 1
+) -> Tensor:
+    """Standard-normal-like noise (X, Y, Z) that varies over about `cell` voxels.
+
+    repeat: draw it on a grid that many times coarser and repeat the values (much faster).
+    """
+    drawn = [-(-size // repeat) for size in shape]
+    coarse = [max(2, round(size / cell) + 1) for size in shape]
+    field = torch.randn(1, 1, *coarse, generator=generator)
+    field = functional.interpolate(field, size=drawn, mode="trilinear", align_corners=True)
+    field = field / field.std().clamp_min(1e-3)
+    if repeat > 1:
+        field = functional.interpolate(field, size=shape, mode="nearest")
+    return field[0, 0]
+
+
+def render_ct(
+    label_map: np.ndarray | Tensor,
+    names: Mapping[int, str],
+    spacing_mm: float,
+    rng: np.random.Generator,
+    *,
+    depth_mm: Tensor | None = None,
+    fat_mm: float = 20.0,
+    muscle_mm: float = 12.0,
+    pool: int = 1,
+) -> np.ndarray:
+    """Render a label map (X, Y, Z; RAS; isotropic spacing) as a CT in HU, float32.
+
+    pool: average that many voxels along each axis into one of the CT: partial volume.
+
+    names: label value → tissue name (`TISSUES`, organ names or TotalSegmentator's). Value 0 is
+    air, unless `depth_mm` (X, Y, Z), the depth below the skin, is given: then unlabelled voxels
+    below the skin are filled with skin, a layer of fat `fat_mm`, a muscle wall `muscle_mm`, and
+    inside them fat with strands of soft tissue.
+    """
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    labels = torch.as_tensor(label_map).to(torch.int32)
+    shape = tuple(labels.shape)
+    fine, medium, slow = (
+        smooth_noise(shape, cell_mm / spacing_mm, generator, pool) for cell_mm in (6, 20, 60)
+    )
+
+    kinds = {0: "air", **{value: tissue_kind(name) for value, name in names.items()}}
+    kinds[0] = "air"
+    if depth_mm is not None:
+        first = max(kinds) + 1
+        fill = dict(zip(("skin", "fat", "muscle", "soft"), range(first, first + 4), strict=True))
+        kinds.update({value: kind for kind, value in fill.items()})
+        labels = _fill_unlabelled(
+            labels, fill, depth_mm, fat_mm, muscle_mm, (fine, medium, slow), rng
+        )
+
+    phase = int(rng.choice(len(PHASES), p=PHASE_PROBABILITIES))
+    mean, texture = _draw_means(kinds, names, phase, rng)
+    ct = mean[labels] + texture[labels] * (0.6 * fine + 0.8 * medium)
+    border = _border(labels)
+    _render_bone(ct, labels, border, kinds, rng)
+    _render_hollow(ct, labels, border, names, (fine, medium, slow), rng)
+    _render_lung_vessels(ct, labels, kinds, fine, rng)
+    if pool > 1:
+        ct = functional.avg_pool3d(ct[None, None], pool)[0, 0]
+    return _scan(ct, spacing_mm * pool, rng, generator).numpy()
+
+
+def _fill_unlabelled(
+    labels: Tensor,
+    fill: Mapping[str, int],
+    depth_mm: Tensor,
+    fat_mm: float,
+    muscle_mm: float,
+    noise: tuple[Tensor, Tensor, Tensor],
+    rng: np.random.Generator,
+) -> Tensor:
+    empty = (labels.reshape(-1) == 0).nonzero()[:, 0]
+    f, m, s, depth = (field.reshape(-1)[empty] for field in (*noise, depth_mm))
+    depth = depth + 3.0 * s
+    filled = torch.zeros(len(empty), dtype=labels.dtype)
+    filled[depth > 0] = fill["skin"]
+    filled[depth > 2.5] = fill["fat"]
+    wall = (depth > fat_mm) & (depth < fat_mm + muscle_mm * (1 + 0.4 * m))
+    filled[wall] = fill["muscle"]
+    # Vessels, folds and unlabelled organs: sheets where slow noise crosses zero, and blobs.
+    strands = (m.abs() < rng.uniform(0.02, 0.25)) & (f > 0)
+    blobs = f + m > rng.uniform(1.6, 3.0)
+    filled[(depth > fat_mm + muscle_mm) & (strands | blobs)] = fill["soft"]
+    labels = labels.clone()
+    labels.view(-1)[empty] = filled
+    return labels
+
+
+def _draw_means(
+    kinds: Mapping[int, str], names: Mapping[int, str], phase: int, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    mean = torch.full((max(kinds) + 1,), AIR_HU)
+    texture = torch.zeros(max(kinds) + 1)
+    blend = rng.uniform(0, 0.3)  # phases are moments of one process, not four boxes
+    other = int(rng.integers(len(PHASES)))
+    kind_shift = {kind: rng.normal() for kind in sorted(set(kinds.values()))}
+    wild = rng.random() < 0.1  # now and then grey values that no protocol gives
+    for value, kind in kinds.items():
+        if kind == "air":
+            continue
+        tissue = TISSUES[kind]
+        base = (1 - blend) * tissue.mean_hu[phase] + blend * tissue.mean_hu[other]
+        if wild and kind not in ("fat", "lung", "bone", "trachea", "skin"):
+            base = rng.uniform(0, 180)
+        # Labels of one kind share most of their shift: all bones, all arteries of one person.
+        mean[value] = base + tissue.spread_hu * (kind_shift[kind] + 0.35 * rng.normal())
+        texture[value] = tissue.texture_hu * rng.uniform(0.3, 1.7)
+        if kind == "bladder" and phase == 3 and rng.random() < 0.5:
+            mean[value] = rng.uniform(60, 500)  # excreted contrast
+        if kind == "bone" and names.get(value, "").startswith("femur") and rng.random() < 0.05:
+            mean[value] = 2800.0  # a hip implant
+    return mean, texture
+
+
+def _border(labels: Tensor) -> Tensor:
+    """Voxels with a face neighbour of another label."""
+    border = torch.zeros_like(labels, dtype=torch.bool)
+    for axis in range(3):
+        differs = labels.diff(dim=axis) != 0
+        size = labels.shape[axis]
+        border.narrow(axis, 0, size - 1).logical_or_(differs)
+        border.narrow(axis, 1, size - 1).logical_or_(differs)
+    return border
+
+
+def _values(kinds: Mapping[int, str], kind: str) -> Tensor:
+    table = torch.zeros(max(kinds) + 1, dtype=torch.bool)
+    table[[value for value, name in kinds.items() if name == kind]] = True
+    return table
+
+
+def _render_bone(
+    ct: Tensor, labels: Tensor, border: Tensor, kinds: Mapping[int, str], rng: np.random.Generator
+) -> None:
+    cortex = _values(kinds, "bone")[labels] & border
+    ct[cortex] = ct[cortex].clamp_min(0) + rng.uniform(150, 600)
+
+
+def _render_hollow(
+    ct: Tensor,
+    labels: Tensor,
+    border: Tensor,
+    names: Mapping[int, str],
+    noise: tuple[Tensor, Tensor, Tensor],
+    rng: np.random.Generator,
+) -> None:
+    fine, medium, slow = noise
+    # Gas rises: towards the front of a patient lying on the back (+Y).
+    height = torch.linspace(-1, 1, ct.shape[1])
+    oral_contrast = rng.uniform(100, 400) if rng.random() < 0.25 else None
+    flat, border = labels.reshape(-1), border.reshape(-1)
+    values = ct.view(-1)
+    for value, name in names.items():
+        if name not in _HOLLOW:
+            continue
+        lumen = ((flat == value) & ~border).nonzero()[:, 0]
+        if not len(lumen):
+            continue
+        gas_share, mottle_hu = _HOLLOW[name]
+        content = rng.uniform(-5, 55)
+        if oral_contrast is not None and rng.random() < 0.7:
+            content = oral_contrast
+        f, m, s = (field.reshape(-1)[lumen] for field in (fine, medium, slow))
+        filling = content + mottle_hu * rng.uniform(0, 2) * f + rng.uniform(0, 20) * m
+        if name in ("colon", "rectum") and rng.random() < 0.5:  # stool holds bubbles
+            filling[f + 0.5 * m > rng.uniform(0.5, 2)] = -600.0
+        level = m + 0.5 * s + rng.uniform(0, 2) * height[(lumen // ct.shape[2]) % ct.shape[1]]
+        share = min(0.95, gas_share * rng.exponential(1.0))
+        threshold = torch.quantile(level[:: max(1, len(level) // 20000)], 1 - share)
+        filling[level > threshold] = -960.0
+        values[lumen] = filling
+
+
+def _render_lung_vessels(
+    ct: Tensor, labels: Tensor, kinds: Mapping[int, str], fine: Tensor, rng: np.random.Generator
+) -> None:
+    vessels = _values(kinds, "lung")[labels] & (fine > rng.uniform(1.6, 2.6))
+    ct[vessels] = rng.uniform(-300, 60)
+
+
+def _scan(
+    ct: Tensor, spacing_mm: float, rng: np.random.Generator, generator: torch.Generator
+) -> Tensor:
+    """The scanner: its table, point spread and noise."""
+    if rng.random() < 0.4:
+        depth = int(rng.integers(2, 6) / spacing_mm) + 1
+        body = (ct > -500).any(2).any(0).nonzero()
+        back = int(body.min()) - int(rng.integers(1, 12)) if len(body) else 0
+        if back - depth > 0:
+            ct[:, back - depth : back] = ct[:, back - depth : back].clamp_min(
+                rng.uniform(-700, 200)
+            )
+    sigma = rng.uniform(0.3, 2.2) / spacing_mm  # mm of the point spread
+    if sigma > 0.25:
+        reach = int(np.ceil(2.5 * sigma))
+        offsets = torch.arange(-reach, reach + 1, dtype=torch.float32)
+        kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
+        kernel = kernel / kernel.sum()
+        blurred = ct[None, None]
+        for axis in range(3):
+            shape = [1, 1, 1, 1, 1]
+            shape[2 + axis] = len(kernel)
+            pad = [0, 0, 0, 0, 0, 0]
+            pad[2 * (2 - axis)] = pad[2 * (2 - axis) + 1] = reach
+            blurred = functional.conv3d(
+                functional.pad(blurred, pad, mode="replicate"), kernel.view(shape)
+            )
+        ct = blurred[0, 0]
+    noise_hu = rng.uniform(3, 30) * (2.0 / spacing_mm) ** 0.5
+    grain = torch.randn(ct.shape, generator=generator)
+    if rng.random() < 0.5:
+        grain = 0.5 * grain + smooth_noise(tuple(ct.shape), 1.7, generator)
+    return (ct + noise_hu * grain).clamp_(-1024, 3071)
