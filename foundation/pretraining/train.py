@@ -42,10 +42,10 @@ class Settings:
     ema: the published weights are a running average with this decay.
     """
 
-    steps: int = 5000
+    steps: int = 4600
     batch_size: int = 2
     learning_rate: float = 3e-3
-    head_learning_rate: float = 1e-3
+    head_learning_rate: float = 2e-3
     weight_decay: float = 1e-4
     warm_up: int = 100
     decay: float = 0.3
