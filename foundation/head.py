@@ -40,6 +40,24 @@ class TextDrivenHead(nn.Module):
         if standardise_text:
             self.register_buffer("text_shift", torch.zeros(text_dim))
             self.register_buffer("text_scale", torch.ones(()))
+        self._spread_generated_weights()
+
+    def _spread_generated_weights(self) -> None:
+        """Start with generated layers that pass a signal on, and differ by class.
+
+        With a linear layer's usual start the generated weights are some ten times too small for
+        three layers in a row, and training stands still for long. Here they have about the
+        standard deviation that suits 8 inputs and a ReLU, mostly from the text, and every class
+        starts absent. Reference: principled initialisation of hypernetworks, Chang et al., ICLR
+        2020; the factors are ours.
+        """
+        biases = slice(2 * HIDDEN * HIDDEN + HIDDEN, None)
+        with torch.no_grad():
+            from_text = self.controller.weight[:, IMAGE_DIM:]
+            from_text[: biases.start] *= 3.0
+            self.controller.weight[biases] *= 0.3
+            self.controller.bias.zero_()
+            self.controller.bias[-1] = -3.0
 
     def generate(self, deep: Tensor, prompt_embedding: Tensor) -> Tensor:
         """Parameters of every class's convolutions.
@@ -58,11 +76,15 @@ class TextDrivenHead(nn.Module):
         generated: Tensor = self.controller(pair)
         return generated
 
-    def logits_at(self, full: Tensor, generated: Tensor, voxels: Tensor) -> Tensor:
-        """Logits (B, K, M) of chosen voxels, flat indices (B, M), for losses on a sample of them."""
-        projected = self.feature_projection(full).flatten(2)
-        index = voxels[:, None].expand(-1, HIDDEN, -1)
-        return _apply(projected.gather(2, index), generated)
+    def sample(self, full: Tensor, voxels: Tensor) -> Tensor:
+        """Normalised features (B, C, M) of the chosen voxels, flat indices (B, M)."""
+        normalised = self.feature_projection[:2](full).flatten(2)
+        return normalised.gather(2, voxels[:, None].expand(-1, normalised.shape[1], -1))
+
+    def logits_at(self, sampled: Tensor, generated: Tensor) -> Tensor:
+        """Logits (B, K, M) from what `sample` returned: losses need not look at every voxel."""
+        projected = self.feature_projection[2](sampled[..., None, None])[..., 0, 0]
+        return _apply(projected, generated)
 
     def forward(
         self, full: Tensor, generated: Tensor, chunk_voxels: int | None = CHUNK_VOXELS

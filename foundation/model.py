@@ -97,14 +97,16 @@ class UniversalModel(nn.Module):
         logits: Tensor = self.head(self.backbone.decode(pyramid), generated)
         return logits
 
-    def logits_at(self, image: Tensor, voxels: Tensor) -> Tensor:
-        """Logits (B, K, M) at flat voxel indices (B, M) only: training losses on a sample of them.
+    def logits_at(self, image: Tensor, voxels: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, K, M) at flat voxel indices (B, M) only, and the features (B, C, M) there.
 
-        The head's three generated convolutions see one voxel each, so this is exact.
+        For losses on a sample of the voxels: the head's generated convolutions see one voxel each,
+        so nothing is approximated.
         """
         pyramid = self.backbone.encode(image)
         generated = self.head.generate(pyramid[-1], self.prompt_embedding)
-        return self.head.logits_at(self.backbone.decode(pyramid), generated, voxels)
+        sampled = self.head.sample(self.backbone.decode(pyramid), voxels)
+        return self.head.logits_at(sampled, generated), sampled
 
     def segment(
         self,

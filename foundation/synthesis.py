@@ -1,4 +1,4 @@
-"""Synthetic CTs from label maps: every tissue gets HU by contrast phase, texture and partial volume.
+"""Synthetic CTs from label maps: HU of every tissue by contrast phase, texture, partial volume.
 
 The HU means are textbook values for adults at 100-140 kV, rounded; their spread is wide on
 purpose, so that a network learns shape and neighbourhood and not one scanner's grey values.
@@ -12,8 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
+
+Noise = tuple[Tensor, Tensor, Tensor]  # fine, medium and slow, (X, Y, Z) each
 
 AIR_HU = -1000.0
 PHASES = ("native", "arterial", "portal_venous", "delayed")
@@ -22,9 +25,10 @@ PHASE_PROBABILITIES = (0.4, 0.15, 0.33, 0.12)
 
 @dataclass(frozen=True)
 class Tissue:
-    """Mean HU in each phase of PHASES, the spread of that mean between people, and texture.
+    """How a tissue looks on CT.
 
-    texture_hu: amplitude of slow variation inside the tissue.
+    mean_hu: in each phase of `PHASES`. spread_hu: standard deviation of that mean between people.
+    texture_hu: amplitude of the variation inside the tissue.
     """
 
     mean_hu: tuple[float, float, float, float]
@@ -129,7 +133,7 @@ def tissue_kind(name: str) -> str:
 def smooth_noise(
     shape: tuple[int, ...], cell: float, generator: torch.Generator, repeat: int = 1
 ) -> Tensor:
-    """Standard-normal-like noise (X, Y, Z) that varies over about `cell` voxels.
+    """Noise (X, Y, Z) of unit standard deviation that varies over about `cell` voxels.
 
     repeat: draw it on a grid that many times coarser and repeat the values (much faster).
     """
@@ -144,7 +148,7 @@ def smooth_noise(
 
 
 def render_ct(
-    label_map: np.ndarray | Tensor,
+    label_map: NDArray[np.integer] | Tensor,
     names: Mapping[int, str],
     spacing_mm: float,
     rng: np.random.Generator,
@@ -153,43 +157,46 @@ def render_ct(
     fat_mm: float = 20.0,
     muscle_mm: float = 12.0,
     pool: int = 1,
-) -> np.ndarray:
-    """Render a label map (X, Y, Z; RAS; isotropic spacing) as a CT in HU, float32.
+) -> NDArray[np.float32]:
+    """Render a label map (X, Y, Z; RAS; isotropic spacing) as a CT (X, Y, Z) in HU.
 
+    names: every label value → tissue name (of `TISSUES`, our classes or TotalSegmentator). Value 0
+    is air, unless `depth_mm` is given.
+    depth_mm (X, Y, Z): depth below the skin, negative outside. Unlabelled voxels below the skin
+    become, from outside in: skin, fat down to `fat_mm`, a muscle wall of `muscle_mm`, and then
+    fat with strands and blobs of soft tissue.
     pool: average that many voxels along each axis into one of the CT: partial volume.
-
-    names: label value → tissue name (`TISSUES`, organ names or TotalSegmentator's). Value 0 is
-    air, unless `depth_mm` (X, Y, Z), the depth below the skin, is given: then unlabelled voxels
-    below the skin are filled with skin, a layer of fat `fat_mm`, a muscle wall `muscle_mm`, and
-    inside them fat with strands of soft tissue.
     """
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     labels = torch.as_tensor(label_map).to(torch.int32)
-    shape = tuple(labels.shape)
-    fine, medium, slow = (
-        smooth_noise(shape, cell_mm / spacing_mm, generator, pool) for cell_mm in (6, 20, 60)
-    )
-
-    kinds = {0: "air", **{value: tissue_kind(name) for value, name in names.items()}}
-    kinds[0] = "air"
+    fine, medium, slow = noise = _draw_noise(tuple(labels.shape), spacing_mm, generator, pool)
+    kinds = {0: "air"} | {value: tissue_kind(name) for value, name in names.items() if value}
     if depth_mm is not None:
         first = max(kinds) + 1
         fill = dict(zip(("skin", "fat", "muscle", "soft"), range(first, first + 4), strict=True))
-        kinds.update({value: kind for kind, value in fill.items()})
-        labels = _fill_unlabelled(
-            labels, fill, depth_mm, fat_mm, muscle_mm, (fine, medium, slow), rng
-        )
+        kinds |= {value: kind for kind, value in fill.items()}
+        labels = _fill_unlabelled(labels, fill, depth_mm, fat_mm, muscle_mm, noise, rng)
 
     phase = int(rng.choice(len(PHASES), p=PHASE_PROBABILITIES))
     mean, texture = _draw_means(kinds, names, phase, rng)
     ct = mean[labels] + texture[labels] * (0.6 * fine + 0.8 * medium)
     border = _border(labels)
     _render_bone(ct, labels, border, kinds, rng)
-    _render_hollow(ct, labels, border, names, (fine, medium, slow), rng)
+    _render_hollow(ct, labels, border, names, noise, rng)
     _render_lung_vessels(ct, labels, kinds, fine, rng)
     if pool > 1:
         ct = functional.avg_pool3d(ct[None, None], pool)[0, 0]
-    return _scan(ct, spacing_mm * pool, rng, generator).numpy()
+    scan: NDArray[np.float32] = _scan(ct, spacing_mm * pool, rng, generator).numpy()
+    return scan
+
+
+def _draw_noise(
+    shape: tuple[int, ...], spacing_mm: float, generator: torch.Generator, repeat: int
+) -> Noise:
+    fine, medium, slow = (
+        smooth_noise(shape, cell_mm / spacing_mm, generator, repeat) for cell_mm in (6, 20, 60)
+    )
+    return fine, medium, slow
 
 
 def _fill_unlabelled(
@@ -198,9 +205,10 @@ def _fill_unlabelled(
     depth_mm: Tensor,
     fat_mm: float,
     muscle_mm: float,
-    noise: tuple[Tensor, Tensor, Tensor],
+    noise: Noise,
     rng: np.random.Generator,
 ) -> Tensor:
+    """Labels with the unlabelled inside of the body filled, layer by layer; see `render_ct`."""
     empty = (labels.reshape(-1) == 0).nonzero()[:, 0]
     f, m, s, depth = (field.reshape(-1)[empty] for field in (*noise, depth_mm))
     depth = depth + 3.0 * s
@@ -221,6 +229,7 @@ def _fill_unlabelled(
 def _draw_means(
     kinds: Mapping[int, str], names: Mapping[int, str], phase: int, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
+    """Mean HU and texture amplitude in HU of each label value, drawn for one person and scan."""
     mean = torch.full((max(kinds) + 1,), AIR_HU)
     texture = torch.zeros(max(kinds) + 1)
     blend = rng.uniform(0, 0.3)  # phases are moments of one process, not four boxes
@@ -255,16 +264,18 @@ def _border(labels: Tensor) -> Tensor:
     return border
 
 
-def _values(kinds: Mapping[int, str], kind: str) -> Tensor:
+def _of_kind(labels: Tensor, kinds: Mapping[int, str], kind: str) -> Tensor:
+    """Voxels of one kind of tissue, bool (X, Y, Z)."""
     table = torch.zeros(max(kinds) + 1, dtype=torch.bool)
     table[[value for value, name in kinds.items() if name == kind]] = True
-    return table
+    return table[labels]
 
 
 def _render_bone(
     ct: Tensor, labels: Tensor, border: Tensor, kinds: Mapping[int, str], rng: np.random.Generator
 ) -> None:
-    cortex = _values(kinds, "bone")[labels] & border
+    """Raise the outermost voxels of bones, in place: their dense shell."""
+    cortex = _of_kind(labels, kinds, "bone") & border
     ct[cortex] = ct[cortex].clamp_min(0) + rng.uniform(150, 600)
 
 
@@ -273,31 +284,32 @@ def _render_hollow(
     labels: Tensor,
     border: Tensor,
     names: Mapping[int, str],
-    noise: tuple[Tensor, Tensor, Tensor],
+    noise: Noise,
     rng: np.random.Generator,
 ) -> None:
-    fine, medium, slow = noise
+    """Fill what lies inside the wall of hollow organs, in place: fluid, stool, contrast, gas."""
     # Gas rises: towards the front of a patient lying on the back (+Y).
     height = torch.linspace(-1, 1, ct.shape[1])
-    oral_contrast = rng.uniform(100, 400) if rng.random() < 0.25 else None
-    flat, border = labels.reshape(-1), border.reshape(-1)
+    oral_contrast_hu = rng.uniform(100, 400) if rng.random() < 0.25 else None
+    flat, inner = labels.reshape(-1), ~border.reshape(-1)
     values = ct.view(-1)
     for value, name in names.items():
         if name not in _HOLLOW:
             continue
-        lumen = ((flat == value) & ~border).nonzero()[:, 0]
+        lumen = ((flat == value) & inner).nonzero()[:, 0]
         if not len(lumen):
             continue
         gas_share, mottle_hu = _HOLLOW[name]
-        content = rng.uniform(-5, 55)
-        if oral_contrast is not None and rng.random() < 0.7:
-            content = oral_contrast
-        f, m, s = (field.reshape(-1)[lumen] for field in (fine, medium, slow))
-        filling = content + mottle_hu * rng.uniform(0, 2) * f + rng.uniform(0, 20) * m
+        content_hu = rng.uniform(-5, 55)
+        if oral_contrast_hu is not None and rng.random() < 0.7:
+            content_hu = oral_contrast_hu
+        f, m, s = (field.reshape(-1)[lumen] for field in noise)
+        filling = content_hu + mottle_hu * rng.uniform(0, 2) * f + rng.uniform(0, 20) * m
         if name in ("colon", "rectum") and rng.random() < 0.5:  # stool holds bubbles
             filling[f + 0.5 * m > rng.uniform(0.5, 2)] = -600.0
         level = m + 0.5 * s + rng.uniform(0, 2) * height[(lumen // ct.shape[2]) % ct.shape[1]]
         share = min(0.95, gas_share * rng.exponential(1.0))
+        # A quantile of at most 20,000 voxels: torch.quantile refuses very many.
         threshold = torch.quantile(level[:: max(1, len(level) // 20000)], 1 - share)
         filling[level > threshold] = -960.0
         values[lumen] = filling
@@ -306,40 +318,49 @@ def _render_hollow(
 def _render_lung_vessels(
     ct: Tensor, labels: Tensor, kinds: Mapping[int, str], fine: Tensor, rng: np.random.Generator
 ) -> None:
-    vessels = _values(kinds, "lung")[labels] & (fine > rng.uniform(1.6, 2.6))
+    """Dot the lungs with vessels, in place."""
+    vessels = _of_kind(labels, kinds, "lung") & (fine > rng.uniform(1.6, 2.6))
     ct[vessels] = rng.uniform(-300, 60)
 
 
 def _scan(
     ct: Tensor, spacing_mm: float, rng: np.random.Generator, generator: torch.Generator
 ) -> Tensor:
-    """The scanner: its table, point spread and noise."""
+    """The scanner: its table, point spread and noise, and the range of its numbers."""
     if rng.random() < 0.4:
-        depth = int(rng.integers(2, 6) / spacing_mm) + 1
-        body = (ct > -500).any(2).any(0).nonzero()
-        back = int(body.min()) - int(rng.integers(1, 12)) if len(body) else 0
-        if back - depth > 0:
-            ct[:, back - depth : back] = ct[:, back - depth : back].clamp_min(
-                rng.uniform(-700, 200)
-            )
-    sigma = rng.uniform(0.3, 2.2) / spacing_mm  # mm of the point spread
-    if sigma > 0.25:
-        reach = int(np.ceil(2.5 * sigma))
-        offsets = torch.arange(-reach, reach + 1, dtype=torch.float32)
-        kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
-        kernel = kernel / kernel.sum()
-        blurred = ct[None, None]
-        for axis in range(3):
-            shape = [1, 1, 1, 1, 1]
-            shape[2 + axis] = len(kernel)
-            pad = [0, 0, 0, 0, 0, 0]
-            pad[2 * (2 - axis)] = pad[2 * (2 - axis) + 1] = reach
-            blurred = functional.conv3d(
-                functional.pad(blurred, pad, mode="replicate"), kernel.view(shape)
-            )
-        ct = blurred[0, 0]
+        _lay_on_table(ct, spacing_mm, rng)
+    sigma_voxels = rng.uniform(0.3, 2.2) / spacing_mm
+    if sigma_voxels > 0.25:
+        ct = _blur(ct, sigma_voxels)
     noise_hu = rng.uniform(3, 30) * (2.0 / spacing_mm) ** 0.5
     grain = torch.randn(ct.shape, generator=generator)
     if rng.random() < 0.5:
         grain = 0.5 * grain + smooth_noise(tuple(ct.shape), 1.7, generator)
     return (ct + noise_hu * grain).clamp_(-1024, 3071)
+
+
+def _lay_on_table(ct: Tensor, spacing_mm: float, rng: np.random.Generator) -> None:
+    """Draw a flat table behind the body (towards -Y), in place, where the grid has room for it."""
+    depth = int(rng.integers(2, 6) / spacing_mm) + 1
+    body = (ct > -500).any(2).any(0).nonzero()
+    back = int(body.min()) - int(rng.integers(1, 12)) if len(body) else 0
+    if back - depth > 0:
+        table = ct[:, back - depth : back]
+        table.clamp_min_(rng.uniform(-700, 200))
+
+
+def _blur(ct: Tensor, sigma_voxels: float) -> Tensor:
+    """Gaussian point spread, one axis after the other."""
+    reach = int(np.ceil(2.5 * sigma_voxels))
+    offsets = torch.arange(-reach, reach + 1, dtype=torch.float32)
+    kernel = torch.exp(-0.5 * (offsets / sigma_voxels) ** 2)
+    kernel = kernel / kernel.sum()
+    blurred = ct[None, None]
+    for axis in range(3):
+        shape = [1, 1, 1, 1, 1]
+        shape[2 + axis] = len(kernel)
+        pad = [0, 0, 0, 0, 0, 0]
+        pad[2 * (2 - axis)] = pad[2 * (2 - axis) + 1] = reach  # the last axis comes first
+        padded = functional.pad(blurred, pad, mode="replicate")
+        blurred = functional.conv3d(padded, kernel.view(shape))
+    return blurred[0, 0]

@@ -48,13 +48,13 @@ class PatchSettings:
     """Grid of a patch and how many of its voxels the loss looks at.
 
     The head is three 1×1×1 convolutions, so that its cost in training falls with the voxels it is
-    asked for: a random quarter learns as well as all of them and halves the time of a step.
+    asked for: a random eighth of them makes a step several times faster.
     """
 
     patch_size: int = 64
     spacing_mm: float = 4.0
     hu_windows: tuple[tuple[float, float], ...] = ((-175.0, 250.0), (-1000.0, 1000.0))
-    voxels: int = 65536
+    voxels: int = 32768
     phantom_share: float = 0.15
     phantoms: int = 24
 

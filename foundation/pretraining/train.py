@@ -45,7 +45,7 @@ class Settings:
     steps: int = 4600
     batch_size: int = 2
     learning_rate: float = 3e-3
-    head_learning_rate: float = 2e-3
+    head_learning_rate: float = 5e-4
     weight_decay: float = 1e-4
     warm_up: int = 100
     decay: float = 0.3
@@ -78,9 +78,6 @@ def build_model(settings: Settings) -> UniversalModel:
     mean, scale = load_bank().mean_and_scale()
     model.head.text_shift.copy_(torch.as_tensor(mean))
     model.head.text_scale.copy_(torch.as_tensor(scale))
-    with torch.no_grad():  # most voxels belong to no class: start there
-        model.head.controller.weight.mul_(0.5)
-        model.head.controller.bias[-1] = -3.0
     return model
 
 
@@ -100,11 +97,22 @@ class Trainer:
         self.device = device
         self.model = build_model(settings).to(device)
         self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-        head = list(self.model.head.parameters())
+        # A plain linear classifier beside the text-driven head, for training only: the backbone
+        # learns from it at once, and the head's generated layers find features that are worth it.
+        self.auxiliary = nn.Conv1d(
+            self.model.backbone.full_channels, len(self.model.classes), 1, device=device
+        )
+        nn.init.constant_(self.auxiliary.bias, -3.0)
+        head = self.model.head
+        generating = [head.controller, head.text_projection, head.global_feature]
+        direct = [self.model.backbone, head.feature_projection, self.auxiliary]
         self.optimizer = torch.optim.AdamW(
             [
-                {"params": list(self.model.backbone.parameters()), "full": settings.learning_rate},
-                {"params": head, "full": settings.head_learning_rate},
+                {"params": list(nn.ModuleList(part).parameters()), "full": rate}
+                for part, rate in (
+                    (direct, settings.learning_rate),
+                    (generating, settings.head_learning_rate),
+                )
             ],
             weight_decay=settings.weight_decay,
         )
@@ -117,10 +125,11 @@ class Trainer:
             group["lr"] = group["full"] * factor
         self.model.train()
         on_device = {k: v.to(self.device, non_blocking=True) for k, v in batch.items()}  # type: ignore[attr-defined]
-        logits = self.model.logits_at(on_device["image"], on_device["voxels"])
-        terms = masked_loss(
-            logits, on_device["target"], on_device["annotated"], on_device["weight"]
-        )
+        logits, features = self.model.logits_at(on_device["image"], on_device["voxels"])
+        truth = (on_device["target"], on_device["annotated"], on_device["weight"])
+        terms = masked_loss(logits, *truth)
+        helping = masked_loss(self.auxiliary(features), *truth)
+        terms["auxiliary"] = torch.stack(list(helping.values())).sum()
         loss = sum(terms.values(), torch.zeros((), device=self.device))
         if not torch.isfinite(loss):
             raise UsageError(f"The loss is {loss.item()} at step {self.step}: lower learning_rate.")
@@ -148,6 +157,7 @@ class Trainer:
                 "step": self.step,
                 "model": self.model.state_dict(),
                 "average": self.average,
+                "auxiliary": self.auxiliary.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
             },
             temporary,
@@ -171,6 +181,7 @@ class Trainer:
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
         self.average = state["average"]
+        self.auxiliary.load_state_dict(state["auxiliary"])
         self.optimizer.load_state_dict(state["optimizer"])
 
     def averaged_model(self) -> UniversalModel:
