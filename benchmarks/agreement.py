@@ -2,10 +2,10 @@
 
     python benchmarks/agreement.py CT LABELS [-m MODEL] [--json FILE] [--card CARD]
 
-LABELS is a label map on the CT's grid with a `labels.json` beside it (value → name, TotalSegmentator's
-names or ours). Only classes that the labels know are compared. `--card` writes the result into the
-model's card: its `model-index` and its section "Results". Against machine labels the result is
-agreement, not accuracy.
+LABELS is a label map on the CT's grid with a `labels.json` beside it (value → name, of
+TotalSegmentator or ours). Only classes that the labels know are compared. `--card` writes the
+result into the model's card: its `model-index` and its section "Results". Against machine labels
+the result is agreement, not accuracy.
 """
 
 from __future__ import annotations

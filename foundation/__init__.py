@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     )
     from foundation.hub import from_pretrained, model_card, push_to_hub, save_pretrained, segment
     from foundation.model import Encoder, UniversalModel
+    from foundation.prompts import add_class
     from foundation.segmentation import Segmentation
     from foundation.taxonomy import CLASSES, DATASETS, AnatomicalClass
 
@@ -37,6 +38,7 @@ _HOMES = {
     ),
     "hub": ("from_pretrained", "model_card", "push_to_hub", "save_pretrained", "segment"),
     "model": ("Encoder", "UniversalModel"),
+    "prompts": ("add_class",),
     "segmentation": ("Segmentation",),
     "taxonomy": ("CLASSES", "DATASETS", "AnatomicalClass"),
 }
@@ -61,6 +63,7 @@ __all__ = [
     "UsageError",
     "VolumeError",
     "WeightsError",
+    "add_class",
     "from_pretrained",
     "list_models",
     "model_card",

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from foundation.errors import UsageError
-from foundation.files import replacing
-from foundation.volumes import SUFFIXES
+from foundation.files import nifti_stem, replacing
+from foundation.layout import ResultFiles
 
 if TYPE_CHECKING:
     from foundation.model import UniversalModel
     from foundation.segmentation import Layout, Segmentation
 
+_VOLUMES, _PREVIEW = "volumes.csv", "preview.png"
 _CASE_FILES = ("ct.nii.gz", "ct.nii")  # ID/ct.nii.gz, as in TotalSegmentator and AbdomenAtlas
 
 
@@ -34,18 +35,28 @@ class Case:
     ct: Path
     output: Path
 
-    def beside(self, name: str) -> Path:
-        """The path of a further result: inside the folder, or `<stem>.<name>` beside the file."""
-        if not _is_nifti(self.output):
-            return self.output / name
-        return self.output.with_name(f"{_stem(self.output)}.{name}")
+    @property
+    def files(self) -> ResultFiles:
+        """Where the results lie."""
+        # A case's folder may be called `scan.dcm`, after scan.dcm.nii.gz.
+        is_file = nifti_stem(self.output) is not None
+        return ResultFiles.of(self.output) if is_file else ResultFiles.inside(self.output)
 
     @property
     def done(self) -> bool:
         """Whether results are there already."""
-        return self.beside("labels.json").exists() or (
-            _is_nifti(self.output) and self.output.exists()
-        )
+        files = self.files
+        return files.sidecar.exists() or (not files.in_folder and files.label_map.exists())
+
+    @property
+    def foreign(self) -> Path | None:
+        """Masks in the place of this case's that no run of ours wrote, e.g. a dataset's own."""
+        files = self.files
+        if files.sidecar.exists() or files.beside(_VOLUMES).exists():
+            return None  # a run of ours, finished or broken off: it writes the volumes first
+        if files.in_folder and files.label_map.exists():
+            return files.label_map
+        return files.masks if files.masks.is_dir() and any(files.masks.iterdir()) else None
 
 
 @dataclass(frozen=True)
@@ -91,7 +102,7 @@ def find_cases(inputs: Sequence[str | Path], output: str | Path) -> list[Case]:
         for ct in _in_folder(given) if given.is_dir() else [given]:
             found.setdefault(ct.resolve(), str(ct))
     cts = [Path(ct) for ct in found.values()]
-    if _is_nifti(output):
+    if nifti_stem(output) is not None:
         if len(cts) > 1 or any(Path(given).is_dir() for given in inputs):
             raise UsageError(f"{output} is one file for {len(cts)} CT(s); give -o a folder.")
         if output.resolve() in found:
@@ -100,11 +111,14 @@ def find_cases(inputs: Sequence[str | Path], output: str | Path) -> list[Case]:
     if output.exists() and not output.is_dir():
         raise UsageError(f"{output} is a file, not a folder. Give -o a folder or a .nii.gz file.")
     names = [_case_name(ct) for ct in cts]
-    double = [name for name, count in Counter(names).items() if count > 1]
+    # Some file systems do not tell small from capital letters.
+    count = Counter(name.casefold() for name in names)
+    double = next((name for name in names if count[name.casefold()] > 1), None)
     if double:
-        which = ", ".join(str(ct) for ct in cts if _case_name(ct) == double[0])
+        same = zip(names, cts, strict=True)
+        which = ", ".join(str(ct) for name, ct in same if name.casefold() == double.casefold())
         raise UsageError(
-            f"{which} would all be written to {output / double[0]}. "
+            f"{which} would all be written to {output / double}. "
             "Segment them in runs with different -o."
         )
     return [Case(name, ct, output / name) for name, ct in zip(names, cts, strict=True)]
@@ -114,8 +128,14 @@ def still_to_do(cases: Sequence[Case], *, overwrite: bool, skip_existing: bool) 
     """The cases to segment, given what is there already.
 
     Raises:
-        UsageError: results are there and neither of the two options says what to do.
+        UsageError: results are there and neither of the two options says what to do; or masks are
+            there that no run of ours wrote, which are never replaced.
     """
+    foreign = next((path for case in cases if (path := case.foreign)), None)
+    if foreign:
+        raise UsageError(
+            f"{foreign} was there before and is not universal-ct's. Give another -o, or move it."
+        )
     done = [case for case in cases if case.done]
     if done and not overwrite and not skip_existing:
         more = f" and {len(done) - 1} more" if len(done) > 1 else ""
@@ -141,16 +161,15 @@ def segment_case(model: UniversalModel, case: Case, settings: Settings) -> Outco
         overlap=settings.overlap,
         progress=settings.progress,
     )
-    files = [_write_volumes(segmentation, case.beside("volumes.csv"))]
+    places = case.files
+    for path in _earlier_files(places):
+        path.unlink(missing_ok=True)
+    files = [_write_volumes(segmentation, places.beside(_VOLUMES))]
     if settings.preview:
         from foundation.preview import save_preview
 
-        files.append(case.beside("preview.png"))
-        save_preview(segmentation.volume, segmentation, files[-1])
-    stale = _earlier_files(case)
+        files.append(save_preview(segmentation.volume, segmentation, places.beside(_PREVIEW)))
     files += segmentation.save(case.output, layout=settings.layout)
-    for path in stale - set(files):
-        path.unlink(missing_ok=True)
     return Outcome(
         case=case.name,
         ct=str(case.ct),
@@ -183,17 +202,20 @@ def _write_volumes(segmentation: Segmentation, path: Path) -> Path:
     return path
 
 
-def _earlier_files(case: Case) -> set[Path]:
-    """Mask files of an earlier run of this case, which would contradict the new ones."""
-    sidecar = case.beside("labels.json")
+def _earlier_files(places: ResultFiles) -> list[Path]:
+    """Files of an earlier run of this case, which would contradict the new ones.
+
+    The sidecar comes first: without it, a run that breaks off leaves nothing that looks finished.
+    """
     try:
-        content = json.loads(sidecar.read_text(encoding="utf-8"))
+        content = json.loads(places.sidecar.read_text(encoding="utf-8"))
         names = [content["label_map"], *(row["file"] for row in content["labels"].values())]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return set()  # no sidecar, or none of ours: then nothing here is ours to remove
-    folder = sidecar.parent
-    paths = {folder / name for name in names if isinstance(name, str)}
-    return {p for p in paths if _is_nifti(p) and p.resolve().is_relative_to(folder.resolve())}
+        return []  # no sidecar, or none of ours: then nothing here is ours to remove
+    folder = places.sidecar.parent
+    paths = [folder / name for name in names if isinstance(name, str)]
+    masks = [p for p in paths if nifti_stem(p) and p.resolve().is_relative_to(folder.resolve())]
+    return [places.sidecar, *masks, places.beside(_PREVIEW)]
 
 
 def _in_folder(folder: Path) -> list[Path]:
@@ -201,7 +223,7 @@ def _in_folder(folder: Path) -> list[Path]:
     if own:
         return [own]
     entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    files = [path for path in entries if path.is_file() and _is_nifti(path)]
+    files = [path for path in entries if path.is_file() and nifti_stem(path)]
     inside = [ct for path in entries if path.is_dir() and (ct := _case_file(path))]
     if not files and not inside:
         raise UsageError(
@@ -215,19 +237,10 @@ def _case_file(folder: Path) -> Path | None:
     return next((folder / name for name in _CASE_FILES if (folder / name).is_file()), None)
 
 
-def _is_nifti(path: Path) -> bool:
-    return path.name.lower().endswith(SUFFIXES)
-
-
-def _stem(path: Path) -> str:
-    name = path.name
-    for suffix in sorted(SUFFIXES, key=len, reverse=True):
-        if name.lower().endswith(suffix):
-            return name[: -len(suffix)]
-    return name
-
-
 def _case_name(ct: Path) -> str:
-    if ct.name in _CASE_FILES and ct.resolve().parent.name:
-        return ct.resolve().parent.name
-    return _stem(ct).removesuffix("_0000") or _stem(ct)
+    name = ct.name
+    if name in _CASE_FILES and ct.resolve().parent.name:
+        name = ct.resolve().parent.name
+    while stem := nifti_stem(Path(name)):  # also of a.nii.nii.gz
+        name = stem
+    return name.removesuffix("_0000") or name

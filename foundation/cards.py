@@ -33,7 +33,7 @@ _DISCLAIMER = "Not a medical device: for research only, not for diagnosis or tre
 
 
 @dataclass(frozen=True)
-class Source:
+class HubFile:
     """Where published weights are: a file of a Hub repository, in the published format."""
 
     repo: str
@@ -107,10 +107,10 @@ class Card:
         return block if isinstance(block, dict) else {}
 
     @property
-    def source(self) -> Source | None:
+    def source(self) -> HubFile | None:
         """Where the weights come from; None if they are embedded in the package."""
         source = self.weights.get("source")
-        return Source(**source) if source else None
+        return HubFile(**source) if source else None
 
     @property
     def folder(self) -> Path:

@@ -9,6 +9,7 @@ interrupted.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
 import os
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from foundation.arguments import NOTICE, build_parser
 from foundation.errors import UniversalCTError, UsageError
+from foundation.files import nifti_stem
 
 if TYPE_CHECKING:
     from foundation.batch import Case, Outcome, Settings
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a letter the terminal lacks must not end a run
     parser = build_parser()
     try:
         args = parser.parse_args(argv)
@@ -146,6 +151,8 @@ def _models(args: argparse.Namespace) -> int:
 
 
 def _info(args: argparse.Namespace) -> int:
+    from foundation.taxonomy import NAMES
+
     card, config = _described(args.model)
     if args.json:
         content: dict[str, Any] = {"name": card.name, "card": dict(card.metadata)}
@@ -154,6 +161,9 @@ def _info(args: argparse.Namespace) -> int:
         _print_json({**content, "text": card.text})
         return 0
     about = card.weights
+    names = config.class_names if config else ()
+    if config is None and card.source:
+        names = NAMES  # published weights get their configuration when converted: all the classes
     where = f"{card.source.repo}: {card.source.file}" if card.source else None
     facts: list[tuple[str, Any]] = [
         ("model", card.name),
@@ -162,16 +172,18 @@ def _info(args: argparse.Namespace) -> int:
         ("parameters", about.get("parameters")),
         ("licence", card.licence),
         ("classes", about.get("classes")),
+        ("names", ", ".join(names) or None),
         ("source", where),
     ]
     if config is not None:
         pre = config.preprocessing
         facts += [
-            ("names", ", ".join(config.class_names)),
             ("text encoder", config.text.encoder),
             ("spacing", " × ".join(f"{mm:g}" for mm in pre.spacing_mm) + " mm"),
             ("windows", ", ".join(f"{low:g} to {high:g} HU" for low, high in pre.hu_windows)),
             ("patch", " × ".join(map(str, pre.patch_size)) + " voxels"),
+            ("overlap", f"{pre.overlap:g}"),
+            ("threshold", f"{pre.threshold:g}"),
         ]
     print("\n".join(f"{name + ':':<14}{value}" for name, value in facts if value is not None))
     print(f"\n{card.text.rstrip()}")
@@ -195,19 +207,21 @@ def _classes(args: argparse.Namespace) -> int:
 
 
 def _demo(args: argparse.Namespace) -> int:
-    from foundation.batch import Case, Settings, segment_case, volume_table
+    from foundation.batch import Case, Settings, segment_case, still_to_do, volume_table
     from foundation.demo import prepare_ct
 
     output = Path(args.output)
-    if output.exists() and not output.is_dir():
+    if nifti_stem(output) is not None or (output.exists() and not output.is_dir()):
         raise UsageError(f"{output} is a file, not a folder. Give -o a folder.")
+    case = Case("demo", Path(args.ct or ""), output)
+    still_to_do([case], overwrite=True, skip_existing=False)  # raises where others' masks lie
     model = _load_model(args.model)
     settings = Settings(device=args.device, preview=True, progress=not args.quiet)
     settings = _checked(model, settings)
     ct, what = prepare_ct(output, ct=args.ct, phantom=args.phantom, seed=args.seed)
     if not args.quiet:
         _say(what)
-    outcome = segment_case(model, Case("demo", ct, output), settings)
+    outcome = segment_case(model, replace(case, ct=ct), settings)
     print(volume_table(outcome))
     if not args.quiet:
         _say(f"\nSegmented by {args.model} in {outcome.seconds:g} s. See {output}:")
@@ -279,7 +293,7 @@ def _say(text: str) -> None:
 
 
 def _print_json(content: Any) -> None:
-    print(json.dumps(content, indent=2, ensure_ascii=False, default=str))
+    print(json.dumps(content, indent=2, default=str))
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> str:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from foundation.errors import UsageError, WeightsError
 
 FORMAT_VERSION = 1
 Triple = tuple[float, float, float]
+_Spec = TypeVar("_Spec")
 
 
 @dataclass(frozen=True)
@@ -94,9 +95,11 @@ class ModelConfig:
 
     @property
     def class_names(self) -> tuple[str, ...]:
+        """Names of the classes in channel order."""
         return tuple(spec.name for spec in self.classes)
 
     def to_json(self) -> str:
+        """What `from_json` reads: the text of a `config.json`."""
         return json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, indent=2) + "\n"
 
     @classmethod
@@ -104,7 +107,8 @@ class ModelConfig:
         """Read a configuration strictly.
 
         Raises:
-            WeightsError: not JSON, an unknown or missing field, or another format version.
+            WeightsError: not JSON, an unknown or missing field, a value that is not allowed, or
+                another format version.
         """
         try:
             raw = json.loads(text)
@@ -119,14 +123,14 @@ class ModelConfig:
             raw["classes"] = tuple(_strict(ClassSpec, item) for item in raw["classes"])
             raw["text"] = _strict(TextSpec, raw["text"])
             raw["preprocessing"] = _strict(Preprocessing, _tuples(raw["preprocessing"]))
-            config = _strict(cls, raw)
-        except (KeyError, TypeError) as error:
+            return _strict(cls, raw)
+        except (KeyError, TypeError, ValueError) as error:
             raise WeightsError(f"{source} does not describe a model: {error}.") from error
-        return config
 
 
-def _strict(kind: Any, values: Mapping[str, Any]) -> Any:
-    unknown = set(values) - {f.name for f in fields(kind)}
+def _strict(kind: type[_Spec], values: Mapping[str, Any]) -> _Spec:
+    """Build a dataclass from fields by name, none of which may be unknown or missing."""
+    unknown = set(values) - {f.name for f in fields(cast(Any, kind))}
     if unknown:
         raise TypeError(f"unknown field {sorted(unknown)} in {kind.__name__}")
     return kind(**values)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from foundation.backbones import build_backbone
 from foundation.config import ClassSpec, ModelConfig, Preprocessing, TextSpec
-from foundation.errors import UsageError, WeightsError
+from foundation.errors import UsageError, WeightsError, listed
 from foundation.head import TextDrivenHead
 from foundation.taxonomy import CLASSES
 
@@ -142,7 +142,7 @@ def convert_state_dict(checkpoint: Mapping[str, Any], features_only: bool = Fals
     if unknown:
         raise WeightsError(
             f"The checkpoint looks like {backbone!r} but has keys that are not in its conversion "
-            f"table: {_listed(unknown)}."
+            f"table: {listed(unknown)}."
         )
     embedding = converted.pop("prompt_embedding", None)
     has_head = embedding is not None or any(name.startswith("head.") for name in converted)
@@ -153,7 +153,7 @@ def convert_state_dict(checkpoint: Mapping[str, Any], features_only: bool = Fals
     if controller is not None:  # published as a 1×1×1 convolution, here a linear layer
         converted["head.controller.weight"] = controller.flatten(1)
     text_dim = embedding.shape[1] if embedding is not None else TEXT_DIM
-    _check_shapes(converted, _expected_shapes(backbone, has_head, text_dim))
+    check_state(_expected_shapes(backbone, has_head, text_dim), converted, "the checkpoint")
     return Converted(backbone, converted, embedding)
 
 
@@ -167,7 +167,7 @@ def _unwrap(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
             break
     wrong = [str(key) for key, value in checkpoint.items() if not isinstance(value, Tensor)]
     if wrong or not checkpoint:
-        what = f"entries that are no tensors: {_listed(wrong)}" if wrong else "no entries"
+        what = f"entries that are no tensors: {listed(wrong)}" if wrong else "no entries"
         raise WeightsError(
             f"The checkpoint has {what}. Expected a state dict, bare or under "
             f"{', '.join(map(repr, WRAPPERS))}."
@@ -200,7 +200,7 @@ def _detect(bare: Mapping[tuple[str, bool], Tensor]) -> str:
             f"be converted. Backbones that can: {', '.join(SIGNATURES)}."
         )
     raise WeightsError(
-        f"No known backbone in the checkpoint; its keys start with {_listed(names)}. "
+        f"No known backbone in the checkpoint; its keys start with {listed(names)}. "
         f"Backbones that can be converted: {', '.join(SIGNATURES)}."
     )
 
@@ -221,32 +221,43 @@ def _expected_shapes(backbone: str, has_head: bool, text_dim: int) -> dict[str, 
     if has_head:
         parts["head"] = TextDrivenHead(image.channels[-1], image.full_channels, text_dim)
     return {
-        f"{part}.{key}": tuple(tensor.shape)
+        f"{part}.{key}": shape
         for part, module in parts.items()
-        for key, tensor in module.state_dict().items()
+        for key, shape in shapes_of(module).items()
     }
 
 
-def _check_shapes(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
-    problems = []
-    if missing := sorted(expected.keys() - state.keys()):
-        problems.append(f"missing: {_listed(missing)}")
-    if surplus := sorted(state.keys() - expected.keys()):
-        problems.append(f"surplus: {_listed(surplus)}")
-    wrong = [
-        f"{key} is {tuple(tensor.shape)}, not {expected[key]}"
-        for key, tensor in state.items()
-        if key in expected and tuple(tensor.shape) != expected[key]
+def check_state(
+    expected: Mapping[str, tuple[int, ...]], given: Mapping[str, Tensor], source: str
+) -> None:
+    """Compare the keys and shapes of weights with those of a network.
+
+    expected: key → shape. source: names the weights in the error.
+
+    Raises:
+        WeightsError: they differ; the message lists what is missing, unexpected or mis-shaped.
+    """
+    shapes = [
+        f"{name} is {tuple(given[name].shape)}, not {shape}"
+        for name, shape in expected.items()
+        if name in given and tuple(given[name].shape) != shape
     ]
-    if wrong:
-        problems.append(f"of another shape: {_listed(wrong)}")
-    if problems:
-        raise WeightsError(f"The checkpoint does not fit the architecture; {'; '.join(problems)}.")
+    problems = {
+        "missing": [name for name in expected if name not in given],
+        "unexpected": [name for name in given if name not in expected],
+        "of another shape": shapes,
+    }
+    parts = [f"{len(keys)} {kind}: {listed(keys)}" for kind, keys in problems.items() if keys]
+    if parts:
+        raise WeightsError(
+            f"The weights of {source} do not fit the architecture; {'; '.join(parts)}. "
+            "Nothing was loaded."
+        )
 
 
-def _listed(names: list[str], most: int = 8) -> str:
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Key → shape of a network's state dict."""
+    return {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
 
 
 _UNIVERSAL_MODEL = (
@@ -257,9 +268,10 @@ _UNIVERSAL_MODEL = (
     "https://github.com/ljwztc/CLIP-Driven-Universal-Model",
 )
 _SUPREM = (
-    "mit",
+    "cc-by-nc-nd-4.0",
     "These weights are published by the authors of SuPreM (Li et al., 2024), whose repository is "
-    "under the MIT licence. https://github.com/MrGiovanni/SuPreM",
+    "under CC BY-NC-ND 4.0; see their page for the terms of the weights themselves. "
+    "https://github.com/MrGiovanni/SuPreM",
 )
 
 

@@ -18,6 +18,7 @@ from foundation.volumes import read_ct
 
 MEGABYTE = 1 << 20
 PHANTOM_SPACING_MM = 3.0
+CT_NAME = "demo_ct"  # not `ct`, as a dataset's own may be called
 
 
 class ExampleUnavailableError(UniversalCTError):
@@ -67,12 +68,12 @@ def prepare_ct(
     if ct is not None:
         source = read_ct(ct).path or Path(ct)  # checked before anything is written
         suffix = ".nii" if source.name.lower().endswith(".nii") else ".nii.gz"
-        target = folder / f"ct{suffix}"
+        target = folder / f"{CT_NAME}{suffix}"
         if not (target.exists() and target.samefile(source)):
             with replacing(target) as temporary:
                 shutil.copyfile(source, temporary)
         return target, f"Segmenting your CT {source}."
-    target = folder / "ct.nii.gz"
+    target = folder / f"{CT_NAME}.nii.gz"
     reason = "as asked for"
     if not phantom:
         try:

@@ -7,7 +7,7 @@ HF_ENDPOINT mean here what they mean everywhere else.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from huggingface_hub import constants, hf_hub_download
@@ -34,7 +34,7 @@ class Access:
     revision: str | None = None
     cache_dir: str | Path | None = None
     local_files_only: bool = False
-    token: str | bool | None = None
+    token: str | bool | None = field(default=None, repr=False)
 
 
 def download_folder(repo: str, files: Sequence[str], access: Access) -> Path:

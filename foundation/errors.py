@@ -1,5 +1,7 @@
 """Errors that a user can act on: each says what was given, what is allowed and what to do."""
 
+from collections.abc import Sequence
+
 
 class UniversalCTError(Exception):
     """Base of every error this package raises on purpose. The command line exits with 1."""
@@ -23,3 +25,9 @@ class HubError(UniversalCTError):
 
 class MissingExtraError(UniversalCTError, ImportError):
     """An optional dependency is not installed; names the extra that brings it."""
+
+
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """Names for an error's text: the first of them, and how many more there are."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Names of files, and files that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,6 +7,17 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+NIFTI_SUFFIXES = (".nii.gz", ".nii")
+
+
+def nifti_stem(path: Path) -> str | None:
+    """The file's name without .nii or .nii.gz, in any case; None where it ends otherwise."""
+    name = path.name
+    for suffix in NIFTI_SUFFIXES:
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return None
 
 
 @contextmanager

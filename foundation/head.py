@@ -21,6 +21,9 @@ class TextDrivenHead(nn.Module):
     buffers `text_shift` (D) and `text_scale` () then centre and scale them before the first layer.
     """
 
+    text_shift: Tensor
+    text_scale: Tensor
+
     def __init__(
         self, deep_channels: int, full_channels: int, text_dim: int, standardise_text: bool = False
     ) -> None:
@@ -78,12 +81,12 @@ class TextDrivenHead(nn.Module):
 
     def sample(self, full: Tensor, voxels: Tensor) -> Tensor:
         """Normalised features (B, C, M) of the chosen voxels, flat indices (B, M)."""
-        normalised = self.feature_projection[:2](full).flatten(2)
+        normalised: Tensor = self.feature_projection[:2](full).flatten(2)
         return normalised.gather(2, voxels[:, None].expand(-1, normalised.shape[1], -1))
 
     def logits_at(self, sampled: Tensor, generated: Tensor) -> Tensor:
         """Logits (B, K, M) from what `sample` returned: losses need not look at every voxel."""
-        projected = self.feature_projection[2](sampled[..., None, None])[..., 0, 0]
+        projected = self.feature_projection[2](sampled[..., None, None]).flatten(2)
         return _apply(projected, generated)
 
     def forward(

@@ -20,17 +20,25 @@ from huggingface_hub import CommitOperationAdd, HfApi, constants
 
 from foundation import __version__
 from foundation.backbones import build_backbone
-from foundation.cards import Card, Source, card_names, did_you_mean, list_models, read_card
-from foundation.convert import Converted, convert_state_dict, published_config, read_checkpoint
+from foundation.cards import Card, HubFile, card_names, did_you_mean, list_models, read_card
+from foundation.convert import (
+    Converted,
+    check_state,
+    convert_state_dict,
+    published_config,
+    read_checkpoint,
+    shapes_of,
+)
 from foundation.download import LIBRARY, Access, download, download_folder, explained
 from foundation.errors import HubError, UsageError, WeightsError
+from foundation.inference import choose_device
 from foundation.model import Encoder, UniversalModel
 from foundation.saved import (
     CARD,
     CONFIG,
     REQUIRED,
+    SUMS,
     build_model,
-    check_state,
     file_sha256,
     load_folder,
     save_pretrained,
@@ -99,22 +107,23 @@ def from_pretrained(
     checkpoint file of a published format; `org/name` or `org/name@revision` on the Hub.
     revision: branch, tag or commit. cache_dir: instead of huggingface_hub's own cache.
     local_files_only: use the cache and never the network. token: instead of HF_TOKEN.
-    device, dtype: of the parameters; CPU and float32 if not given.
+    device ("auto", "cpu", "cuda:1", "mps"), dtype: of the parameters; CPU, float32 if not given.
     features_only: the encoder alone, which returns the feature pyramid, for transfer.
 
     Raises:
         HubError: there is no such model or revision, it is gated or private, or the Hub cannot be
             reached and the cache does not have it.
         WeightsError: the weights are incomplete, damaged, or do not fit their configuration.
-        UsageError: the request contradicts itself.
+        UsageError: the request contradicts itself, or there is no such device.
     """
+    target = None if device is None else choose_device(device)
     if dtype is not None and not dtype.is_floating_point:
         raise UsageError(f"dtype is {dtype}; weights are floating-point, such as torch.float16.")
     name, revision = _split_revision(str(name_or_path), revision)
     access = Access(revision, cache_dir, local_files_only, token)
     loaded = _load(name, access, features_only)
     network = loaded.encoder.eval() if features_only and not isinstance(loaded, Encoder) else loaded
-    return network.to(device=device, dtype=dtype)
+    return network.to(device=target, dtype=dtype)
 
 
 def push_to_hub(
@@ -137,23 +146,29 @@ def push_to_hub(
         UsageError: the weights' licence forbids passing them on changed and `private` is not True.
         HubError: the Hub cannot be reached, or refuses.
     """
-    if "-nd" in model.config.licence and not private:
-        raise UsageError(
-            f"{model.config.name!r} is under {model.config.licence}, which forbids publishing "
-            "changed copies. For your own use, push it with private=True."
-        )
+    no_derivatives = "-nd" in model.config.licence.lower()
+    refusal = UsageError(
+        f"{model.config.name!r} is under {model.config.licence}, which forbids publishing changed "
+        "copies. For your own use, push it with private=True to a repository that is private."
+    )
+    if no_derivatives and not private:
+        raise refusal
     api = HfApi(token=token, library_name=LIBRARY, library_version=__version__)
     with tempfile.TemporaryDirectory() as temporary:
         folder = save_pretrained(model, Path(temporary) / "model", card=card, dtype=dtype)
         files = [CommitOperationAdd(path.name, path) for path in sorted(folder.iterdir())]
         try:
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            if no_derivatives and not api.model_info(repo_id).private:
+                raise refusal  # it was there before, and is public: `private` does not change that
             if revision is not None:
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
             # One commit, not upload_folder: a reader never sees new weights under old sums.
             commit = api.create_commit(
                 repo_id, files, commit_message=commit_message, revision=revision
             )
+        except UsageError:
+            raise
         except Exception as error:
             raise explained(error, repo_id, CONFIG, Access(revision, token=token)) from error
     return str(commit.commit_url)
@@ -177,6 +192,8 @@ def model_card(
     if name in card_names():
         return read_card(name)
     folder = Path(name).expanduser()
+    if folder.is_file():
+        raise HubError(f"{folder} is a checkpoint; it has no card. Load it and save it for one.")
     if folder.is_dir():
         path = folder / CARD
         if not path.is_file():
@@ -200,7 +217,7 @@ def segment(
     ct, classes, device and options: as in `UniversalModel.segment`.
     """
     if not isinstance(model, UniversalModel):
-        sums = Path(model).expanduser() / REQUIRED[-1]
+        sums = Path(model).expanduser() / SUMS
         # A folder that was saved anew is another model under the same name.
         model = _remembered(str(model), sums.stat().st_mtime_ns if sums.is_file() else 0)
     return model.segment(ct, classes=classes, device=device, **options)
@@ -254,14 +271,14 @@ def _known(card: Card, access: Access) -> UniversalModel:
     return load_folder(card.folder)
 
 
-def _published(card: Card, source: Source, access: Access) -> UniversalModel:
+def _published(card: Card, source: HubFile, access: Access) -> UniversalModel:
     """Published weights, converted on this machine once for each source file and our version."""
     checkpoint = download(source.repo, source.file, access)
     # Where huggingface_hub wants what other packages derive from its files.
     assets = (
         Path(access.cache_dir, "assets") if access.cache_dir else Path(constants.HF_ASSETS_CACHE)
     )
-    key = f"{file_sha256(checkpoint)}-{__version__}"
+    key = f"{file_sha256(checkpoint)[:16]}-{__version__}"  # short: Windows limits whole paths
     folder = assets / "universal-ct" / "converted" / card.name / key
     if folder.is_dir():
         try:
@@ -291,7 +308,7 @@ def _from_checkpoint(path: Path, features_only: bool) -> UniversalModel | Encode
     config = published_config(converted.backbone)
     backbone = build_backbone(converted.backbone, 1, **config.backbone_options)
     state = {key.removeprefix("backbone."): value for key, value in converted.state.items()}
-    check_state(backbone.state_dict(), state, str(path))
+    check_state(shapes_of(backbone), state, str(path))
     backbone.load_state_dict(state)
     logger.warning("%s: its licence is not in the file; ask where it was published.", path.name)
     return Encoder(backbone).eval()

@@ -1,4 +1,4 @@
-"""How well a mask agrees with a reference. The words matter: accuracy needs an expert's reference."""
+"""How well a mask agrees with a reference; 'accuracy' would need an expert's reference."""
 
 from __future__ import annotations
 

@@ -63,6 +63,7 @@ class UniversalModel(nn.Module):
             config.text.dim,
             config.standardise_text,
         )
+        self._instance_norm = any(isinstance(m, nn.InstanceNorm3d) for m in self.backbone.modules())
         # Saved beside the weights, not among them: it grows by a row with each class.
         self.register_buffer("prompt_embedding", prompt_embedding.float(), persistent=False)
 
@@ -82,13 +83,10 @@ class UniversalModel(nn.Module):
         channels: which classes to compute, as indices into `classes`; all if not given.
 
         Raises:
-            UsageError: a spatial size is not a multiple of the backbone's divisor.
+            UsageError: a spatial size is not a multiple of the backbone's divisor, or a backbone
+                with instance normalisation is left with a single voxel at its deepest level.
         """
-        if any(size % self.backbone.divisor for size in image.shape[2:]):
-            raise UsageError(
-                f"The patch is {tuple(image.shape[2:])} voxels; {self.config.backbone} needs "
-                f"multiples of {self.backbone.divisor}."
-            )
+        self._check_patch(tuple(image.shape[2:]))
         pyramid = self.backbone.encode(image)
         embedding = self.prompt_embedding
         if channels is not None:
@@ -102,11 +100,26 @@ class UniversalModel(nn.Module):
 
         For losses on a sample of the voxels: the head's generated convolutions see one voxel each,
         so nothing is approximated.
+
+        Raises:
+            UsageError: as `forward`.
         """
+        self._check_patch(tuple(image.shape[2:]))
         pyramid = self.backbone.encode(image)
         generated = self.head.generate(pyramid[-1], self.prompt_embedding)
         sampled = self.head.sample(self.backbone.decode(pyramid), voxels)
         return self.head.logits_at(sampled, generated), sampled
+
+    def _check_patch(self, shape: tuple[int, ...]) -> None:
+        name, divisor = self.config.backbone, self.backbone.divisor
+        if any(size % divisor for size in shape):
+            raise UsageError(f"The patch is {shape} voxels; {name} needs multiples of {divisor}.")
+        deepest = self.backbone.strides[-1]
+        if self._instance_norm and all(size == deepest for size in shape):
+            raise UsageError(
+                f"The patch is {shape} voxels, which leaves {name} a single one at its deepest "
+                f"level, too few for instance normalisation. Make one side {2 * deepest} or more."
+            )
 
     def segment(
         self,

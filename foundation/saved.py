@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from foundation.cards import Card, generate_card
 from foundation.config import ModelConfig
-from foundation.errors import UsageError, WeightsError
+from foundation.convert import check_state, shapes_of
+from foundation.errors import UsageError, WeightsError, listed
 from foundation.model import UniversalModel
 
 CONFIG, WEIGHTS, PROMPTS = "config.json", "model.safetensors", "prompt_embedding.safetensors"
@@ -26,7 +29,6 @@ SUMMED = (CONFIG, WEIGHTS, PROMPTS)
 REQUIRED = (*SUMMED, SUMS)
 _PROMPT_KEY = "prompt_embedding"
 _LFS_POINTER = b"version https://git-lfs"
-_LISTED = 8  # keys named in an error before it only counts the rest
 
 
 def save_pretrained(
@@ -52,7 +54,8 @@ def save_pretrained(
         save_file(state, temporary / WEIGHTS, metadata={"format": "pt"})
         # Always float32: a few hundred kB, and new classes are compared with these rows.
         prompts = _stored(model.prompt_embedding, torch.float32)
-        save_file({_PROMPT_KEY: prompts}, temporary / PROMPTS, metadata={"format": "pt"})
+        metadata = {"format": "pt", **_origin(model.config)}
+        save_file({_PROMPT_KEY: prompts}, temporary / PROMPTS, metadata=metadata)
         sums = {name: file_sha256(temporary / name) for name in SUMMED}
         lines = [f"{digest}  {name}\n" for name, digest in sums.items()]
         (temporary / SUMS).write_text("".join(lines), encoding="utf-8")
@@ -69,22 +72,15 @@ def load_folder(folder: Path) -> UniversalModel:
     Parameters come in float32 whatever they are stored in.
 
     Raises:
-        WeightsError: a file is missing or does not have its SHA-256, or the keys and shapes of the
-            weights are not exactly those of the model that the configuration describes.
+        WeightsError: a file is missing or does not have its SHA-256; the keys and shapes of the
+            weights are not exactly those of the model that the configuration describes; or the
+            prompt embeddings are of other prompts, or of another text encoder.
     """
     verify_sums(folder)
     config_text = (folder / CONFIG).read_text(encoding="utf-8")
     config = ModelConfig.from_json(config_text, str(folder / CONFIG))
-    prompts = _read_tensors(folder / PROMPTS)
-    expected = (len(config.classes), config.text.dim)
-    if set(prompts) != {_PROMPT_KEY} or tuple(prompts[_PROMPT_KEY].shape) != expected:
-        found = {name: tuple(tensor.shape) for name, tensor in prompts.items()}
-        raise WeightsError(
-            f"{folder / PROMPTS} holds {found}; the configuration asks for one tensor "
-            f"{_PROMPT_KEY!r} of shape {expected}."
-        )
-    model = build_model(config, _read_tensors(folder / WEIGHTS), prompts[_PROMPT_KEY], str(folder))
-    return model
+    prompt_embedding = _read_prompts(folder / PROMPTS, config)
+    return build_model(config, _read_tensors(folder / WEIGHTS), prompt_embedding, str(folder))
 
 
 def build_model(
@@ -101,33 +97,9 @@ def build_model(
         model = UniversalModel(config, prompt_embedding)
     except UsageError as error:
         raise WeightsError(f"The configuration of {source} builds no model: {error}") from error
-    check_state(model.state_dict(), state, source)
+    check_state(shapes_of(model), state, source)
     model.load_state_dict(state)
     return model.eval()
-
-
-def check_state(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str) -> None:
-    """Compare keys and shapes of two state dicts.
-
-    Raises:
-        WeightsError: they differ; the message lists what is missing, unexpected or mis-shaped.
-    """
-    shapes = [
-        f"{name} is {tuple(given[name].shape)}, not {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in given and given[name].shape != tensor.shape
-    ]
-    problems = {
-        "missing": [name for name in expected if name not in given],
-        "unexpected": [name for name in given if name not in expected],
-        "of another shape": shapes,
-    }
-    parts = [f"{len(keys)} {kind}: {_shorten(keys)}" for kind, keys in problems.items() if keys]
-    if parts:
-        raise WeightsError(
-            f"The weights of {source} do not fit the model its configuration describes; "
-            f"{'; '.join(parts)}. Nothing was loaded."
-        )
 
 
 def verify_sums(folder: Path) -> None:
@@ -181,6 +153,34 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path} is not a safetensors file: {error}.") from error
 
 
+def _origin(config: ModelConfig) -> dict[str, str]:
+    """What prompt embeddings were made of: the encoder, and the sentence behind each row."""
+    prompts = [spec.prompt for spec in config.classes]
+    return {"text": json.dumps(asdict(config.text)), "prompts": json.dumps(prompts)}
+
+
+def _read_prompts(path: Path, config: ModelConfig) -> Tensor:
+    """The prompt embeddings (K, D), which say themselves what they are the embeddings of."""
+    tensors = _read_tensors(path)
+    expected = (len(config.classes), config.text.dim)
+    if set(tensors) != {_PROMPT_KEY} or tuple(tensors[_PROMPT_KEY].shape) != expected:
+        found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        raise WeightsError(
+            f"{path} holds {found}; the configuration asks for one tensor {_PROMPT_KEY!r} of shape "
+            f"{expected}."
+        )
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    for name, wanted in _origin(config).items():
+        if metadata.get(name) != wanted:
+            raise WeightsError(
+                f"{path} holds embeddings whose {name} is {metadata.get(name)}, but {CONFIG} says "
+                f"{wanted}: embeddings of two encoders, or of other prompts, must not be mixed. "
+                "Save the model again."
+            )
+    return tensors[_PROMPT_KEY].clone()  # not a view of the file, which may be replaced
+
+
 def _pointer_hint(path: Path) -> str:
     with path.open("rb") as file:
         is_pointer = file.read(len(_LFS_POINTER)) == _LFS_POINTER
@@ -195,19 +195,16 @@ def _stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor.clone(memory_format=torch.contiguous_format)
 
 
-def _shorten(keys: list[str]) -> str:
-    rest = len(keys) - _LISTED
-    return ", ".join(keys[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")
-
-
 def _check_replaceable(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file. A saved model is a folder: give another name.")
     if folder.is_dir():
-        foreign = sorted({path.name for path in folder.iterdir()} - {*REQUIRED, CARD})
+        found = {path.name for path in folder.iterdir()}
+        # A README.md or config.json alone may be anybody's; the sums are ours.
+        foreign = sorted(found - {*REQUIRED, CARD} if SUMS in found else found)
         if foreign:
             raise UsageError(
-                f"{folder} holds other files ({_shorten(foreign)}). Saving replaces the whole "
+                f"{folder} holds other files ({listed(foreign)}). Saving replaces the whole "
                 "folder, so give a new or an empty one."
             )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,15 +17,15 @@ from numpy.typing import NDArray
 from foundation import taxonomy
 from foundation.errors import UsageError
 from foundation.files import replacing
+from foundation.layout import ResultFiles
 from foundation.legend import colour, display_name
 from foundation.sliding_window import QUANTA, ProbabilityMap
 from foundation.transforms import Box, Frame, bounding_box
-from foundation.volumes import SUFFIXES, Volume, write_label_map, write_mask
+from foundation.volumes import Volume, write_label_map, write_mask
 
 Layout = Literal["multilabel", "per_class", "both"]
 LAYOUTS = ("multilabel", "per_class", "both")
 SIDECAR_VERSION = 1
-OTHER_FILES = (".gz", ".nrrd", ".mha", ".mhd", ".dcm", ".npy", ".npz", ".png", ".json")
 
 
 @dataclass(frozen=True)
@@ -158,30 +159,34 @@ class Segmentation:
             found or not; "both". Nothing is lost in a label map: a class that lies partly under
             another is written to its own file too, which the sidecar names.
 
-        Every file appears whole or not at all, the sidecar last.
+        Every file appears whole or not at all, the sidecar last; files of these names are replaced.
 
         Raises:
             UsageError: unknown layout, or `path` is a file but not NIfTI.
         """
         if layout not in LAYOUTS:
             raise UsageError(f"Unknown layout {layout!r}. Choose from: {', '.join(LAYOUTS)}.")
-        map_file, sidecar, folder = _file_names(Path(path))
+        files = ResultFiles.of(Path(path))
         written: list[Path] = []
         hidden: dict[str, int] = {}
         if layout != "per_class":
             label_map = self.label_map()
             hidden = self.hidden_voxels(label_map)
-            written.append(write_label_map(map_file, label_map, self.volume))
+            written.append(write_label_map(files.label_map, label_map, self.volume))
         own = tuple(hidden) if layout == "multilabel" else self.classes
-        files = {name: folder / f"{name}.nii.gz" for name in own}
-        written += [write_mask(file, self.mask(name), self.volume) for name, file in files.items()]
-        content = self._sidecar(
-            hidden, {n: f.relative_to(sidecar.parent) for n, f in files.items()}
-        )
-        content["label_map"] = map_file.name if layout != "per_class" else None
-        with replacing(sidecar) as temporary:
+        masks = {name: files.masks / f"{self._file_stem(name)}.nii.gz" for name in own}
+        written += [write_mask(file, self.mask(name), self.volume) for name, file in masks.items()]
+        places = {name: file.relative_to(files.sidecar.parent) for name, file in masks.items()}
+        content = self._sidecar(hidden, places)
+        content["label_map"] = files.label_map.name if layout != "per_class" else None
+        with replacing(files.sidecar) as temporary:
             temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        return [*written, sidecar]
+        return [*written, files.sidecar]
+
+    def _file_stem(self, name: str) -> str:
+        """A class's name as a file's: a name is the model's own, and might hold a path."""
+        safe = re.sub(r"[^\w-]+", "_", name)
+        return safe if safe == name else f"{safe}_{self.label_values[name]}"
 
     def _sidecar(self, hidden: Mapping[str, int], files: Mapping[str, Path]) -> dict[str, Any]:
         truncated, volumes_ml = self.truncated, self.volumes_ml
@@ -236,15 +241,3 @@ class Segmentation:
         )
         part = array[box]
         return _PackedMask((x, y, z), part.shape, np.packbits(part), int(part.sum()))
-
-
-def _file_names(path: Path) -> tuple[Path, Path, Path]:
-    """Label map, sidecar and folder of per-class files for what the user named."""
-    suffix = next((s for s in sorted(SUFFIXES, key=len, reverse=True) if path.name.endswith(s)), "")
-    if suffix:
-        stem = path.name.removesuffix(suffix)
-        return path, path.with_name(f"{stem}.labels.json"), path.with_name(f"{stem}_segmentations")
-    # A folder's name may hold dots: only what is surely meant as a file is refused.
-    if path.is_file() or path.suffix.lower() in OTHER_FILES:
-        raise UsageError(f"Cannot save to {path}: name a folder, or a file .nii or .nii.gz.")
-    return path / "segmentation.nii.gz", path / "labels.json", path / "segmentations"

@@ -69,14 +69,13 @@ class ProbabilityMap:
 def window_size(shape: Sequence[int], patch_size: Sequence[int], divisor: int) -> tuple[int, ...]:
     """The window for an image of `shape`: the patch, or less along axes where the image is small.
 
-    A multiple of the divisor, and of two divisors where the patch allows: instance normalisation
-    has no spread over a single bottleneck voxel.
+    A multiple of the divisor and never only one divisor, since instance normalisation has no
+    spread over a single bottleneck voxel.
     """
     sizes = []
     for size, patch in zip(shape, patch_size, strict=True):
-        largest = ceil(patch / divisor) * divisor
-        least = min(2 * divisor, largest)
-        sizes.append(min(max(ceil(size / divisor) * divisor, least), largest))
+        count = max(2, ceil(min(size, patch) / divisor))
+        sizes.append(count * divisor)
     return tuple(sizes)
 
 
@@ -99,7 +98,8 @@ def importance_map(window: Sequence[int]) -> Tensor:
 class SlabAccumulator:
     """Blends the logits of windows that arrive in the order of Z, and lets finished slices go.
 
-    Holds classes × X × Y × (one window's Z) floats, however long the volume.
+    Holds classes × X × Y × (one window's Z) floats, however long the volume, and never a second
+    array of that size: what can be done in place is.
     """
 
     def __init__(
@@ -119,15 +119,19 @@ class SlabAccumulator:
         self.weight[part] += self.importance
 
     def advance(self, z: int) -> Tensor:
-        """Blended logits (K, X, Y, n) of the slices before `z`, which no further window covers."""
+        """Finish the slices before `z`, which no further window covers, and let them go.
+
+        Returns their probabilities × 255 (K, X, Y, n), uint8: the sigmoid of the blended logits.
+        """
         count = min(z - self.z, self.window[2])
-        finished = self.total[..., :count] / self.weight[..., :count]
-        for buffer in (self.total, self.weight):
-            kept = buffer[..., count:].clone()
-            buffer.zero_()
-            buffer[..., : kept.shape[-1]] = kept
+        finished = self.total[..., :count].div_(self.weight[..., :count])
+        quantised = finished.sigmoid_().mul_(QUANTA).round_().to(torch.uint8)
+        kept = self.window[2] - count
+        for buffer in (*self.total, self.weight):
+            buffer[..., :kept] = buffer[..., count:].clone()
+            buffer[..., kept:] = 0
         self.z = z
-        return finished
+        return quantised
 
 
 @torch.inference_mode()
@@ -170,10 +174,7 @@ def slide(
             last = index + 1 == len(starts[2])
             finished = slab.advance(z + window[2] if last else starts[2][index + 1])
             # A volume padded along Z has a single slab, so `inside` fits every slab.
-            finished = finished[:, inside[0], inside[1], inside[2]]
-            # In place: the slab is the largest thing held.
-            quantised = finished.sigmoid_().mul_(QUANTA).round_().to(torch.uint8)
-            yield z, quantised.cpu().numpy()
+            yield z, finished[:, inside[0], inside[1], inside[2]].cpu().numpy()
 
 
 def collect(
@@ -188,7 +189,11 @@ def collect(
         for found, values in zip(parts, slab, strict=True):
             if values.max() >= NEGLIGIBLE * QUANTA:
                 found.append(crop(values, (offset[0], offset[1], offset[2] + z)))
-    return [_join(found) if found else None for found in parts]
+    joined = []
+    while parts:  # one class after the other, so that the pieces of all never lie beside the wholes
+        found = parts.pop(0)
+        joined.append(_join(found) if found else None)
+    return joined
 
 
 def crop(values: NDArray[np.uint8], offset: Sequence[int] = (0, 0, 0)) -> ProbabilityMap:

@@ -169,7 +169,7 @@ def render_ct(
     """
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     labels = torch.as_tensor(label_map).to(torch.int32)
-    fine, medium, slow = noise = _draw_noise(tuple(labels.shape), spacing_mm, generator, pool)
+    fine, medium, _ = noise = _draw_noise(tuple(labels.shape), spacing_mm, generator, pool)
     kinds = {0: "air"} | {value: tissue_kind(name) for value, name in names.items() if value}
     if depth_mm is not None:
         first = max(kinds) + 1
@@ -336,7 +336,8 @@ def _scan(
     grain = torch.randn(ct.shape, generator=generator)
     if rng.random() < 0.5:
         grain = 0.5 * grain + smooth_noise(tuple(ct.shape), 1.7, generator)
-    return (ct + noise_hu * grain).clamp_(-1024, 3071)
+    scan: Tensor = (ct + noise_hu * grain).clamp_(-1024, 3071)
+    return scan
 
 
 def _lay_on_table(ct: Tensor, spacing_mm: float, rng: np.random.Generator) -> None:

@@ -14,7 +14,6 @@ import hashlib
 import importlib
 import importlib.util
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -31,6 +30,7 @@ from torch.nn import functional as F
 
 from foundation.config import TextSpec
 from foundation.errors import HubError, MissingExtraError, UsageError, WeightsError
+from foundation.files import replacing
 from foundation.taxonomy import CLASSES, normalise
 
 # The paper's templates; V3 is its best, and the one the published embeddings were made with.
@@ -388,10 +388,9 @@ def build_bank() -> Path:
     encoder = TextEncoder(MINILM)
     embeddings = encoder.encode([make_prompt(term, MINILM.template) for term in terms])
     path = _DATA / "prompt_bank.safetensors"
-    partial = path.with_suffix(".partial")
     metadata = {"text": json.dumps(asdict(encoder.spec)), "terms_sha256": _digest(terms)}
-    partial.write_bytes(save({"embeddings": embeddings.half()}, metadata))
-    os.replace(partial, path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(save({"embeddings": embeddings.half()}, metadata))
     return path
 
 

@@ -18,9 +18,8 @@ from nibabel.spatialimages import HeaderDataError, SpatialImage
 from numpy.typing import ArrayLike, NDArray
 
 from foundation.errors import VolumeError
-from foundation.files import replacing
+from foundation.files import nifti_stem, replacing
 
-SUFFIXES = (".nii", ".nii.gz")
 SUPPORTED = (
     "Supported: NIfTI files (.nii, .nii.gz), a nibabel image, or a pair (array, affine) in HU. "
     "Convert DICOM with dcm2niix, other formats with SimpleITK or 3D Slicer."
@@ -132,7 +131,7 @@ def write_label_map(path: str | os.PathLike[str], label_map: NDArray[Any], like:
             name that does not end in .nii or .nii.gz.
     """
     path = Path(path)
-    if not path.name.endswith(SUFFIXES):
+    if nifti_stem(path) is None:
         raise VolumeError(f"Cannot write {path}: name it .nii or .nii.gz.")
     label_map = np.asarray(label_map)
     if label_map.shape != like.shape:
@@ -165,7 +164,7 @@ def _open(path: Path) -> Any:
         raise VolumeError(f"{path} does not exist. Check the path.")
     if path.stat().st_size == 0:
         raise VolumeError(f"{path} is an empty file. Copy or download it again.")
-    if not path.name.lower().endswith(SUFFIXES):
+    if nifti_stem(path) is None:
         raise VolumeError(f"{path} is not a NIfTI file. {SUPPORTED}")
     try:
         image: Any = nib.load(path)

@@ -24,6 +24,7 @@ class Repository:
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     gated: bool = False
+    private: bool = False
     accepted: set[str] = field(default_factory=set)
 
     def commit(self, files: dict[str, bytes], branch: str = "main") -> str:
@@ -109,6 +110,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_file(self.server.objects[match[1]], match[1], large=True)
         elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self._resolve(*match.groups())
+        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)", path):
+            self._info(match[1])
         else:
             self._answer(404, {"error": "no such page"})
 
@@ -140,6 +143,13 @@ class _Handler(BaseHTTPRequestHandler):
             self._commit(match[1], unquote(match[2]), body.splitlines())
         else:
             self._answer(404, {"error": "no such page"})
+
+    def _info(self, name: str) -> None:
+        if name in self.server.repositories:
+            private = self.server.repositories[name].private
+            self._answer(200, {"id": name, "private": private})
+        else:
+            self._answer(401, headers={"X-Error-Code": "RepoNotFound"})
 
     def _resolve(self, name: str, revision: str, file: str) -> None:
         repository = self.server.repositories.get(name)
@@ -191,7 +201,9 @@ class _Handler(BaseHTTPRequestHandler):
         name = f"{wanted['organization']}/{wanted['name']}"
         known = name in self.server.repositories
         if not known:
-            self.server.repositories[name] = Repository()
+            # `visibility` since huggingface_hub 2, `private` before.
+            private = wanted.get("visibility") == "private" or bool(wanted.get("private"))
+            self.server.repositories[name] = Repository(private=private)
             self.server.repositories[name].commit({})
         url = f"{self.server.endpoint}/{name}"
         self._answer(409 if known else 200, {"url": url, "error": "exists already"})

@@ -9,13 +9,16 @@ import torch
 
 from foundation.backbones import (
     BACKBONES,
+    Backbone,
     LegacyPatchMerging,
     build_backbone,
     default_dints_paths,
 )
 from foundation.config import ClassSpec, ModelConfig, Preprocessing, TextSpec
 from foundation.errors import UsageError
+from foundation.hub import from_pretrained
 from foundation.model import UniversalModel
+from foundation.saved import save_pretrained
 
 # The smallest that leaves more than one voxel at the bottleneck; no two backbones need larger.
 SMALL = {"unet": (24, 16, 16), "segresnet": (24, 16, 16), "lite_unet": (64, 32, 32)}
@@ -138,7 +141,8 @@ def test_a_patch_does_not_depend_on_its_neighbours_in_the_batch(model):
     with torch.no_grad():
         together = model(images)
         alone = torch.cat([model(image[None]) for image in images])
-    torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-4)
+    # Statistics of the whole batch would move the logits by about their spread.
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-3 * together.std().item())
 
 
 def test_a_wrong_size_names_the_divisor(model):
@@ -197,6 +201,34 @@ def test_dints_takes_another_architecture():
     for wrong in (paths[:3], [[7] * 10] * 12, closed):
         with pytest.raises(UsageError, match="DiNTS paths must"):
             build_backbone("dints", 1, paths=wrong)
+
+
+def test_a_new_backbone_is_a_class_and_a_row(monkeypatch, tmp_path):
+    """What a newcomer writes; everything else works with it as it is."""
+
+    class Shallow(Backbone):
+        channels, strides, full_channels, divisor = (16, 32), (1, 2), 16, 2
+
+        def __init__(self, in_channels=1):
+            super().__init__()
+            self.fine = torch.nn.Conv3d(in_channels, 16, 3, padding=1)
+            self.coarse = torch.nn.Conv3d(16, 32, 2, stride=2)
+            self.up = torch.nn.ConvTranspose3d(32, 16, 2, stride=2)
+
+        def encode(self, image):
+            fine = self.fine(image)
+            return [fine, self.coarse(fine)]
+
+        def decode(self, pyramid):
+            return pyramid[0] + self.up(pyramid[1])
+
+    monkeypatch.setitem(BACKBONES, "shallow", Shallow)
+    new = UniversalModel(config("shallow"), torch.randn(len(CLASSES), 16)).eval()
+    new = from_pretrained(save_pretrained(new, tmp_path / "new"))
+    assert [level.shape[1] for level in new.encoder(torch.rand(1, 2, 8, 8, 8))] == [16, 32]
+    hu = torch.linspace(-1000, 300, 10 * 12 * 14).reshape(10, 12, 14).numpy()
+    result = new.segment((hu, torch.eye(4).numpy()), progress=False)
+    assert set(result.volumes_ml) == {"liver", "spleen", "aorta"}
 
 
 def test_building_a_backbone_is_silent(capsys):

@@ -78,11 +78,27 @@ def test_light_verbs_answer_without_heavy_imports(args: tuple[str, ...]) -> None
     assert time.monotonic() - start < 3
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
 def test_a_closed_pipe_is_no_error() -> None:
     command = f'"{sys.executable}" -m foundation.cli classes | head -n 1'
     result = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
     assert result.stdout.startswith("index")
     assert result.stderr == ""
+
+
+def test_a_terminal_without_the_letters_is_no_error() -> None:
+    ascii_only = {**os.environ, "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "foundation", "info", "universal-ct-unet"]
+    result = subprocess.run(command, env=ascii_only, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "96?" in result.stdout  # of 96³
+
+
+def test_info_describes_published_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "universal-ct-unet"]) == 0
+    said = capsys.readouterr().out
+    for fact in ("cc-by-nc-nd-4.0", ", ".join(NAMES), "1.5 mm isotropic", "CC BY-NC-ND 4.0"):
+        assert fact in said
 
 
 @pytest.mark.parametrize(
@@ -125,7 +141,12 @@ def test_models_and_info_as_json(
     assert info["config"]["classes"][0]["name"] == "liver"
     assert info["card"]["universal_ct"]["backbone"] == "lite_unet"
     assert main(["info", model_folder]) == 0
-    assert "liver, spleen, liver_tumor" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    for fact in ("liver, spleen, liver_tumor", "apache-2.0", "-175 to 250 HU", "12 × 12 × 12 mm"):
+        assert fact in said
+    checkpoint = Path(model_folder) / "model.safetensors"
+    assert main(["info", str(checkpoint)]) == 1
+    assert "is a checkpoint; it has no card" in capsys.readouterr().err
 
 
 def test_an_unknown_model_is_one_line_and_1(
@@ -222,6 +243,41 @@ def test_earlier_results_are_kept_skipped_or_replaced(
     assert masks == ["spleen.nii.gz"]
 
 
+def test_masks_of_others_are_never_touched(
+    segment: Segment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A dataset as the output folder: its own masks lie where ours would."""
+    ct = write_ct(tmp_path / "data" / "s1" / "ct.nii.gz")
+    truth = ct.parent / "segmentations" / "liver.nii.gz"
+    truth.parent.mkdir()
+    truth.write_bytes(b"drawn by hand")
+    for option in ("--overwrite", "--skip-existing", "--preview"):
+        assert segment(ct, "-o", tmp_path / "data", "--per-class", option) == 2
+        assert "is not universal-ct's" in capsys.readouterr().err
+    assert run_demo("universal-ct", ct.parent) == 2
+    assert truth.read_bytes() == b"drawn by hand"
+    assert {path.name for path in ct.parent.iterdir()} == {"ct.nii.gz", "segmentations"}
+
+
+def test_a_run_that_breaks_off_does_not_look_finished(
+    segment: Segment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ct, out = write_ct(tmp_path / "a.nii.gz"), tmp_path / "out"
+    assert segment(ct, "-o", out, "-q", "--preview", "--format", "both") == 0
+
+    def full_disk(*_: object, **__: object) -> None:
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("foundation.segmentation.write_mask", full_disk)
+        assert segment(ct, "-o", out, "-q", "--overwrite", "--per-class") == 1
+    assert not (out / "a" / "labels.json").exists()
+    assert not list((out / "a" / "segmentations").iterdir())
+    assert segment(ct, "-o", out, "-q", "--skip-existing") == 0
+    assert (out / "a" / "labels.json").exists()
+    assert not (out / "a" / "preview.png").exists()  # it showed the earlier masks
+
+
 def test_wrong_requests_stop_before_any_work(
     segment: Segment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -252,6 +308,11 @@ def test_case_names_and_places(tmp_path: Path) -> None:
     write_ct(tmp_path / "other" / "b.nii.gz")
     with pytest.raises(UsageError, match="would all be written to"):
         find_cases([tmp_path / "flat", tmp_path / "other"], tmp_path / "out")
+    write_ct(tmp_path / "other" / "B.nii.gz")
+    with pytest.raises(UsageError, match="would all be written to"):
+        find_cases([tmp_path / "flat" / "b.nii", tmp_path / "other" / "B.nii.gz"], tmp_path)
+    dotted = find_cases([tmp_path / "scan.dcm.nii.gz", tmp_path / "c.nii.nii.gz"], tmp_path / "out")
+    assert [case.files.sidecar.parent.name for case in dotted] == ["scan.dcm", "c"]
     with pytest.raises(UsageError, match="is one file"):
         find_cases([tmp_path / "flat"], tmp_path / "out.nii.gz")
 
@@ -383,8 +444,8 @@ def test_demo_on_the_real_ct(
     monkeypatch.setattr(demo, "EXAMPLE", example)
     out = tmp_path / "out"
     assert run_demo(model_folder, out) == 0
-    assert (out / "ct.nii.gz").read_bytes() == server[1]
-    names = {"ct.nii.gz", "segmentation.nii.gz", "labels.json", "volumes.csv", "preview.png"}
+    assert (out / "demo_ct.nii.gz").read_bytes() == server[1]
+    names = {"demo_ct.nii.gz", "segmentation.nii.gz", "labels.json", "volumes.csv", "preview.png"}
     assert files_in(out) == names
     said = capsys.readouterr()
     assert "Segmenting a real CT: a test." in said.err
@@ -406,7 +467,7 @@ def test_demo_offline_is_an_honest_phantom(
     said = capsys.readouterr().err
     assert "generated phantom (seed 0)" in said and "HF_HUB_OFFLINE" in said
     assert "A phantom is no patient" in said
-    hu = nib.load(tmp_path / "out" / "ct.nii.gz").get_fdata()
+    hu = nib.load(tmp_path / "out" / "demo_ct.nii.gz").get_fdata()
     assert hu.min() < -900 and hu.max() > 200
     assert run_demo(model_folder, tmp_path / "other", "--phantom", "--seed", "1", "-q") == 0
     assert capsys.readouterr().err == ""
@@ -415,8 +476,12 @@ def test_demo_offline_is_an_honest_phantom(
 
 def test_demo_on_ones_own_ct(model_folder: str, tmp_path: Path) -> None:
     ct, out = write_ct(tmp_path / "mine.nii"), tmp_path / "out"
+    own = write_ct(out / "ct.nii.gz", seed=1)
+    before = own.read_bytes()
     assert run_demo(model_folder, out, "--ct", str(ct), "-q") == 0
-    assert (out / "ct.nii").read_bytes() == ct.read_bytes()
+    assert (out / "demo_ct.nii").read_bytes() == ct.read_bytes()
+    assert own.read_bytes() == before, "a CT that lay there is not the demo's to replace"
     assert run_demo(model_folder, out, "--ct", str(tmp_path / "no.nii"), "-q") == 1
     assert run_demo(model_folder, ct, "--ct", str(ct), "-q") == 2
-    assert os.listdir(tmp_path / "out")
+    assert run_demo(model_folder, tmp_path / "new.nii.gz", "--ct", str(ct), "-q") == 2
+    assert not (tmp_path / "new.nii.gz").exists()

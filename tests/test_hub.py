@@ -13,6 +13,7 @@ from tiny import logits, tiny_model
 
 import foundation.hub as hub
 import foundation.saved as saved
+from foundation import convert
 from foundation.cards import Card
 from foundation.errors import HubError, UsageError, WeightsError
 from foundation.hub import from_pretrained, model_card
@@ -77,6 +78,9 @@ def test_dtype_and_device_of_the_parameters(folder: Path) -> None:
     assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
     with pytest.raises(UsageError, match=r"torch\.int8.*floating-point"):
         from_pretrained(folder, dtype=torch.int8)
+    with pytest.raises(UsageError, match="Unknown device 'gpu'"):
+        from_pretrained(folder, device="gpu")
+    assert next(from_pretrained(folder, device="auto").parameters()).device.type != "meta"
 
 
 def test_features_only_gives_the_pyramid(folder: Path) -> None:
@@ -144,9 +148,9 @@ def test_keys_and_shapes_that_differ_are_listed(folder: Path) -> None:
 
 
 def test_long_lists_are_counted() -> None:
-    expected = {f"k{n}": torch.zeros(1) for n in range(20)}
+    expected = {f"k{n}": (1,) for n in range(20)}
     with pytest.raises(WeightsError, match=r"20 missing: k0, .*k7 and 12 more"):
-        saved.check_state(expected, {}, "w")
+        convert.check_state(expected, {}, "w")
 
 
 def test_prompt_embeddings_must_fit_the_classes(folder: Path) -> None:
@@ -158,9 +162,37 @@ def test_prompt_embeddings_must_fit_the_classes(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"text": {"encoder": "open_clip:ViT-B-32/openai"}}, r"text is .*none.*ViT-B-32.*mixed"),
+        ({"text": {"revision": "0" * 64}}, "of two encoders, or of other prompts, must not"),
+        ({"classes": {"prompt": "A CT of a lung"}}, "prompts is .*liver.*lung.*must not be mixed"),
+    ],
+)
+def test_embeddings_of_another_encoder_or_prompt_do_not_load(
+    folder: Path, change: dict[str, dict[str, str]], message: str
+) -> None:
+    config = json.loads((folder / CONFIG).read_text())
+    for part, values in change.items():
+        (config[part] if part == "text" else config[part][0]).update(values)
+    (folder / CONFIG).write_text(json.dumps(config))
+    resum(folder)
+    with pytest.raises(WeightsError, match=message):
+        from_pretrained(folder)
+
+
+def test_embeddings_that_do_not_say_their_origin_do_not_load(folder: Path) -> None:
+    rewrite(folder, PROMPTS, load_file(folder / PROMPTS))
+    with pytest.raises(WeightsError, match="text is None"):
+        from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
         ({"backbone": "vgg"}, r"builds no model: Unknown backbone 'vgg'"),
         ({"colour": 1}, r"unknown field \['colour'\]"),
         ({"format_version": 99}, "format version"),
+        ({"preprocessing": {"overlap": 2}}, r"does not describe a model: overlap must lie"),
+        ({"preprocessing": {"hu_windows": [[1, 2, 3]]}}, "does not describe a model"),
     ],
 )
 def test_configuration_is_read_strictly(
@@ -200,6 +232,10 @@ def test_saving_replaces_a_model_but_no_other_files(folder: Path) -> None:
         save(tiny_model(2), folder)
     with pytest.raises(UsageError, match="is a file"):
         save(tiny_model(2), folder / "thesis.tex")
+    (folder / "thesis.tex").unlink()
+    (folder / SUMS).unlink()  # now it may be anybody's configuration and read-me
+    with pytest.raises(UsageError, match=r"other files \(README\.md, config\.json"):
+        save(tiny_model(2), folder)
     assert os.listdir(folder.parent) == ["model"]
 
 

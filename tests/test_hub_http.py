@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub
@@ -16,6 +17,7 @@ from tiny import logits, tiny_model
 
 import foundation.hub as hub
 from foundation.cards import Card
+from foundation.download import Access
 from foundation.errors import HubError, UsageError, WeightsError
 from foundation.hub import from_pretrained, model_card, push_to_hub
 from foundation.saved import CARD, CONFIG, REQUIRED, WEIGHTS, save_pretrained
@@ -98,6 +100,11 @@ def test_weights_that_must_not_be_changed_are_not_published(server: HubServer) -
     assert not server.log
     push_to_hub(model, NAME, token=TOKEN, private=True)
     assert torch.equal(logits(from_pretrained(NAME)), logits(model))
+    # `private` has no effect on a repository that is there already.
+    server.repositories["lab/public"] = Repository()
+    with pytest.raises(UsageError, match="to a repository that is private"):
+        push_to_hub(model, "lab/public", token=TOKEN, private=True)
+    assert not server.repositories["lab/public"].commits
 
 
 def test_a_given_card_is_the_readme(server: HubServer) -> None:
@@ -202,13 +209,19 @@ def test_revisions(server: HubServer, published: Repository, tmp_path: Path) -> 
 
 
 def test_gated_repository(
-    server: HubServer, published: Repository, monkeypatch: pytest.MonkeyPatch
+    server: HubServer,
+    published: Repository,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     published.gated = True
     with pytest.raises(HubError, match=r"\(401\): it is gated.*Accept its terms at .*lab/tiny"):
         from_pretrained(NAME)
-    with pytest.raises(HubError, match=r"\(403\): it is gated.*HF_TOKEN"):
+    caplog.set_level("DEBUG")
+    with pytest.raises(HubError, match=r"\(403\): it is gated.*HF_TOKEN") as refused:
         from_pretrained(NAME, token=TOKEN)
+    assert TOKEN not in f"{refused.value} {refused.value.__cause__} {Access(token=TOKEN)!r}"
+    assert not [each for each in caplog.records if TOKEN in each.getMessage()]
     published.accepted.add(TOKEN)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     assert torch.equal(logits(from_pretrained(NAME)), logits(tiny_model()))
@@ -268,7 +281,8 @@ def test_published_weights_are_converted_once(
 
     monkeypatch.setattr(hub, "convert_state_dict", convert)
     monkeypatch.setattr(hub, "read_checkpoint", lambda path: {"bytes": path.read_bytes()})
-    monkeypatch.setattr(hub, "published_config", lambda backbone, classes: model.config)
+    config = replace(model.config, licence_notice="Not for sale.")
+    monkeypatch.setattr(hub, "published_config", lambda backbone, classes: config)
     repository = server.repositories["ljwztc/CLIP-Driven-Universal-Model"] = Repository()
     repository.commit({"clip_driven_universal_unet.pth": b"first"})
 
@@ -277,7 +291,15 @@ def test_published_weights_are_converted_once(
     assert (loaded.config.name, loaded.config.licence) == ("universal-ct-unet", "cc-by-nc-nd-4.0")
     kept = list(Path(constants.HF_ASSETS_CACHE).rglob(WEIGHTS))
     assert len(kept) == 1
+    recorded = json.loads((kept[0].parent / CONFIG).read_text())
+    assert (recorded["licence"], recorded["licence_notice"]) == (
+        "cc-by-nc-nd-4.0",
+        "Not for sale.",
+    )
+    assert caplog.messages == ["universal-ct-unet: Not for sale."]
+    caplog.clear()
     assert torch.equal(logits(from_pretrained("universal-ct-unet")), logits(model))
+    assert caplog.messages == ["universal-ct-unet: Not for sale."], "at every load"
     assert calls == [{"bytes": b"first"}]
 
     kept[0].write_bytes(b"damaged")

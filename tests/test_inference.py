@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 
 import nibabel as nib
@@ -218,7 +219,9 @@ def test_importance_and_starts_are_those_of_monai():
 def test_small_volumes_get_small_windows_that_the_backbone_takes():
     assert window_size((200, 200, 200), (96, 96, 96), 32) == (96, 96, 96)
     assert window_size((50, 70, 5), (96, 96, 96), 32) == (64, 96, 64)
-    assert window_size((5, 5, 5), (32, 32, 32), 32) == (32, 32, 32)
+    # Never a single voxel at the bottleneck, whatever the patch.
+    assert window_size((5, 5, 5), (32, 32, 32), 32) == (64, 64, 64)
+    assert window_size((3, 3, 3), (96, 96, 96), 8) == (16, 16, 16)
     assert window_size((100, 100, 100), (90, 90, 90), 32) == (96, 96, 96)  # a patch off the grid
 
 
@@ -231,6 +234,27 @@ def test_volumes_smaller_than_the_patch(shape):
     assert result.mask("liver").sum() == hu.size - 1
     assert all(size <= 64 and size % 8 == 0 for size in net.encoded[0][2:])
     assert set(result.truncated) >= {"liver"}
+
+
+@pytest.mark.parametrize("patch", [(32, 32, 32), (64, 64, 64)])
+@pytest.mark.parametrize("shape", [(2, 3, 4), (30, 2, 30)])
+def test_the_embedded_backbone_takes_tiny_volumes(patch, shape):
+    """Five halvings: a window of 32 voxels would leave one, which cannot be normalised."""
+    torch.manual_seed(0)
+    config = ModelConfig(
+        name="deep",
+        backbone="lite_unet",
+        backbone_options={"widths": (4, 4, 4, 4, 16), "full": 16},
+        classes=(ClassSpec("liver", "liver"),),
+        text=TextSpec(dim=4),
+        preprocessing=Preprocessing(spacing_mm=(4, 4, 4), patch_size=patch),
+    )
+    hu = np.full(shape, 50, np.float32)
+    hu[0, 0, 0] = -1000
+    model = UniversalModel(config, torch.randn(1, 4))
+    result = model.segment((hu, np.diag([4.0, 4, 4, 1])), progress=False)
+    assert result.mask("liver").shape == shape
+    assert np.isfinite(result.probabilities("liver")).all()
 
 
 def test_memory_does_not_grow_with_the_length_of_the_scan(monkeypatch):
@@ -325,6 +349,24 @@ def test_postprocessing_can_be_left_out():
     assert raw.mask("my_structure").any()
 
 
+def test_an_organ_that_changes_sides_keeps_its_volume():
+    """Both kidneys under one name: the clean-up gives each its side, and takes nothing off."""
+    hu, affine = ball_ct(12, affine=np.diag([1.5, 1.5, 2.5, 1.0]), shape=(101, 50, 33))
+    body = hu.clip(max=0)
+    both = body + np.roll(hu - body, -24, axis=0) + np.roll(hu - body, 20, axis=0)
+    net = network()
+    sides = {"liver": "kidney_right", "liver_tumor": "x", "spleen": "kidney_left"}
+    classes = tuple(
+        ClassSpec(sides.get(spec.name, spec.name), "", None) for spec in net.config.classes
+    )
+    net.config = replace(net.config, classes=classes)
+    raw, clean = (segment((both, affine), net, postprocess=flag) for flag in (False, True))
+    assert raw.volumes_ml["kidney_left"] == 0
+    for name in ("kidney_right", "kidney_left"):
+        assert clean.volumes_ml[name] == pytest.approx(raw.volumes_ml["kidney_right"] / 2, rel=0.01)
+    assert not (clean.mask("kidney_right") & clean.mask("kidney_left")).any()
+
+
 def test_training_mode_is_left_as_it_was():
     net = network().train()
     segment(ball_ct(), net)
@@ -416,6 +458,29 @@ def test_saving_refuses_what_it_cannot_write(tmp_path):
     for name in ("seg.nrrd", "seg.png"):
         with pytest.raises(UsageError, match=r"\.nii\.gz"):
             result.save(tmp_path / name)
+
+
+def test_a_class_cannot_write_outside_the_folder(tmp_path):
+    net = network()
+    names = ("../../liver", "a/b", "a_b", "C:\\x")
+    classes = tuple(ClassSpec(name, "") for name in names)
+    net.config = replace(net.config, classes=classes)
+    result = segment(ball_ct(), net, postprocess=False)
+    files = result.save(tmp_path / "deep" / "out", layout="per_class")
+    assert {p for p in tmp_path.rglob("*") if p.is_file()} == set(files)
+    assert {p.parent.name for p in files} == {"segmentations", "out"}
+    labels = json.loads(files[-1].read_text())["labels"].values()
+    assert [label["name"] for label in labels] == list(names)
+    assert len({label["file"] for label in labels}) == len(names)
+
+
+@pytest.mark.parametrize("name", ["SEG.NII.GZ", "seg.nii"])
+def test_suffixes_in_any_case(tmp_path, name):
+    result = segment(ball_ct())
+    saved = nib.load(result.save(tmp_path / name)[0])
+    assert np.array_equal(np.asarray(saved.dataobj), result.label_map())
+    (tmp_path / "scan.dcm").mkdir()  # a folder, whatever its name
+    assert result.save(tmp_path / "scan.dcm")[0].parent == tmp_path / "scan.dcm"
 
 
 # --- the real model ------------------------------------------------------------------------------

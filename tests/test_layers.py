@@ -21,6 +21,7 @@ LAYERS = {
     "config": 0,
     "inference": 2,  # works on any network with the model's attributes
     "model": 3,
+    "prompts": 4,
     "saved": 4,
     "hub": 5,
     "pretraining": 6,
@@ -30,7 +31,7 @@ LAYERS = {
     "cli": 6,
     "__main__": 7,
 }
-WITHOUT_TORCH = ("errors", "taxonomy", "config", "cards")
+WITHOUT_TORCH = ("errors", "taxonomy", "config", "cards", "files", "layout", "arguments")
 
 
 def module_name(path: Path) -> str:

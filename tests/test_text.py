@@ -51,6 +51,27 @@ TOTALSEGMENTATOR_LABELS = [
     ),
 ]
 
+OTHER_DATASETS = {  # labels as their makers write them
+    "AMOS": """spleen, right kidney, left kidney, gall bladder, esophagus, liver, stomach, aorta,
+        postcava, pancreas, right adrenal gland, left adrenal gland, duodenum, bladder,
+        prostate/uterus""",
+    "WORD": """liver, spleen, left kidney, right kidney, stomach, gallbladder, esophagus, pancreas,
+        duodenum, colon, intestine, adrenal, rectum, bladder, Head_of_femur_L, Head_of_femur_R""",
+    "FLARE": """liver, right kidney, spleen, pancreas, aorta, inferior vena cava,
+        right adrenal gland, left adrenal gland, gallbladder, esophagus, stomach, duodenum,
+        left kidney, tumor""",
+    "MSD": """liver, liver tumour, lung cancer, pancreas, pancreas cancer, hepatic vessel,
+        hepatic vessel tumor, spleen, colon cancer primaries""",
+    "VISTA3D": """lung tumor, pancreatic tumor, hepatic tumor, colon cancer primaries, bone lesion,
+        left kidney cyst, right kidney cyst, airway, left lung upper lobe, right lung middle lobe,
+        vertebrae L5, vertebrae S1, left iliac vena, right iliac artery, left rib 12, sternum,
+        brachiocephalic trunk, left brachiocephalic vein, left subclavian artery, costal cartilages,
+        left common carotid artery, superior vena cava, pulmonary vein, left atrial appendage,
+        left gluteus maximus, right autochthon, left iliopsoas, left hip, right humerus, skull,
+        left scapula, left clavicula, spinal cord, thyroid gland, heart, trachea, brain, bone,
+        prostate or uterus, portal vein and splenic vein, small bowel, hepatic vessel, lung""",
+}
+
 
 @pytest.fixture(scope="module")
 def minilm() -> TextEncoder:
@@ -90,6 +111,12 @@ def test_the_bank_holds_every_totalsegmentator_label():
     bank = load_bank()
     assert len(TOTALSEGMENTATOR_LABELS) > 117  # v1's 104 and v2's 117, most of them shared
     assert [label for label in TOTALSEGMENTATOR_LABELS if bank.find(label) is None] == []
+
+
+@pytest.mark.parametrize("dataset", OTHER_DATASETS)
+def test_the_bank_holds_the_labels_of_other_datasets(dataset):
+    labels = [label.strip() for label in OTHER_DATASETS[dataset].split(",")]
+    assert [label for label in labels if load_bank().find(label) is None] == []
 
 
 @pytest.mark.parametrize(

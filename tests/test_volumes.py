@@ -76,7 +76,8 @@ def test_path_image_and_pair_give_the_same_volume(tmp_path):
     assert volume.voxel_ml == pytest.approx(0.0036)
 
 
-@pytest.mark.parametrize("sform,qform", [(1, 1), (2, 0), (0, 1), (4, 3)])
+@pytest.mark.filterwarnings("ignore:.*left and right may be swapped")
+@pytest.mark.parametrize("sform,qform", [(1, 1), (2, 0), (0, 1), (4, 3), (0, 0)])
 def test_mask_has_exactly_the_grid_of_the_ct(tmp_path, sform, qform):
     image = nib.Nifti1Image(hu().astype(np.int16), oblique())
     image.set_sform(oblique(), sform)

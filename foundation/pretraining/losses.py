@@ -15,32 +15,34 @@ EXCLUSIVE = torch.tensor([c.kind == "organ" and c.name != "hepatic_vessel" for c
 def masked_loss(
     logits: Tensor, target: Tensor, annotated: Tensor, weight: Tensor
 ) -> dict[str, Tensor]:
-    """Loss terms of a batch; their sum is to be minimised.
+    """Loss terms of a batch, each a mean over its scans; their sum is to be minimised.
 
-    logits (B, K, M); target (B, K, M) bool; annotated (B, K) bool; weight (B, M) in [0, 1].
+    logits (B, K, M) of M voxels of each scan; target (B, K, M) bool: what they belong to;
+    annotated (B, K) bool: the dataset of this scan labels this class; weight (B, M) in [0, 1].
 
-    `dice` and `binary` are the published pair (Dice here is per scan and class, and only of
-    classes that are present: the empty ones are the binary term's). `exclusive` is ours: a
-    softmax over the annotated exclusive classes and background at logit 0. It has the sigmoid's
-    decision where one class is alone, lifts off far earlier in training, and needs no second head.
+    `dice` and `binary` are the published pair. Dice here is of each scan and class, and only of
+    classes that are present: the empty ones are the binary term's.
+    `exclusive` is ours: a softmax over the annotated exclusive classes, with background at logit
+    0. Where one class is alone it decides as the sigmoid does; it lifts off far earlier in
+    training, and needs no second head.
     """
-    parts: dict[str, list[Tensor]] = {"dice": [], "binary": [], "exclusive": []}
-    for scan in range(len(logits)):
-        known = annotated[scan]
-        z, t, w = logits[scan][known], target[scan][known], weight[scan]
-        if not known.any() or w.sum() == 0:
+    terms: dict[str, list[Tensor]] = {"dice": [], "binary": [], "exclusive": []}
+    for scan, known in enumerate(annotated):
+        if not known.any() or weight[scan].sum() == 0:
             continue
-        parts["dice"].append(_dice(z, t, w))
-        parts["binary"].append(_binary(z, t, w))
-        parts["exclusive"].append(_exclusive(z, t, w, EXCLUSIVE.to(known.device)[known]))
+        of_scan = logits[scan][known], target[scan][known], weight[scan]
+        terms["dice"].append(_dice(*of_scan))
+        terms["binary"].append(_binary(*of_scan))
+        terms["exclusive"].append(_exclusive(*of_scan, EXCLUSIVE.to(known.device)[known]))
     zero = logits.sum() * 0.0
     return {
         name: torch.stack(values).sum() / len(logits) if values else zero
-        for name, values in parts.items()
+        for name, values in terms.items()
     }
 
 
 def _dice(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """1 - Dice, smoothed by one voxel, averaged over the classes that are present."""
     probabilities = logits.sigmoid() * weight
     truth = target * weight
     overlap = (probabilities * truth).sum(1)
@@ -60,10 +62,11 @@ def _binary(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
 
 
 def _exclusive(logits: Tensor, target: Tensor, weight: Tensor, exclusive: Tensor) -> Tensor:
+    """Cross-entropy of background and the classes marked `exclusive`, averaged over voxels."""
     if not exclusive.any():
         return logits.sum() * 0.0
-    z, t = logits[exclusive], target[exclusive]
-    stacked = torch.cat([torch.zeros_like(z[:1]), z])
-    truth = torch.where(t.any(0), t.to(torch.uint8).argmax(0) + 1, 0)
-    losses = functional.cross_entropy(stacked.T, truth, reduction="none")
+    logits, target = logits[exclusive], target[exclusive]
+    with_background = torch.cat([torch.zeros_like(logits[:1]), logits])
+    truth = torch.where(target.any(0), target.to(torch.uint8).argmax(0) + 1, 0)
+    losses = functional.cross_entropy(with_background.T, truth, reduction="none")
     return (losses * weight).sum() / weight.sum()

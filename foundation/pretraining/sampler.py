@@ -8,6 +8,7 @@ from typing import TypedDict
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
@@ -25,15 +26,18 @@ from foundation.pretraining.sources import (
 from foundation.synthesis import AIR_HU, render_ct, smooth_noise
 from foundation.taxonomy import CLASSES
 
+_LESION_SHARE = 0.4  # of the rendered patches, with one to three lesions each
 _LESION_RADIUS_MM = (4.0, 28.0)
+_FIRST_LESION = 201  # label value; above those of every source
 
 
 class Sample(TypedDict):
     """One training patch.
 
-    image (C, X, Y, Z) in [0, 1], one channel a HU window. voxels (M,): flat indices of the voxels
-    the loss looks at. target (K, M) bool: what they belong to. annotated (K,) bool: which classes
-    this source labels. weight (M,): 0 where the scan ends inside the patch.
+    image (C, X, Y, Z) in [0, 1], one channel a HU window, RAS.
+    voxels (M,): flat indices of the voxels the loss looks at.
+    target (K, M) bool: what they belong to. annotated (K,) bool: which classes this source labels.
+    weight (M,): 1, or 0 outside of the field of view.
     """
 
     image: Tensor
@@ -49,6 +53,9 @@ class PatchSettings:
 
     The head is three 1×1×1 convolutions, so that its cost in training falls with the voxels it is
     asked for: a random eighth of them makes a step several times faster.
+
+    patch_size: voxels along each axis, at `spacing_mm`. phantom_share: of the patches, from a
+    stock of `phantoms` bodies.
     """
 
     patch_size: int = 64
@@ -60,9 +67,10 @@ class PatchSettings:
 
 
 class Patches(Dataset[Sample]):
-    """Patch number i is a function of (seed, i) alone, so that a resumed run sees what it would have.
+    """The patches of a run: number i depends on (seed, i) alone, so that a resumed run sees it too.
 
-    first: the index that `self[0]` stands for (patches already used by the run).
+    anatomies: what patches are cut from, besides phantoms; may be empty if all are phantoms.
+    first, last: the range of patch numbers; `self[0]` is number `first`.
     """
 
     def __init__(
@@ -79,7 +87,7 @@ class Patches(Dataset[Sample]):
         self.first = first
         self.last = last
         weights = np.array([anatomy.weight for anatomy in self.anatomies])
-        self.share = weights / weights.sum()
+        self.share = weights / (weights.sum() or 1)
         self._phantoms: dict[int, Anatomy] = {}
 
     def __len__(self) -> int:
@@ -105,32 +113,32 @@ def draw_patch(anatomy: Anatomy, settings: PatchSettings, rng: np.random.Generat
     size = settings.patch_size
     fine_per_voxel = max(1, round(settings.spacing_mm / FINE_MM))
     centre = _draw_centre(anatomy, rng)
-    coordinates = _deformed_grid(size, fine_per_voxel, settings.spacing_mm, centre, rng, generator)
-    fine_labels = _gather(torch.from_numpy(anatomy.label_map), coordinates, fill=0)
-    membership, names = anatomy.membership, dict(anatomy.names)
+    positions = _deformed_grid(size, fine_per_voxel, settings.spacing_mm, centre, rng, generator)
+    fine_labels = _gather(torch.from_numpy(anatomy.label_map), positions, fill=0)
+    membership, names = anatomy.membership.copy(), dict(anatomy.names)
     if anatomy.ct is None:
-        if rng.random() < 0.4:
-            membership = membership.copy()
+        if rng.random() < _LESION_SHARE:
             for _ in range(int(rng.integers(1, 4))):
-                _grow_lesion(fine_labels, membership, names, anatomy, rng, generator)
-        hu = _render(anatomy, fine_labels, names, coordinates, fine_per_voxel, rng)
+                _grow_lesion(fine_labels, membership, names, anatomy.annotated, rng, generator)
+        hu = _render(anatomy, fine_labels, names, positions, fine_per_voxel, rng)
     else:
-        hu = _gather(torch.from_numpy(anatomy.ct), coordinates, fill=AIR_HU)
+        hu = _gather(torch.from_numpy(anatomy.ct), positions, fill=AIR_HU)
         hu = functional.avg_pool3d(hu[None, None], fine_per_voxel)[0, 0]
         hu = _vary_scan(hu, rng, generator)
     labels = _majority(fine_labels, fine_per_voxel)
-    weight = _field_of_view(hu, anatomy, coordinates, fine_per_voxel, rng)
+    covered = _field_of_view(anatomy, positions, fine_per_voxel, rng)
+    hu[~covered] = AIR_HU
 
     voxels = torch.randperm(labels.numel(), generator=generator)[: settings.voxels]
-    table = torch.from_numpy(membership)
+    belongs = torch.from_numpy(membership)[labels.reshape(-1)[voxels].long()]
     annotated = torch.zeros(len(CLASSES), dtype=torch.bool)
     annotated[list(anatomy.annotated)] = True
     return Sample(
         image=torch.stack([window_hu(hu, window) for window in settings.hu_windows]),
         voxels=voxels,
-        target=table[labels.reshape(-1)[voxels].long()].T.contiguous(),
+        target=belongs.T.contiguous(),
         annotated=annotated,
-        weight=weight.reshape(-1)[voxels],
+        weight=covered.reshape(-1)[voxels].float(),
     )
 
 
@@ -140,7 +148,7 @@ def window_hu(hu: Tensor, window: tuple[float, float]) -> Tensor:
     return ((hu - low) / (high - low)).clamp(0, 1)
 
 
-def _draw_centre(anatomy: Anatomy, rng: np.random.Generator) -> np.ndarray:
+def _draw_centre(anatomy: Anatomy, rng: np.random.Generator) -> NDArray[np.float64]:
     """A point to centre the patch on, in voxels of the label map: near a class, rare ones too."""
     channels = list(anatomy.centres)
     positions = anatomy.centres[channels[int(rng.integers(len(channels)))]]
@@ -152,11 +160,14 @@ def _deformed_grid(
     size: int,
     fine_per_voxel: int,
     spacing_mm: float,
-    centre: np.ndarray,
+    centre: NDArray[np.float64],
     rng: np.random.Generator,
     generator: torch.Generator,
 ) -> Tensor:
-    """Positions (3, X, Y, Z) in the label map of the patch's fine voxels: affine and elastic."""
+    """Where the patch's fine voxels lie: affine and elastic.
+
+    centre (3,): of the patch, in voxels of the label map, as are the positions (3, X, Y, Z).
+    """
     fine_size = size * fine_per_voxel
     angles = rng.normal(0, (0.07, 0.07, 0.14))
     scale = np.exp(rng.normal(0, 0.1) + rng.normal(0, 0.09, 3)).clip(0.7, 1.4)
@@ -166,24 +177,25 @@ def _deformed_grid(
     affine = torch.from_numpy(matrix).float() @ grid
     positions = affine.view(3, fine_size, fine_size, fine_size)
     positions += torch.from_numpy(centre).float()[:, None, None, None]
-    shift = sum(
-        functional.interpolate(
-            # Averaging keeps the field from folding; 2.5 restores its amplitude.
-            functional.avg_pool3d(torch.randn(1, 3, *(nodes + 2,) * 3, generator=generator), 3, 1)
-            * (2.5 * amplitude_mm / FINE_MM),
-            size=(16, 16, 16),
-            mode="trilinear",
-            align_corners=True,
-        )
-        for nodes, amplitude_mm in ((5, rng.uniform(0, 12)), (11, rng.uniform(0, 4)))
-    )
+    amplitudes_mm = rng.uniform(0, 12), rng.uniform(0, 4)
+    shift = _elastic_field(5, amplitudes_mm[0], generator)
+    shift = shift + _elastic_field(11, amplitudes_mm[1], generator)
     positions += functional.interpolate(
         shift, size=(fine_size,) * 3, mode="trilinear", align_corners=True
     )[0]
     return positions
 
 
-def _rotation(angles: Sequence[float]) -> np.ndarray:
+def _elastic_field(nodes: int, amplitude_mm: float, generator: torch.Generator) -> Tensor:
+    """Smooth random shifts (1, 3, 16, 16, 16) in voxels of the label map, from a grid of nodes."""
+    drawn = torch.randn(1, 3, *(nodes + 2,) * 3, generator=generator)
+    # Averaging keeps the field from folding; 2.5 restores its amplitude.
+    smooth = functional.avg_pool3d(drawn, 3, 1) * (2.5 * amplitude_mm / FINE_MM)
+    return functional.interpolate(smooth, size=(16, 16, 16), mode="trilinear", align_corners=True)
+
+
+def _rotation(angles: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rotation matrix (3, 3) that turns about X, Y and Z by `angles`, in radians."""
     matrix = np.eye(3)
     for axis, angle in enumerate(angles):
         first, second = [other for other in range(3) if other != axis]
@@ -219,52 +231,60 @@ def _majority(fine_labels: Tensor, factor: int) -> Tensor:
 
 def _grow_lesion(
     labels: Tensor,
-    membership: np.ndarray,
+    membership: NDArray[np.bool_],
     names: dict[int, str],
-    anatomy: Anatomy,
+    annotated: Sequence[int],
     rng: np.random.Generator,
     generator: torch.Generator,
 ) -> None:
-    """Turn a lumpy ball inside an organ into a lesion with a label value of its own, in place."""
-    lesions = [name for name in LESION_HOSTS if INDEX[name] in anatomy.annotated]
+    """Turn a lumpy ball inside an organ into a lesion with a label value of its own, in place.
+
+    Nothing happens where the drawn lesion's organ is not in the patch.
+    """
+    lesions = [name for name in LESION_HOSTS if INDEX[name] in annotated]
     if not lesions:
         return
     lesion = lesions[int(rng.integers(len(lesions)))]
-    hosts = [
-        value
-        for value in names
-        for host in LESION_HOSTS[lesion]
-        if membership[value, INDEX[host]] and value < 200
-    ]
-    host = torch.isin(labels, torch.tensor(hosts, dtype=labels.dtype)) if hosts else None
-    if host is None or not host.any():
-        return
+    hosts = [INDEX[name] for name in LESION_HOSTS[lesion]]
+    host_values = [v for v in names if membership[v, hosts].any() and v < _FIRST_LESION]
+    host = torch.isin(labels, torch.tensor(host_values, dtype=labels.dtype))
     candidates = host.reshape(-1).nonzero()[:, 0]
+    if not len(candidates):
+        return
     seed = int(candidates[int(rng.integers(len(candidates)))])
-    origin = np.unravel_index(seed, labels.shape)
-    radius = np.exp(rng.uniform(*np.log(_LESION_RADIUS_MM))) / FINE_MM
-    reach = int(radius * 1.6) + 2
-    box = tuple(slice(max(0, int(o) - reach), int(o) + reach + 1) for o in origin)
-    shape = tuple(labels[box].shape)
-    axes = [
-        (torch.arange(s.start, s.start + n) - int(o)) / (radius * rng.uniform(0.75, 1.25))
-        for s, n, o in zip(box, shape, origin, strict=True)
-    ]
-    distance = (
-        axes[0][:, None, None] ** 2 + axes[1][None, :, None] ** 2 + axes[2][None, None] ** 2
-    ).sqrt()
-    distance = distance + 0.12 * smooth_noise(shape, 0.7 * radius, generator)
+    box, ball = _lumpy_ball(tuple(labels.shape), seed, rng, generator)
     organ = host[box]
     if lesion == "hepatic_vessel_tumor":  # it lies in the liver around a vessel
         organ = torch.from_numpy(membership[:, INDEX["liver"]])[labels[box].long()]
-    grown = (distance < 1) & organ
-    parents = membership[int(labels.reshape(-1)[seed])].copy()
-    parents[INDEX["hepatic_vessel"]] = False
-    value = int(max([200, *names]) + 1)
-    membership[value] = parents
+    value = max(_FIRST_LESION, max(names) + 1)
+    membership[value] = membership[int(labels.reshape(-1)[seed])]
+    membership[value, INDEX["hepatic_vessel"]] = False
     membership[value, INDEX[lesion]] = True
     names[value] = lesion
-    labels[box][grown] = value
+    labels[box][ball & organ] = value
+
+
+def _lumpy_ball(
+    shape: tuple[int, ...], seed: int, rng: np.random.Generator, generator: torch.Generator
+) -> tuple[tuple[slice, ...], Tensor]:
+    """A random ellipsoid with a lumpy surface around a flat voxel index of a grid of `shape`.
+
+    Returns the box of the grid that holds it, and the ball in that box, bool.
+    """
+    origin = np.unravel_index(seed, shape)
+    radius = np.exp(rng.uniform(*np.log(_LESION_RADIUS_MM))) / FINE_MM
+    reach = int(radius * 1.6) + 2
+    box = tuple(
+        slice(max(0, int(o) - reach), min(n, int(o) + reach + 1))
+        for o, n in zip(origin, shape, strict=True)
+    )
+    x, y, z = (
+        (torch.arange(s.start, s.stop) - int(o)) / (radius * rng.uniform(0.75, 1.25))
+        for s, o in zip(box, origin, strict=True)
+    )
+    distance = (x[:, None, None] ** 2 + y[None, :, None] ** 2 + z[None, None] ** 2).sqrt()
+    lumps = smooth_noise(tuple(distance.shape), 0.7 * radius, generator)
+    return box, distance + 0.12 * lumps < 1
 
 
 def _render(
@@ -275,19 +295,20 @@ def _render(
     pool: int,
     rng: np.random.Generator,
 ) -> Tensor:
+    """HU (X, Y, Z) of a rendered label map, around it a body of random build where it has none."""
     fat_mm, muscle_mm = rng.uniform(4, 45), rng.uniform(5, 18)
-    if anatomy.skin_mm is None:
-        return torch.from_numpy(render_ct(labels, names, FINE_MM, rng, pool=pool))
-    in_skin_map = positions * (FINE_MM / COARSE_MM) + SKIN_MARGIN
-    depth = -_interpolate(torch.from_numpy(anatomy.skin_mm), in_skin_map)
-    if not anatomy.has_skin:
-        depth = depth + fat_mm + muscle_mm
+    depth_mm = None
+    if anatomy.skin_mm is not None:
+        in_skin_map = positions * (FINE_MM / COARSE_MM) + SKIN_MARGIN
+        depth_mm = -_interpolate(torch.from_numpy(anatomy.skin_mm), in_skin_map)
+        if not anatomy.has_skin:
+            depth_mm = depth_mm + fat_mm + muscle_mm
     rendered = render_ct(
         labels,
         names,
         FINE_MM,
         rng,
-        depth_mm=depth,
+        depth_mm=depth_mm,
         fat_mm=fat_mm,
         muscle_mm=muscle_mm,
         pool=pool,
@@ -315,30 +336,23 @@ def _vary_scan(hu: Tensor, rng: np.random.Generator, generator: torch.Generator)
 
 
 def _field_of_view(
-    hu: Tensor,
-    anatomy: Anatomy,
-    positions: Tensor,
-    factor: int,
-    rng: np.random.Generator,
+    anatomy: Anatomy, positions: Tensor, factor: int, rng: np.random.Generator
 ) -> Tensor:
-    """Blank what the scan does not cover, in place; 1 inside the field of view, 0 outside.
+    """Which voxels (X, Y, Z) the scan covers, bool.
 
     A label map ends somewhere; scans also end earlier, and that is drawn.
     """
-    weight = torch.ones(hu.shape)
     middle = positions[:, factor // 2 :: factor, factor // 2 :: factor, factor // 2 :: factor]
     height = middle[2]
-    outside = (height < 0) | (height > anatomy.label_map.shape[2] - 1)
+    outside: Tensor = (height < 0) | (height > anatomy.label_map.shape[2] - 1)
     if anatomy.ct is not None:
         for axis in (0, 1):
             outside |= (middle[axis] < 0) | (middle[axis] > anatomy.label_map.shape[axis] - 1)
     for axis, probability in ((0, 0.1), (1, 0.05), (2, 0.35)):
-        size = hu.shape[axis]
+        size = outside.shape[axis]
         if rng.random() < probability:
             outside.narrow(axis, 0, int(rng.integers(1, size // 3))).fill_(True)
         if rng.random() < probability:
             cut = int(rng.integers(1, size // 3))
             outside.narrow(axis, size - cut, cut).fill_(True)
-    hu[outside] = AIR_HU
-    weight[outside] = 0
-    return weight
+    return ~outside

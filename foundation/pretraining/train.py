@@ -2,9 +2,10 @@
 
     python -m foundation.pretraining.train DATA RUN [--hold-out FOLDER ...] [--steps N ...]
 
-DATA is a folder of open CTs and label maps, RUN receives `last.pt` (everything needed to go on),
-`log.csv` and, at the end, `model/` (a saved model). Started again with the same arguments it goes
-on where it stopped and sees the very patches it would have seen.
+DATA is a folder of open CTs and label maps, or the word `phantoms`: generated anatomy alone. RUN
+receives `last.pt` (everything needed to go on), `log.csv` and, at the end, `model/` (a saved
+model). Started again with the same arguments it goes on where it stopped and sees the very patches
+it would have seen: on one machine the weights are the same as without the interruption.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
-import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,13 +26,17 @@ from tqdm import tqdm
 
 from foundation.config import ClassSpec, ModelConfig, Preprocessing
 from foundation.errors import UsageError
+from foundation.files import replacing
 from foundation.hub import save_pretrained
 from foundation.model import UniversalModel
 from foundation.pretraining.losses import masked_loss
 from foundation.pretraining.sampler import Patches, PatchSettings, Sample
-from foundation.pretraining.sources import load_anatomies
+from foundation.pretraining.sources import Anatomy, load_anatomies
 from foundation.taxonomy import CLASSES
 from foundation.text import MINILM, class_prompt, embed_classes, load_bank
+
+PHANTOMS = "phantoms"  # in the place of a folder of data
+_MAY_CHANGE = {"steps", "decay"}  # a run may be made longer or shorter
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,8 @@ class Settings:
     """What a run depends on; together with the data it determines the weights.
 
     The learning rate warms up, stays, and falls linearly to zero over the last `decay` of `steps`.
-    ema: the published weights are a running average with this decay.
+    clip: largest norm of the gradient. ema: the published weights are a running average with this
+    decay. hold_out: folders of the data to leave out. backbone_options: of `LiteUNet`.
     """
 
     steps: int = 4600
@@ -53,6 +59,7 @@ class Settings:
     ema: float = 0.998
     seed: int = 1
     hold_out: tuple[str, ...] = ()
+    backbone_options: Mapping[str, Any] = field(default_factory=dict)
     patches: PatchSettings = field(default_factory=PatchSettings)
 
 
@@ -63,15 +70,16 @@ def build_model(settings: Settings) -> UniversalModel:
     config = ModelConfig(
         name="universal-ct",
         backbone="lite_unet",
+        backbone_options=settings.backbone_options,
         classes=tuple(
             ClassSpec(c.name, class_prompt(c.display.lower(), MINILM), c.parent) for c in CLASSES
         ),
         text=MINILM,
         standardise_text=True,
         preprocessing=Preprocessing(
-            spacing_mm=(patches.spacing_mm,) * 3,
+            spacing_mm=(patches.spacing_mm, patches.spacing_mm, patches.spacing_mm),
             hu_windows=patches.hu_windows,
-            patch_size=(patches.patch_size,) * 3,
+            patch_size=(patches.patch_size, patches.patch_size, patches.patch_size),
         ),
     )
     model = UniversalModel(config, embed_classes([c.prompt for c in config.classes], MINILM))
@@ -82,15 +90,15 @@ def build_model(settings: Settings) -> UniversalModel:
 
 
 def learning_rate_factor(step: int, settings: Settings) -> float:
-    """Warm-up, plateau and linear decay, as a factor of the full learning rate."""
+    """Warm-up, plateau and linear decay, as a factor in [0, 1] of the full learning rate."""
     decay_steps = max(1, round(settings.decay * settings.steps))
-    rising = min(1.0, (step + 1) / settings.warm_up)
+    rising = min(1.0, (step + 1) / max(1, settings.warm_up))
     falling = min(1.0, (settings.steps - step) / decay_steps)
     return min(rising, falling)
 
 
 class Trainer:
-    """The state of a run: model, average, optimiser and step, saved and restored as one."""
+    """The state of a run, saved and restored as one: model, its average, optimiser and step."""
 
     def __init__(self, settings: Settings, device: torch.device) -> None:
         self.settings = settings
@@ -102,34 +110,37 @@ class Trainer:
         self.auxiliary = nn.Conv1d(
             self.model.backbone.full_channels, len(self.model.classes), 1, device=device
         )
-        nn.init.constant_(self.auxiliary.bias, -3.0)
+        nn.init.constant_(self.auxiliary.get_parameter("bias"), -3.0)
+        self.optimizer = self._build_optimizer()
+        self.step = 0
+
+    def _build_optimizer(self) -> torch.optim.Optimizer:
         head = self.model.head
         generating = [head.controller, head.text_projection, head.global_feature]
         direct = [self.model.backbone, head.feature_projection, self.auxiliary]
-        self.optimizer = torch.optim.AdamW(
+        full_rates = (
+            (direct, self.settings.learning_rate),
+            (generating, self.settings.head_learning_rate),
+        )
+        return torch.optim.AdamW(
             [
                 {"params": list(nn.ModuleList(part).parameters()), "full": rate}
-                for part, rate in (
-                    (direct, settings.learning_rate),
-                    (generating, settings.head_learning_rate),
-                )
+                for part, rate in full_rates
             ],
-            weight_decay=settings.weight_decay,
+            weight_decay=self.settings.weight_decay,
         )
-        self.step = 0
 
     def train_step(self, batch: Sample) -> dict[str, float]:
-        """One optimiser step; returns the loss terms."""
+        """One optimiser step; returns the loss terms and the norm of the gradient.
+
+        Raises:
+            UsageError: the loss is not a finite number.
+        """
         factor = learning_rate_factor(self.step, self.settings)
         for group in self.optimizer.param_groups:
             group["lr"] = group["full"] * factor
         self.model.train()
-        on_device = {k: v.to(self.device, non_blocking=True) for k, v in batch.items()}  # type: ignore[attr-defined]
-        logits, features = self.model.logits_at(on_device["image"], on_device["voxels"])
-        truth = (on_device["target"], on_device["annotated"], on_device["weight"])
-        terms = masked_loss(logits, *truth)
-        helping = masked_loss(self.auxiliary(features), *truth)
-        terms["auxiliary"] = torch.stack(list(helping.values())).sum()
+        terms = self._losses(batch)
         loss = sum(terms.values(), torch.zeros((), device=self.device))
         if not torch.isfinite(loss):
             raise UsageError(f"The loss is {loss.item()} at step {self.step}: lower learning_rate.")
@@ -141,6 +152,16 @@ class Trainer:
         self.step += 1
         return {name: value.item() for name, value in terms.items()} | {"norm": norm.item()}
 
+    def _losses(self, batch: Sample) -> dict[str, Tensor]:
+        tensors = cast("dict[str, Tensor]", batch)
+        on_device = {k: v.to(self.device, non_blocking=True) for k, v in tensors.items()}
+        logits, features = self.model.logits_at(on_device["image"], on_device["voxels"])
+        truth = (on_device["target"], on_device["annotated"], on_device["weight"])
+        terms = masked_loss(logits, *truth)
+        helping = masked_loss(self.auxiliary(features), *truth)
+        terms["auxiliary"] = torch.stack(list(helping.values())).sum()
+        return terms
+
     def _update_average(self) -> None:
         # Short memory at first, or the random start would linger in the average.
         decay = min(self.settings.ema, (self.step + 1) / (self.step + 10))
@@ -149,20 +170,17 @@ class Trainer:
                 self.average[name].lerp_(value, 1 - decay)
 
     def save(self, path: Path) -> None:
-        """Write the whole state under a temporary name, then rename."""
-        temporary = path.with_suffix(".tmp")
-        torch.save(
-            {
-                "settings": dataclasses.asdict(self.settings),
-                "step": self.step,
-                "model": self.model.state_dict(),
-                "average": self.average,
-                "auxiliary": self.auxiliary.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-            },
-            temporary,
-        )
-        os.replace(temporary, path)
+        """Write the whole state; an older file at `path` stays whole until then."""
+        state = {
+            "settings": dataclasses.asdict(self.settings),
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "average": self.average,
+            "auxiliary": self.auxiliary.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        with replacing(path) as temporary:
+            torch.save(state, temporary)
 
     def restore(self, path: Path) -> None:
         """Go on from `path`.
@@ -172,8 +190,9 @@ class Trainer:
         """
         state = torch.load(path, map_location=self.device, weights_only=True)
         mine = dataclasses.asdict(self.settings)
-        differing = sorted(k for k in mine if mine[k] != state["settings"].get(k))
-        if set(differing) - {"steps", "decay"}:  # a run may be made longer or shorter
+        theirs = {**dataclasses.asdict(Settings()), **state["settings"]}
+        differing = sorted(name for name in mine if mine[name] != theirs[name])
+        if set(differing) - _MAY_CHANGE:
             raise UsageError(
                 f"{path} was written with other settings ({', '.join(differing)}). "
                 "Use those, or another folder."
@@ -195,8 +214,10 @@ def _one_thread(_: int) -> None:
     torch.set_num_threads(1)
 
 
-def _batches(settings: Settings, data: Path, step: int) -> Iterator[Sample]:
-    anatomies = load_anatomies(data, settings.hold_out)
+def _batches(
+    anatomies: Sequence[Anatomy], settings: Settings, step: int, workers: int
+) -> Iterator[Sample]:
+    """The batches of the run from `step` on, made beside the training by `workers` processes."""
     size = settings.batch_size
     patches = Patches(
         anatomies, settings.patches, settings.seed, step * size, settings.steps * size
@@ -205,16 +226,36 @@ def _batches(settings: Settings, data: Path, step: int) -> Iterator[Sample]:
         DataLoader(
             patches,
             batch_size=size,
-            num_workers=1,
-            prefetch_factor=4,
+            num_workers=workers,
+            prefetch_factor=4 if workers else None,
             worker_init_fn=_one_thread,
             pin_memory=torch.cuda.is_available(),
         )
     )
 
 
-def train(data: Path, run: Path, settings: Settings, device: torch.device) -> Path:
-    """Train to the end, or go on with an interrupted run; returns the saved model's folder."""
+def train(
+    data: Path | None,
+    run: Path,
+    settings: Settings,
+    device: torch.device,
+    *,
+    workers: int = 1,
+    save_every: int = 50,
+) -> Path:
+    """Train to the end, or go on with an interrupted run; returns the saved model's folder.
+
+    data: folder of open data; None for phantoms alone. save_every: steps between checkpoints.
+
+    Raises:
+        UsageError: no training data in `data`, or `run` belongs to a run with other settings.
+    """
+    if data is None:
+        anatomies = []
+        only_phantoms = dataclasses.replace(settings.patches, phantom_share=1.0)
+        settings = dataclasses.replace(settings, patches=only_phantoms)
+    else:
+        anatomies = load_anatomies(data, settings.hold_out)
     run.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(settings, device)
     checkpoint = run / "last.pt"
@@ -224,13 +265,15 @@ def train(data: Path, run: Path, settings: Settings, device: torch.device) -> Pa
     recent: dict[str, float] = {}
     started, first = time.monotonic(), trainer.step
     progress = tqdm(
-        _batches(settings, data, trainer.step), initial=trainer.step, total=settings.steps
+        _batches(anatomies, settings, trainer.step, workers),
+        initial=trainer.step,
+        total=settings.steps,
     )
     for batch in progress:
         for name, value in trainer.train_step(batch).items():
             recent[name] = 0.95 * recent.get(name, value) + 0.05 * value
         progress.set_postfix({name: f"{value:.3f}" for name, value in recent.items()})
-        if trainer.step % 50 == 0 or trainer.step == settings.steps:
+        if trainer.step % save_every == 0 or trainer.step == settings.steps:
             seconds = (time.monotonic() - started) / (trainer.step - first)
             _append(log, {"step": trainer.step, "seconds_per_step": seconds, **recent})
             trainer.save(checkpoint)
@@ -239,7 +282,7 @@ def train(data: Path, run: Path, settings: Settings, device: torch.device) -> Pa
     return folder
 
 
-def _append(log: Path, row: dict[str, float]) -> None:
+def _append(log: Path, row: Mapping[str, float]) -> None:
     is_new = not log.exists()
     with log.open("a", newline="") as handle:
         writer = csv.DictWriter(handle, list(row))
@@ -248,21 +291,28 @@ def _append(log: Path, row: dict[str, float]) -> None:
         writer.writerow({k: v if isinstance(v, int) else f"{v:.4f}" for k, v in row.items()})
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `python -m foundation.pretraining.train`."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("data", type=Path, help="folder of open CTs and label maps")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument(
+        "data", help=f"folder of open CTs and label maps, or {PHANTOMS}: generated anatomy alone"
+    )
     parser.add_argument("run", type=Path, help="folder of the run, new or to go on with")
     parser.add_argument("--hold-out", nargs="*", default=[], help="folders of DATA to leave out")
-    parser.add_argument("--steps", type=int, default=Settings.steps)
-    parser.add_argument("--decay", type=float, default=Settings.decay)
-    parser.add_argument("--seed", type=int, default=Settings.seed)
+    numbers = [f for f in dataclasses.fields(Settings) if isinstance(f.default, (int, float))]
+    for number in numbers:
+        option = "--" + number.name.replace("_", "-")
+        kind = type(number.default)
+        parser.add_argument(option, type=kind, default=number.default, help="default %(default)s")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    given = parser.parse_args()
-    settings = Settings(
-        steps=given.steps, decay=given.decay, seed=given.seed, hold_out=tuple(given.hold_out)
-    )
-    train(given.data, given.run, settings, torch.device(given.device))
+    given = parser.parse_args(arguments)
+    chosen = {number.name: getattr(given, number.name) for number in numbers}
+    settings = Settings(hold_out=tuple(given.hold_out), **chosen)
+    data = None if given.data == PHANTOMS else Path(given.data)
+    try:
+        train(data, given.run, settings, torch.device(given.device))
+    except UsageError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":
