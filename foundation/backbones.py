@@ -81,6 +81,8 @@ class LiteUNet(Backbone):
             nn.Sequential(_ConvBlock(2 * fine, fine), _ConvBlock(fine, fine)) for fine, _ in pairs
         )
         self.detail = nn.Conv3d(in_channels, full, 3, padding=1)
+        # The image would drown what the decoder says at first: it joins as training asks for it.
+        nn.init.zeros_(self.detail.weight)
         self.full_up = nn.ConvTranspose3d(widths[0], full, 2, stride=2)
 
     def encode(self, image: Tensor) -> list[Tensor]:

@@ -60,7 +60,7 @@ class TextDrivenHead(nn.Module):
             from_text[: biases.start] *= 3.0
             self.controller.weight[biases] *= 0.3
             self.controller.bias.zero_()
-            self.controller.bias[-1] = -3.0
+            self.controller.bias[-1] = -2.0
 
     def generate(self, deep: Tensor, prompt_embedding: Tensor) -> Tensor:
         """Parameters of every class's convolutions.

@@ -88,6 +88,7 @@ _KIND_BY_PREFIX: tuple[tuple[tuple[str, ...], str], ...] = (
     (("lung_tumor",), "lung_tumor"),
     (("lung",), "lung"),
     (("trachea",), "trachea"),
+    (("thyroid_gland",), "thyroid"),
     (("heart", "atrial_app"), "heart"),
     (
         (

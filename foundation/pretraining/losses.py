@@ -10,18 +10,20 @@ from foundation.taxonomy import CLASSES
 
 # Classes of which a voxel has at most one: not lesions, nor vessels inside the liver.
 EXCLUSIVE = torch.tensor([c.kind == "organ" and c.name != "hepatic_vessel" for c in CLASSES])
+BINARY_WEIGHT = 0.2  # it keeps each sigmoid honest; more of it holds every class down at first
 
 
 def masked_loss(
-    logits: Tensor, target: Tensor, annotated: Tensor, weight: Tensor
+    logits: Tensor, target: Tensor, annotated: Tensor, weight: Tensor, balance: float = 0.0
 ) -> dict[str, Tensor]:
     """Loss terms of a batch, each a mean over its scans; their sum is to be minimised.
 
     logits (B, K, M) of M voxels of each scan; target (B, K, M) bool: what they belong to;
     annotated (B, K) bool: the dataset of this scan labels this class; weight (B, M) in [0, 1].
+    balance: in `exclusive` a voxel counts by (size of its class)^-balance, 0 for all alike.
 
     `dice` and `binary` are the published pair. Dice here is of each scan and class, and only of
-    classes that are present: the empty ones are the binary term's.
+    classes that are present: the empty ones are the binary term's, which has a small weight.
     `exclusive` is ours: a softmax over the annotated exclusive classes, with background at logit
     0. Where one class is alone it decides as the sigmoid does; it lifts off far earlier in
     training, and needs no second head.
@@ -30,10 +32,11 @@ def masked_loss(
     for scan, known in enumerate(annotated):
         if not known.any() or weight[scan].sum() == 0:
             continue
-        of_scan = logits[scan][known], target[scan][known], weight[scan]
-        terms["dice"].append(_dice(*of_scan))
-        terms["binary"].append(_binary(*of_scan))
-        terms["exclusive"].append(_exclusive(*of_scan, EXCLUSIVE.to(known.device)[known]))
+        exclusive = EXCLUSIVE.to(known.device)[known]
+        z, t, w = logits[scan][known], target[scan][known], weight[scan]
+        terms["dice"].append(_dice(_probabilities(z, exclusive), t, w))
+        terms["binary"].append(BINARY_WEIGHT * _binary(z, t, w))
+        terms["exclusive"].append(_exclusive(z[exclusive], t[exclusive], w, balance))
     zero = logits.sum() * 0.0
     return {
         name: torch.stack(values).sum() / len(logits) if values else zero
@@ -41,15 +44,25 @@ def masked_loss(
     }
 
 
-def _dice(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+def _probabilities(logits: Tensor, exclusive: Tensor) -> Tensor:
+    """Softmax over the exclusive classes with background at logit 0; sigmoid for the others."""
+    shares = _with_background(logits[exclusive]).softmax(0)[1:]
+    return logits.sigmoid().index_put((exclusive.nonzero()[:, 0],), shares)
+
+
+def _with_background(logits: Tensor) -> Tensor:
+    return torch.cat([torch.zeros_like(logits[:1]), logits])
+
+
+def _dice(probabilities: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """1 - Dice, smoothed by one voxel, averaged over the classes that are present."""
-    probabilities = logits.sigmoid() * weight
+    probabilities = probabilities * weight
     truth = target * weight
     overlap = (probabilities * truth).sum(1)
     total = probabilities.sum(1) + truth.sum(1)
     present = truth.sum(1) > 0
     if not present.any():
-        return logits.sum() * 0.0
+        return probabilities.sum() * 0.0
     return (1 - (2 * overlap + 1) / (total + 1))[present].mean()
 
 
@@ -61,12 +74,13 @@ def _binary(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     return (losses.sum(0) * weight).sum() / weight.sum()
 
 
-def _exclusive(logits: Tensor, target: Tensor, weight: Tensor, exclusive: Tensor) -> Tensor:
-    """Cross-entropy of background and the classes marked `exclusive`, averaged over voxels."""
-    if not exclusive.any():
+def _exclusive(logits: Tensor, target: Tensor, weight: Tensor, balance: float) -> Tensor:
+    """Cross-entropy over background and exclusive classes, a weighted average over voxels."""
+    if not len(logits):
         return logits.sum() * 0.0
-    logits, target = logits[exclusive], target[exclusive]
-    with_background = torch.cat([torch.zeros_like(logits[:1]), logits])
     truth = torch.where(target.any(0), target.to(torch.uint8).argmax(0) + 1, 0)
-    losses = functional.cross_entropy(with_background.T, truth, reduction="none")
+    losses = functional.cross_entropy(_with_background(logits).T, truth, reduction="none")
+    if balance:
+        sizes = weight.new_zeros(len(logits) + 1).index_add_(0, truth, weight).clamp_min(1)
+        weight = weight * sizes[truth].pow(-balance)
     return (losses * weight).sum() / weight.sum()

@@ -115,7 +115,7 @@ def membership_table(names: Mapping[int, str]) -> NDArray[np.bool_]:
             table[value, INDEX[name]] = True
         if label.startswith("kidney_cyst_"):
             table[value, INDEX[label.replace("_cyst", "")]] = True
-        if label in _OWN_NAMES:
+        if name == "hepatic_vessel":
             table[value, INDEX["liver"]] = True
     return table
 

@@ -44,17 +44,19 @@ class Settings:
     """What a run depends on; together with the data it determines the weights.
 
     The learning rate warms up, stays, and falls linearly to zero over the last `decay` of `steps`.
-    clip: largest norm of the gradient. ema: the published weights are a running average with this
+    balance: how much the loss favours small classes (see `masked_loss`) while the learning rate is
+    high; it falls with it. clip: largest norm of the gradient. ema: the published weights are a running average with this
     decay. hold_out: folders of the data to leave out. backbone_options: of `LiteUNet`.
     """
 
-    steps: int = 4600
+    steps: int = 2900
     batch_size: int = 2
     learning_rate: float = 3e-3
-    head_learning_rate: float = 5e-4
+    head_learning_rate: float = 1e-3
     weight_decay: float = 1e-4
-    warm_up: int = 100
+    warm_up: int = 50
     decay: float = 0.3
+    balance: float = 0.5
     clip: float = 5.0
     ema: float = 0.998
     seed: int = 1
@@ -91,10 +93,14 @@ def build_model(settings: Settings) -> UniversalModel:
 
 def learning_rate_factor(step: int, settings: Settings) -> float:
     """Warm-up, plateau and linear decay, as a factor in [0, 1] of the full learning rate."""
-    decay_steps = max(1, round(settings.decay * settings.steps))
     rising = min(1.0, (step + 1) / max(1, settings.warm_up))
-    falling = min(1.0, (settings.steps - step) / decay_steps)
-    return min(rising, falling)
+    return min(rising, falling_factor(step, settings))
+
+
+def falling_factor(step: int, settings: Settings) -> float:
+    """1 until the last `decay` of the steps, over which it falls linearly to 0."""
+    decay_steps = max(1, round(settings.decay * settings.steps))
+    return min(1.0, (settings.steps - step) / decay_steps)
 
 
 class Trainer:
@@ -110,7 +116,7 @@ class Trainer:
         self.auxiliary = nn.Conv1d(
             self.model.backbone.full_channels, len(self.model.classes), 1, device=device
         )
-        nn.init.constant_(self.auxiliary.get_parameter("bias"), -3.0)
+        nn.init.constant_(self.auxiliary.get_parameter("bias"), -2.0)
         self.optimizer = self._build_optimizer()
         self.step = 0
 
@@ -146,19 +152,23 @@ class Trainer:
             raise UsageError(f"The loss is {loss.item()} at step {self.step}: lower learning_rate.")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+        norm = nn.utils.clip_grad_norm_(self._parameters(), self.settings.clip)
         self.optimizer.step()
         self._update_average()
         self.step += 1
         return {name: value.item() for name, value in terms.items()} | {"norm": norm.item()}
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [*self.model.parameters(), *self.auxiliary.parameters()]
 
     def _losses(self, batch: Sample) -> dict[str, Tensor]:
         tensors = cast("dict[str, Tensor]", batch)
         on_device = {k: v.to(self.device, non_blocking=True) for k, v in tensors.items()}
         logits, features = self.model.logits_at(on_device["image"], on_device["voxels"])
         truth = (on_device["target"], on_device["annotated"], on_device["weight"])
-        terms = masked_loss(logits, *truth)
-        helping = masked_loss(self.auxiliary(features), *truth)
+        balance = self.settings.balance * falling_factor(self.step, self.settings)
+        terms = masked_loss(logits, *truth, balance)
+        helping = masked_loss(self.auxiliary(features), *truth, balance)
         terms["auxiliary"] = torch.stack(list(helping.values())).sum()
         return terms
 
