@@ -146,9 +146,13 @@ class PromptBank:
 
         Prompts of one template lie close together; this spreads them for a network that reads them.
         """
-        mean = self.embeddings.mean(dim=0)
-        scale = (self.embeddings - mean).square().mean().rsqrt()
-        return mean, float(scale)
+        return mean_and_scale(self.embeddings)
+
+
+def mean_and_scale(embeddings: Tensor) -> tuple[Tensor, float]:
+    """Return the mean (D,) of embeddings (N, D) and the scale that gives the rest mean square 1."""
+    mean = embeddings.mean(dim=0)
+    return mean, float((embeddings - mean).square().mean().rsqrt())
 
 
 @lru_cache(maxsize=1)

@@ -40,10 +40,10 @@ def test_worked_example() -> None:
     target = torch.zeros(1, K, 2, dtype=torch.bool)
     target[0, SPLEEN, 0] = True
     terms = masked_loss(logits, target, only(SPLEEN, KIDNEY), torch.ones(1, 2))
-    # Spleen: probabilities 3/4 and 1/2, overlap 3/4, sum 5/4 + 1. The kidney is absent.
-    assert float(terms["dice"]) == pytest.approx(1 - (1.5 + 1) / (2.25 + 1))
+    # Spleen: shares 3/5 and 1/3, overlap 3/5, sum 14/15 + 1. The kidney is absent.
+    assert float(terms["dice"]) == pytest.approx(1 - (1.2 + 1) / (14 / 15 + 1 + 1))
     # Three sigmoids at 1/2 and one at 3/4, over two voxels.
-    assert float(terms["binary"]) == pytest.approx((3 * log(2) + log(4 / 3)) / 2)
+    assert float(terms["binary"]) == pytest.approx(0.2 * (3 * log(2) + log(4 / 3)) / 2)
     # Background, spleen, kidney: 1 : 3 : 1 at the first voxel, 1 : 1 : 1 at the second.
     assert float(terms["exclusive"]) == pytest.approx((log(5 / 3) + log(3)) / 2)
 
@@ -98,9 +98,22 @@ def test_dice_is_of_present_classes_only() -> None:
     assert float(nothing["dice"]) == 0
     assert float(nothing["binary"]) > 0  # which is how absent classes are learnt
     target[0, SPLEEN, :4] = True
+    logits[0, KIDNEY] = -100.0
     one = masked_loss(logits, target, only(SPLEEN), weight)["dice"]
     with_absent = masked_loss(logits, target, only(SPLEEN, KIDNEY), weight)["dice"]
     assert float(one) == pytest.approx(float(with_absent))
+
+
+def test_balance_lets_a_small_class_count_as_much_as_a_large_one() -> None:
+    """One voxel of spleen among nine of background; all logits 0, but the spleen's is at 3 to 1."""
+    logits = torch.zeros(1, K, 10)
+    logits[0, SPLEEN] = log(3)
+    target = torch.zeros(1, K, 10, dtype=torch.bool)
+    target[0, SPLEEN, 0] = True
+    right, wrong = log(4 / 3), log(4)  # what a voxel of spleen costs, and one of background
+    for balance, expected in ((0.0, (right + 9 * wrong) / 10), (1.0, (right + wrong) / 2)):
+        terms = masked_loss(logits, target, only(SPLEEN), torch.ones(1, 10), balance)
+        assert float(terms["exclusive"]) == pytest.approx(expected)
 
 
 def test_a_lesion_in_an_organ_is_the_organ_to_the_exclusive_term() -> None:

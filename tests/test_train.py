@@ -10,7 +10,9 @@ import torch
 from anatomies import paired_organs, write_paired_organs
 
 from foundation import from_pretrained
+from foundation.config import TextSpec
 from foundation.errors import UsageError
+from foundation.pretraining import train as training
 from foundation.pretraining.sampler import Patches, PatchSettings, Sample
 from foundation.pretraining.train import (
     Settings,
@@ -20,7 +22,7 @@ from foundation.pretraining.train import (
     main,
     train,
 )
-from foundation.taxonomy import NAMES, by_name
+from foundation.taxonomy import CLASSES, NAMES, by_name
 
 CPU = torch.device("cpu")
 TINY = Settings(
@@ -240,6 +242,18 @@ def test_the_untrained_model_has_every_class_with_its_prompt() -> None:
     standard = (model.prompt_embedding - model.head.text_shift) * model.head.text_scale
     assert 0.5 < standard.std() < 2
     assert model.head.text_scale > 1
+
+
+def test_another_text_encoder_is_recorded_and_spread(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = TextSpec(encoder="open_clip:some/other", revision="abc", dim=24)
+    embedding = 3.0 + torch.randn(len(CLASSES), spec.dim)
+    monkeypatch.setitem(training.TEXT_ENCODERS, "clip", spec)
+    monkeypatch.setattr(training, "embed_classes", lambda *_: embedding)
+    model = build_model(replace(TINY, text="clip"))
+    assert model.config.text == spec
+    spread = (model.prompt_embedding - model.head.text_shift) * model.head.text_scale
+    assert float(spread.mean()) == pytest.approx(0, abs=1e-5)
+    assert float(spread.square().mean()) == pytest.approx(1, abs=1e-5)
 
 
 def test_the_command_line_trains_and_reports_misuse(

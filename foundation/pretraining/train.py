@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from foundation.config import ClassSpec, ModelConfig, Preprocessing
-from foundation.errors import UsageError
+from foundation.errors import UniversalCTError, UsageError
 from foundation.files import replacing
 from foundation.hub import save_pretrained
 from foundation.model import UniversalModel
@@ -33,9 +33,19 @@ from foundation.pretraining.losses import masked_loss
 from foundation.pretraining.sampler import Patches, PatchSettings, Sample
 from foundation.pretraining.sources import Anatomy, load_anatomies
 from foundation.taxonomy import CLASSES
-from foundation.text import MINILM, class_prompt, embed_classes, load_bank
+from foundation.text import (
+    CLIP_VIT_B_32,
+    MINILM,
+    class_prompt,
+    embed_classes,
+    load_bank,
+    load_encoder,
+    mean_and_scale,
+)
 
 PHANTOMS = "phantoms"  # in the place of a folder of data
+# MiniLM's weights come in a package and its bank with ours, so it is what the embedded weights use.
+TEXT_ENCODERS = {"minilm": MINILM, "clip": CLIP_VIT_B_32}
 _MAY_CHANGE = {"steps", "decay"}  # a run may be made longer or shorter
 
 
@@ -45,8 +55,10 @@ class Settings:
 
     The learning rate warms up, stays, and falls linearly to zero over the last `decay` of `steps`.
     balance: how much the loss favours small classes (see `masked_loss`) while the learning rate is
-    high; it falls with it. clip: largest norm of the gradient. ema: the published weights are a running average with this
-    decay. hold_out: folders of the data to leave out. backbone_options: of `LiteUNet`.
+    high; it falls with it. clip: largest norm of the gradient. ema: the published weights are a
+    running average with this decay. text: the prompts' encoder, a name of TEXT_ENCODERS. hold_out:
+    folders of the data to leave out. backbone_options: of `LiteUNet`. The defaults are those of the
+    embedded weights.
     """
 
     steps: int = 2900
@@ -60,23 +72,31 @@ class Settings:
     clip: float = 5.0
     ema: float = 0.998
     seed: int = 1
+    text: str = "minilm"
     hold_out: tuple[str, ...] = ()
     backbone_options: Mapping[str, Any] = field(default_factory=dict)
     patches: PatchSettings = field(default_factory=PatchSettings)
 
 
 def build_model(settings: Settings) -> UniversalModel:
-    """The untrained embedded model: LiteUNet under a text-driven head on all-MiniLM-L6-v2."""
+    """The untrained embedded model: LiteUNet under a text-driven head.
+
+    Raises:
+        HubError, MissingExtraError: the text encoder's weights cannot be had here.
+    """
     torch.manual_seed(settings.seed)
     patches = settings.patches
+    text = TEXT_ENCODERS[settings.text]
+    if not text.revision:
+        text = load_encoder(text).spec  # records which weights made the prompts
     config = ModelConfig(
         name="universal-ct",
         backbone="lite_unet",
         backbone_options=settings.backbone_options,
         classes=tuple(
-            ClassSpec(c.name, class_prompt(c.display.lower(), MINILM), c.parent) for c in CLASSES
+            ClassSpec(c.name, class_prompt(c.display.lower(), text), c.parent) for c in CLASSES
         ),
-        text=MINILM,
+        text=text,
         standardise_text=True,
         preprocessing=Preprocessing(
             spacing_mm=(patches.spacing_mm, patches.spacing_mm, patches.spacing_mm),
@@ -84,8 +104,11 @@ def build_model(settings: Settings) -> UniversalModel:
             patch_size=(patches.patch_size, patches.patch_size, patches.patch_size),
         ),
     )
-    model = UniversalModel(config, embed_classes([c.prompt for c in config.classes], MINILM))
-    mean, scale = load_bank().mean_and_scale()
+    embedding = embed_classes([c.prompt for c in config.classes], text)
+    model = UniversalModel(config, embedding)
+    # The bank's spread is the better measure, but it exists for one encoder only.
+    bank = load_bank()
+    mean, scale = mean_and_scale(bank.embeddings if text == bank.spec else embedding)
     model.head.text_shift.copy_(torch.as_tensor(mean))
     model.head.text_scale.copy_(torch.as_tensor(scale))
     return model
@@ -309,6 +332,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("run", type=Path, help="folder of the run, new or to go on with")
     parser.add_argument("--hold-out", nargs="*", default=[], help="folders of DATA to leave out")
+    parser.add_argument("--text", choices=TEXT_ENCODERS, default=Settings.text)
     numbers = [f for f in dataclasses.fields(Settings) if isinstance(f.default, (int, float))]
     for number in numbers:
         option = "--" + number.name.replace("_", "-")
@@ -317,12 +341,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     given = parser.parse_args(arguments)
     chosen = {number.name: getattr(given, number.name) for number in numbers}
-    settings = Settings(hold_out=tuple(given.hold_out), **chosen)
+    settings = Settings(text=given.text, hold_out=tuple(given.hold_out), **chosen)
     data = None if given.data == PHANTOMS else Path(given.data)
     try:
         train(data, given.run, settings, torch.device(given.device))
     except UsageError as error:
         parser.error(str(error))
+    except UniversalCTError as error:
+        raise SystemExit(f"error: {error}") from error
 
 
 if __name__ == "__main__":
