@@ -69,7 +69,8 @@ def compare(segmentation: Segmentation, reference: dict[str, np.ndarray]) -> dic
 def table(result: dict[str, Any]) -> str:
     """The result as Markdown."""
     lines = [
-        f"{result['reference']}. `{result['command']}`, {result['date']}, {result['machine']}.",
+        f"{result['dataset']}. {result['reference']}. `{result['command']}`, {result['date']}, "
+        f"{result['machine']}.",
         "",
         "| class | Dice | ml | ml in the labels |",
         "|-|-|-|-|",
@@ -77,7 +78,9 @@ def table(result: dict[str, Any]) -> str:
     for name, row in result["classes"].items():
         score = "not in the labels" if row["dice"] is None else f"{row['dice']:.3f}"
         lines.append(f"| {name} | {score} | {row['volume_ml']:g} | {row['reference_ml']:g} |")
-    lines += ["", f"Mean over {', '.join(TARGET)}: **{result['target_mean']:.3f}**."]
+    lines.append("")
+    if result["target_mean"] is not None:
+        lines.append(f"Mean over {', '.join(TARGET)}: **{result['target_mean']:.3f}**.")
     lines += [f"Mean over all {result['present']} classes present: {result['mean']:.3f}."]
     return "\n".join(lines)
 
@@ -86,7 +89,8 @@ def write_card(path: Path, result: dict[str, Any]) -> None:
     """Put the result into a card: `model-index`, and the text below "## Results"."""
     card = Card.parse(path.stem, path.read_text(encoding="utf-8"), path.name)
     scores = {n: row["dice"] for n, row in result["classes"].items() if row["dice"] is not None}
-    scores["mean over " + ", ".join(TARGET)] = result["target_mean"]
+    if result["target_mean"] is not None:
+        scores["mean over " + ", ".join(TARGET)] = result["target_mean"]
     metrics = [
         {"type": "dice", "name": f"Dice agreement, {name}", "value": round(score, 3)}
         for name, score in scores.items()
@@ -122,20 +126,22 @@ def main() -> None:
     segmentation = from_pretrained(given.model).segment(given.ct)
     classes = compare(segmentation, reference_masks(given.labels))
     present = [row["dice"] for row in classes.values() if row["dice"] is not None]
-    target = [classes[name]["dice"] for name in TARGET]
-    dataset = given.dataset or given.ct.parent.name
+    if not present:
+        raise SystemExit(f"{given.labels} labels no class that {given.model} knows.")
+    scores = {name: classes[name]["dice"] for name in TARGET if name in classes}
+    target = [score for score in scores.values() if score is not None]
     result = {
         "model": given.model,
-        "dataset": dataset,
+        "dataset": given.dataset or given.ct.parent.name,
         "reference": given.reference,
-        "command": f"python benchmarks/agreement.py {dataset}/{given.ct.name} "
-        f"{dataset}/{given.labels.name} -m {Path(given.model).name}",
+        "command": f"python benchmarks/agreement.py {given.ct.parent.name}/{given.ct.name} "
+        f"{given.labels.parent.name}/{given.labels.name} -m {Path(given.model).name}",
         "date": datetime.date.today().isoformat(),
         "machine": f"{platform.machine()} CPU",
         "classes": classes,
         "present": len(present),
         "mean": float(np.mean(present)),
-        "target_mean": float(np.mean(target)),
+        "target_mean": float(np.mean(target)) if target else None,
     }
     print(table(result), file=sys.stderr)
     if given.json:

@@ -61,16 +61,16 @@ class Settings:
     embedded weights.
     """
 
-    steps: int = 2900
+    steps: int = 2450
     batch_size: int = 2
     learning_rate: float = 3e-3
     head_learning_rate: float = 1e-3
     weight_decay: float = 1e-4
     warm_up: int = 50
-    decay: float = 0.3
+    decay: float = 0.55
     balance: float = 0.5
     clip: float = 5.0
-    ema: float = 0.998
+    ema: float = 0.995
     seed: int = 1
     text: str = "minilm"
     hold_out: tuple[str, ...] = ()
