@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from foundation.errors import UsageError
 
 
-class Backbone(nn.Module):
+class Backbone(nn.Module, ABC):
     """An image network in two halves, so that the encoder transfers without the decoder.
 
     channels, strides: of the feature pyramid that `encode` returns, finest first.
@@ -34,13 +35,13 @@ class Backbone(nn.Module):
     full_channels: int
     divisor: int
 
+    @abstractmethod
     def encode(self, image: Tensor) -> list[Tensor]:
         """image (B, C, X, Y, Z), windowed to [0, 1] → levels (B, channels[i], X/strides[i], …)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self, pyramid: Sequence[Tensor]) -> Tensor:
         """pyramid → full-resolution feature (B, full_channels, X, Y, Z)."""
-        raise NotImplementedError
 
 
 class _ConvBlock(nn.Sequential):

@@ -141,16 +141,13 @@ class PromptBank:
             )
         return self.embeddings[row].clone()
 
-    def mean_and_scale(self) -> tuple[Tensor, float]:
-        """Return mean (D,) and scale such that (embedding − mean) · scale has mean square 1.
-
-        Prompts of one template lie close together; this spreads them for a network that reads them.
-        """
-        return mean_and_scale(self.embeddings)
-
 
 def mean_and_scale(embeddings: Tensor) -> tuple[Tensor, float]:
-    """Return the mean (D,) of embeddings (N, D) and the scale that gives the rest mean square 1."""
+    """Return mean (D,) and scale such that (embedding − mean) · scale has mean square 1.
+
+    embeddings (N, D): prompts of one template lie close together; this spreads them for a network
+    that reads them.
+    """
     mean = embeddings.mean(dim=0)
     return mean, float((embeddings - mean).square().mean().rsqrt())
 

@@ -21,6 +21,7 @@ from foundation.text import (
     encode_prompts,
     load_bank,
     make_prompt,
+    mean_and_scale,
 )
 
 # First numbers of sentence_transformers' own embedding of a sentence outside the bank.
@@ -155,7 +156,7 @@ def test_bank_embedding_of_an_unknown_term_names_the_way_out():
 
 def test_standardised_embeddings_have_unit_mean_square():
     bank = load_bank()
-    mean, scale = bank.mean_and_scale()
+    mean, scale = mean_and_scale(bank.embeddings)
     assert mean.shape == (384,)
     standardised = (bank.embeddings - mean) * scale
     assert standardised.square().mean().item() == pytest.approx(1, abs=1e-4)
