@@ -71,6 +71,7 @@ TISSUES: dict[str, Tissue] = {
     "pancreas_tumor": Tissue((32, 55, 62, 58), 16, 10),
     "lung_tumor": Tissue((30, 50, 55, 50), 20, 12),
     "colon_tumor": Tissue((40, 75, 90, 75), 15, 10),
+    "fluid": Tissue((8, 9, 10, 11), 8, 2),
 }
 # First match wins; a name that matches nothing is soft tissue.
 _KIND_BY_PREFIX: tuple[tuple[tuple[str, ...], str], ...] = (
@@ -174,7 +175,8 @@ def render_ct(
     kinds = {0: "air"} | {value: tissue_kind(name) for value, name in names.items() if value}
     if depth_mm is not None:
         first = max(kinds) + 1
-        fill = dict(zip(("skin", "fat", "muscle", "soft"), range(first, first + 4), strict=True))
+        layers = ("skin", "fat", "muscle", "soft", "fluid")
+        fill = dict(zip(layers, range(first, first + len(layers)), strict=True))
         kinds |= {value: kind for kind, value in fill.items()}
         labels = _fill_unlabelled(labels, fill, depth_mm, fat_mm, muscle_mm, noise, rng)
 
@@ -182,7 +184,10 @@ def render_ct(
     mean, texture = _draw_means(kinds, names, phase, rng)
     ct = mean[labels] + texture[labels] * (0.6 * fine + 0.8 * medium)
     border = _border(labels)
+    if pool == 1 and phase in (1, 2):
+        _render_medulla(ct, labels, kinds, medium, phase, spacing_mm, rng)
     _render_bone(ct, labels, border, kinds, rng)
+    _render_calcification(ct, labels, border, kinds, fine, rng)
     _render_hollow(ct, labels, border, names, noise, rng)
     _render_lung_vessels(ct, labels, kinds, fine, rng)
     if pool > 1:
@@ -221,7 +226,10 @@ def _fill_unlabelled(
     # Vessels, folds and unlabelled organs: sheets where slow noise crosses zero, and blobs.
     strands = (m.abs() < rng.uniform(0.02, 0.25)) & (f > 0)
     blobs = f + m > rng.uniform(1.6, 3.0)
-    filled[(depth > fat_mm + muscle_mm) & (strands | blobs)] = fill["soft"]
+    deep = depth > fat_mm + muscle_mm
+    filled[deep & (strands | blobs)] = fill["soft"]
+    if rng.random() < 0.12:  # ascites
+        filled[deep & (s > rng.uniform(0.0, 1.5))] = fill["fluid"]
     labels = labels.clone()
     labels.view(-1)[empty] = filled
     return labels
@@ -236,6 +244,7 @@ def _draw_means(
     blend = rng.uniform(0, 0.3)  # phases are moments of one process, not four boxes
     other = int(rng.integers(len(PHASES)))
     kind_shift = {kind: rng.normal() for kind in sorted(set(kinds.values()))}
+    fatty_hu = rng.uniform(15, 60) if rng.random() < 0.2 else 0.0  # steatosis darkens the liver
     wild = rng.random() < 0.1  # now and then grey values that no protocol gives
     for value, kind in kinds.items():
         if kind == "air":
@@ -247,11 +256,30 @@ def _draw_means(
         # Labels of one kind share most of their shift: all bones, all arteries of one person.
         mean[value] = base + tissue.spread_hu * (kind_shift[kind] + 0.35 * rng.normal())
         texture[value] = tissue.texture_hu * rng.uniform(0.3, 1.7)
+        if kind == "liver":
+            mean[value] -= fatty_hu
         if kind == "bladder" and phase == 3 and rng.random() < 0.5:
             mean[value] = rng.uniform(60, 500)  # excreted contrast
         if kind == "bone" and names.get(value, "").startswith("femur") and rng.random() < 0.05:
             mean[value] = 2800.0  # a hip implant
     return mean, texture
+
+
+def contrast_shift(names: Mapping[int, str], rng: np.random.Generator) -> Tensor:
+    """HU to add to each label value so that a scan looks like one of another contrast phase.
+
+    names: label value → tissue name. The shift is a random share of the difference between two
+    random phases, so that it adds contrast or takes some away.
+    """
+    one, other = rng.integers(len(PHASES), size=2)
+    share = rng.uniform(0, 1)
+    shift = torch.zeros(max(names, default=0) + 1)
+    for value, name in names.items():
+        tissue = TISSUES.get(tissue_kind(name))
+        if value and tissue is not None and tissue_kind(name) not in ("lung", "bone", "bowel"):
+            shift[value] = share * (tissue.mean_hu[one] - tissue.mean_hu[other])
+            shift[value] += rng.normal(0, 5)
+    return shift
 
 
 def _border(labels: Tensor) -> Tensor:
@@ -280,6 +308,44 @@ def _render_bone(
     ct[cortex] = ct[cortex].clamp_min(0) + rng.uniform(150, 600)
 
 
+def _render_calcification(
+    ct: Tensor,
+    labels: Tensor,
+    border: Tensor,
+    kinds: Mapping[int, str],
+    fine: Tensor,
+    rng: np.random.Generator,
+) -> None:
+    """Plaques in the walls of arteries, in place, in some people."""
+    if rng.random() < 0.4:
+        plaque = border & (fine > rng.uniform(1.2, 2.6)) & _of_kind(labels, kinds, "artery")
+        ct[plaque] = rng.uniform(250, 900)
+
+
+def _render_medulla(
+    ct: Tensor,
+    labels: Tensor,
+    kinds: Mapping[int, str],
+    medium: Tensor,
+    phase: int,
+    spacing_mm: float,
+    rng: np.random.Generator,
+) -> None:
+    """Darken the inside of the kidneys, in place: contrast reaches their cortex first."""
+    kidney = _of_kind(labels, kinds, "kidney")
+    places = kidney.nonzero()
+    if not len(places) or rng.random() < 0.3:
+        return
+    low, high = places.amin(0), places.amax(0) + 1
+    box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+    outside = (~kidney[box]).float()[None, None]
+    reach = max(1, round(rng.uniform(4, 8) / spacing_mm))
+    outside = functional.pad(outside, (reach,) * 6, value=1.0)
+    near = functional.max_pool3d(outside, 2 * reach + 1, 1)[0, 0] > 0
+    medulla = kidney[box] & ~near & (medium[box] > rng.uniform(-1.0, 0.5))
+    ct[box][medulla] -= rng.uniform(40, 110) if phase == 1 else rng.uniform(0, 40)
+
+
 def _render_hollow(
     ct: Tensor,
     labels: Tensor,
@@ -292,12 +358,13 @@ def _render_hollow(
     # Gas rises: towards the front of a patient lying on the back (+Y).
     height = torch.linspace(-1, 1, ct.shape[1])
     oral_contrast_hu = rng.uniform(100, 400) if rng.random() < 0.25 else None
-    flat, inner = labels.reshape(-1), ~border.reshape(-1)
+    flat, edge = labels.reshape(-1), border.reshape(-1)
     values = ct.view(-1)
+    thin = rng.uniform(0, 1) if rng.random() < 0.6 else 0.0  # a distended wall is below a voxel
     for value, name in names.items():
         if name not in _HOLLOW:
             continue
-        lumen = ((flat == value) & inner).nonzero()[:, 0]
+        lumen = (flat == value).nonzero()[:, 0]
         if not len(lumen):
             continue
         gas_share, mottle_hu = _HOLLOW[name]
@@ -313,7 +380,8 @@ def _render_hollow(
         # A quantile of at most 20,000 voxels: torch.quantile refuses very many.
         threshold = torch.quantile(level[:: max(1, len(level) // 20000)], 1 - share)
         filling[level > threshold] = -960.0
-        values[lumen] = filling
+        wall = values[lumen]
+        values[lumen] = torch.where(edge[lumen], wall.lerp(filling, thin), filling)
 
 
 def _render_lung_vessels(
@@ -330,7 +398,13 @@ def _scan(
     """The scanner: its table, point spread and noise, and the range of its numbers."""
     if rng.random() < 0.4:
         _lay_on_table(ct, spacing_mm, rng)
-    sigma_voxels = rng.uniform(0.3, 2.2) / spacing_mm
+    if rng.random() < 0.08:
+        _add_implant(ct, spacing_mm, rng)
+    slice_voxels = rng.uniform(1, 7) / spacing_mm
+    if slice_voxels > 1.2 and rng.random() < 0.5:
+        ct = _thicken(ct, slice_voxels)
+    # Labels meet at sharp voxel edges; no scanner draws those, so there is always some blur.
+    sigma_voxels = max(rng.uniform(0.3, 2.2) / spacing_mm, rng.uniform(0.35, 0.6))
     if sigma_voxels > 0.25:
         ct = _blur(ct, sigma_voxels)
     noise_hu = rng.uniform(3, 30) * (2.0 / spacing_mm) ** 0.5
@@ -349,6 +423,38 @@ def _lay_on_table(ct: Tensor, spacing_mm: float, rng: np.random.Generator) -> No
     if back - depth > 0:
         table = ct[:, back - depth : back]
         table.clamp_min_(rng.uniform(-700, 200))
+
+
+def _add_implant(ct: Tensor, spacing_mm: float, rng: np.random.Generator) -> None:
+    """A piece of metal in a bone, with its bright and dark streaks in the axial plane, in place."""
+    bone = (ct > 300).nonzero()
+    if not len(bone):
+        return
+    place = bone[int(rng.integers(len(bone)))]
+    x, y, z = (
+        (torch.arange(size) - int(at)) * spacing_mm
+        for size, at in zip(ct.shape, place, strict=True)
+    )
+    radius_mm, length_mm = rng.uniform(3, 14), rng.uniform(10, 50)
+    distance = (x[:, None].square() + y[None].square()).sqrt()
+    angle = torch.atan2(y[None].expand_as(distance), x[:, None].expand_as(distance))
+    streaks = torch.zeros_like(distance)
+    for _ in range(6):
+        streaks += torch.sin(int(rng.integers(1, 9)) * angle + rng.uniform(0, 6.3))
+    streaks *= rng.uniform(20, 120) / (1 + distance / rng.uniform(20, 60))
+    along = (z.abs() < length_mm).float()
+    ct += streaks[..., None] * along * (ct > -900)
+    ct[(distance[..., None] < radius_mm) & (z.abs() < length_mm)] = 3000.0
+
+
+def _thicken(ct: Tensor, slice_voxels: float) -> Tensor:
+    """A thick slice: the mean of `slice_voxels` (above 1) neighbours along Z."""
+    reach = int(np.ceil((slice_voxels - 1) / 2))
+    kernel = torch.ones(2 * reach + 1)
+    kernel[0] = kernel[-1] = (slice_voxels - (2 * reach - 1)) / 2
+    padded = functional.pad(ct[None, None], (reach, reach, 0, 0, 0, 0), mode="replicate")
+    thick: Tensor = functional.conv3d(padded, (kernel / kernel.sum()).view(1, 1, 1, 1, -1))
+    return thick[0, 0]
 
 
 def _blur(ct: Tensor, sigma_voxels: float) -> Tensor:

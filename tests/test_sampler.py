@@ -55,11 +55,49 @@ def test_shapes_types_and_ranges(with_ct: bool) -> None:
     image, target = sample["image"], sample["target"]
     assert image.shape == (2, 24, 24, 24) and image.dtype == torch.float32
     assert image.min() >= 0 and image.max() <= 1
-    assert len(sample["voxels"].unique()) == 500
+    assert sample["voxels"].shape == (500,) and 0 <= int(sample["voxels"].min())
+    assert int(sample["voxels"].max()) < 24**3
     assert target.shape == (len(CLASSES), 500) and target.dtype == torch.bool
     assert sample["annotated"].shape == (len(CLASSES),)
-    assert set(sample["weight"].unique().tolist()) <= {0.0, 1.0}
+    assert (sample["weight"] >= 0).all()
     assert not target[~sample["annotated"]].any()
+
+
+def test_weighted_voxels_estimate_sums_over_all() -> None:
+    labels = torch.zeros(20, 20, 20, dtype=torch.uint8)
+    labels[5:15, 5:15, 5:15] = 3
+    labels[9, 9, 8:12] = 7  # four voxels: a plain draw of 1,000 would hold half a voxel of them
+    generator = torch.Generator().manual_seed(0)
+    voxels, weight = sampler._draw_voxels(labels, 1000, generator)
+    drawn = labels.reshape(-1)[voxels]
+    assert (drawn == 7).sum() > 100
+    estimated = {v: float(weight[drawn == v].sum()) * 8 for v in (0, 3, 7)}
+    truth = {v: int((labels == v).sum()) for v in (0, 3, 7)}
+    assert estimated == {v: pytest.approx(truth[v], rel=0.15) for v in truth}
+    everything, ones = sampler._draw_voxels(labels, 8000, generator)
+    assert everything.tolist() == list(range(8000)) and (ones == 1).all()
+
+
+def test_a_bump_magnifies_or_shrinks_and_never_folds() -> None:
+    line = torch.arange(40, dtype=torch.float32)
+    for amount in (-0.8, 0.72):
+        positions = torch.stack(torch.meshgrid(line, line, line, indexing="ij"))
+        sampler._apply_bump(positions, np.full(3, 20.0), 6.0, amount)
+        assert positions[:, 20, 20, 20].tolist() == [20, 20, 20]
+        assert (positions[0].diff(dim=0) > 0).all()
+        step = float(positions[0, 21, 20, 20] - positions[0, 20, 20, 20])
+        assert (step < 0.5) if amount > 0 else (step > 1.5)  # fewer source voxels a step: larger
+        assert positions[:, 0, 0, 0].abs().max() < 0.1
+
+
+def test_a_removed_organ_becomes_fat() -> None:
+    names = {1: "fat", 2: "gallbladder", 3: "spleen", 4: "liver"}
+    for seed in range(40):
+        labels = torch.arange(5, dtype=torch.uint8).repeat(3)
+        sampler._remove_organ(labels, names, np.random.default_rng(seed), probability=1.0)
+        assert {0, 1, 4} <= set(labels.tolist())
+        gone = {2, 3} - set(labels.tolist())
+        assert len(gone) <= 1 and (labels == 1).sum() == 3 + 3 * len(gone)
 
 
 def test_patch_i_depends_on_seed_and_i_alone() -> None:
@@ -210,12 +248,15 @@ def test_a_lesion_takes_voxels_of_its_organ_only() -> None:
     for seed in range(10):
         labels, membership, names = before.clone(), anatomy.membership.copy(), dict(anatomy.names)
         rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-        sampler._grow_lesion(labels, membership, names, anatomy.annotated, rng, generator)
-        ((value, lesion),) = names.items() - anatomy.names.items()
+        sampler._grow_lesion(labels, membership, names, anatomy.annotated, 2.0, rng, generator)
+        added = dict(names.items() - anatomy.names.items())
+        (lesion,) = set(added.values())
         changed = labels != before
-        assert (labels[changed] == value).all() and changed.any()
+        assert set(labels[changed].tolist()) == set(added) and changed.any()
         hosts = [INDEX[host] for host in LESION_HOSTS[lesion]]
-        assert membership[before[changed].long()][:, hosts].any(1).all()
+        now, was = membership[labels[changed].long()], membership[before[changed].long()]
+        assert was[:, hosts].any(1).all() and now[:, INDEX[lesion]].all()
+        assert (now[:, hosts] == was[:, hosts]).all()  # each voxel stays its own organ's
 
 
 def test_a_tumour_of_the_hepatic_vessels_lies_in_the_liver() -> None:

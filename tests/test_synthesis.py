@@ -166,7 +166,7 @@ def test_pool_averages_what_a_voxel_covers(monkeypatch: pytest.MonkeyPatch) -> N
     assert between == pytest.approx(fat / 3 - 1000 * 2 / 3, abs=15)
 
 
-def test_gas_lies_in_the_front_of_the_colon_and_never_in_its_wall(
+def test_gas_lies_in_the_front_of_the_colon_and_its_wall_may_be_thin(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(synthesis, "_scan", lambda ct, *_: ct)
@@ -175,17 +175,60 @@ def test_gas_lies_in_the_front_of_the_colon_and_never_in_its_wall(
     lumen = np.zeros(label_map.shape, bool)
     lumen[3:21, 3:21, 3:21] = True
     wall = (label_map == 1) & ~lumen
-    shares, heights = [], []
+    shares, heights, walls = [], [], []
     for seed in range(30):
         ct = render_ct(label_map, {1: "colon"}, SPACING_MM, np.random.default_rng(seed))
         gas = lumen & (ct < -900)
-        assert ct[wall].min() > -100
+        walls.append(ct[wall].min())
         shares.append(gas[lumen].mean())
         if gas.any():
             heights.append(np.argwhere(gas)[:, 1].mean() - 11.5)
     assert 0.1 < np.mean(shares) < 0.5
     assert max(shares) > 0.5 and min(shares) < 0.1
     assert np.mean(heights) > 2  # voxels towards +Y
+    assert min(walls) > -961  # a wall thinner than a voxel is mixed with the gas behind it
+    assert 0.3 < np.mean(np.array(walls) > -100) < 0.95  # others are seen whole
+
+
+def test_a_thick_slice_is_a_mean_along_z() -> None:
+    ct = torch.zeros(3, 3, 21)
+    ct[..., 10] = 1
+    thick = synthesis._thicken(ct, 2.5)
+    assert thick[1, 1, 8:13].tolist() == pytest.approx([0, 0.3, 0.4, 0.3, 0])
+    assert thick.sum() == pytest.approx(9)
+
+
+def test_metal_throws_streaks_in_its_own_slices() -> None:
+    ct = torch.full((40, 40, 60), 40.0)
+    ct[20, 20, 30] = 400.0  # the only bone
+    synthesis._add_implant(ct, 2.0, np.random.default_rng(0))
+    assert ct[20, 20, 30] == 3000 and (ct == 3000).sum() > 20
+    changed = ((ct - 40).abs() > 1).any(0).any(0).nonzero().flatten()
+    assert 10 < changed.min() < 30 < changed.max() < 60
+    no_bone = torch.zeros(8, 8, 8)
+    synthesis._add_implant(no_bone, 2.0, np.random.default_rng(0))
+    assert not no_bone.any()
+
+
+def test_contrast_goes_to_vessels_and_organs_and_not_to_fat_or_bone() -> None:
+    names = {1: "aorta", 2: "kidney_left", 3: "fat", 4: "vertebrae_L1", 5: "colon"}
+    shifts = np.stack(
+        [synthesis.contrast_shift(names, np.random.default_rng(seed)) for seed in range(60)]
+    )
+    spread = shifts.std(0)
+    assert spread[1] > 50 and spread[2] > 20
+    assert spread[3] < 8 and spread[4] == spread[5] == spread[0] == 0
+
+
+def test_contrast_reaches_the_cortex_of_the_kidney_first() -> None:
+    labels = torch.zeros(30, 30, 30, dtype=torch.int32)
+    labels[5:25, 5:25, 5:25] = 1
+    ct = torch.full(labels.shape, 150.0)
+    for seed in range(20):
+        rng, everywhere = np.random.default_rng(seed), torch.ones(labels.shape)
+        synthesis._render_medulla(ct, labels, {0: "air", 1: "kidney"}, everywhere, 1, 2.0, rng)
+    assert ct[5:25, 5:25, 5].min() == 150 and ct[:5].min() == 150
+    assert ct[15, 15, 15] < 100
 
 
 def test_bones_have_a_dense_shell(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,7 +244,7 @@ def test_the_body_wall_is_layered_from_outside_in() -> None:
     depth_mm = torch.tensor([-30.0, -0.1, 1.0, 2.4, 2.6, 19.0, 21.0, 31.0, 33.0, 90.0])
     labels = torch.zeros(len(depth_mm), 1, 1, dtype=torch.int32)
     labels[-1] = 7  # labelled: it stays
-    fill = {"skin": 1, "fat": 2, "muscle": 3, "soft": 4}
+    fill = {"skin": 1, "fat": 2, "muscle": 3, "soft": 4, "fluid": 5}
     still = torch.zeros(labels.shape)
     filled = _fill_unlabelled(
         labels,

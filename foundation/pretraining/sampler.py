@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -23,12 +23,15 @@ from foundation.pretraining.sources import (
     Anatomy,
     phantom_anatomy,
 )
-from foundation.synthesis import AIR_HU, render_ct, smooth_noise
+from foundation.synthesis import AIR_HU, contrast_shift, render_ct, smooth_noise
 from foundation.taxonomy import CLASSES
 
 _LESION_SHARE = 0.4  # of the rendered patches, with one to three lesions each
 _LESION_RADIUS_MM = (4.0, 28.0)
 _FIRST_LESION = 201  # label value; above those of every source
+# Organs that people lack: after surgery, or from birth.
+_REMOVABLE = ("gallbladder", "kidney_left", "kidney_right", "spleen", "uterus", "prostate")
+_HOLLOW_SACS = ("urinary_bladder", "stomach", "gallbladder")  # their filling varies most
 
 
 class Sample(TypedDict):
@@ -37,7 +40,9 @@ class Sample(TypedDict):
     image (C, X, Y, Z) in [0, 1], one channel a HU window, RAS.
     voxels (M,): flat indices of the voxels the loss looks at.
     target (K, M) bool: what they belong to. annotated (K,) bool: which classes this source labels.
-    weight (M,): 1, or 0 outside of the field of view.
+    weight (M,): how much each counts, 0 outside of the field of view. Voxels of small structures
+    are drawn more often than their share and count less in return, so that sums estimate those
+    over all voxels.
     """
 
     image: Tensor
@@ -54,12 +59,14 @@ class PatchSettings:
     The head is three 1×1×1 convolutions, so that its cost in training falls with the voxels it is
     asked for: a random eighth of them makes a step several times faster.
 
-    patch_size: voxels along each axis, at `spacing_mm`. phantom_share: of the patches, from a
-    stock of `phantoms` bodies.
+    patch_size: voxels along each axis, at `spacing_mm`. oversampled: share of the patches that are
+    rendered on a grid twice as fine and averaged (true partial volume, eight times the cost).
+    phantom_share: of the patches, from a stock of `phantoms` bodies.
     """
 
-    patch_size: int = 64
-    spacing_mm: float = 4.0
+    patch_size: int = 96
+    spacing_mm: float = 3.0
+    oversampled: float = 0.06
     hu_windows: tuple[tuple[float, float], ...] = ((-175.0, 250.0), (-1000.0, 1000.0))
     voxels: int = 32768
     phantom_share: float = 0.15
@@ -111,25 +118,32 @@ def draw_patch(anatomy: Anatomy, settings: PatchSettings, rng: np.random.Generat
     """One random view of an anatomy: deformed, with lesions grown in, rendered, windowed."""
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     size = settings.patch_size
-    fine_per_voxel = max(1, round(settings.spacing_mm / FINE_MM))
-    centre = _draw_centre(anatomy, rng)
+    oversampled = anatomy.ct is None and rng.random() < settings.oversampled
+    fine_per_voxel = 2 if oversampled else 1
+    centre = _draw_centre(anatomy, size * settings.spacing_mm, rng)
     positions = _deformed_grid(size, fine_per_voxel, settings.spacing_mm, centre, rng, generator)
+    if anatomy.ct is None:
+        for bump in _draw_bumps(anatomy, rng):
+            _apply_bump(positions, *bump)
     fine_labels = _gather(torch.from_numpy(anatomy.label_map), positions, fill=0)
     membership, names = anatomy.membership.copy(), dict(anatomy.names)
+    fine_mm = settings.spacing_mm / fine_per_voxel
     if anatomy.ct is None:
+        _remove_organ(fine_labels, names, rng)
         if rng.random() < _LESION_SHARE:
             for _ in range(int(rng.integers(1, 4))):
-                _grow_lesion(fine_labels, membership, names, anatomy.annotated, rng, generator)
-        hu = _render(anatomy, fine_labels, names, positions, fine_per_voxel, rng)
+                _grow_lesion(
+                    fine_labels, membership, names, anatomy.annotated, fine_mm, rng, generator
+                )
+        hu = _render(anatomy, fine_labels, names, positions, fine_per_voxel, fine_mm, rng)
     else:
-        hu = _gather(torch.from_numpy(anatomy.ct), positions, fill=AIR_HU)
-        hu = functional.avg_pool3d(hu[None, None], fine_per_voxel)[0, 0]
-        hu = _vary_scan(hu, rng, generator)
+        hu = _interpolate(torch.from_numpy(anatomy.ct), positions)
+        hu = _vary_scan(hu, fine_labels, names, rng, generator)
     labels = _majority(fine_labels, fine_per_voxel)
     covered = _field_of_view(anatomy, positions, fine_per_voxel, rng)
     hu[~covered] = AIR_HU
 
-    voxels = torch.randperm(labels.numel(), generator=generator)[: settings.voxels]
+    voxels, weight = _draw_voxels(labels, settings.voxels, generator)
     belongs = torch.from_numpy(membership)[labels.reshape(-1)[voxels].long()]
     annotated = torch.zeros(len(CLASSES), dtype=torch.bool)
     annotated[list(anatomy.annotated)] = True
@@ -138,7 +152,7 @@ def draw_patch(anatomy: Anatomy, settings: PatchSettings, rng: np.random.Generat
         voxels=voxels,
         target=belongs.T.contiguous(),
         annotated=annotated,
-        weight=covered.reshape(-1)[voxels].float(),
+        weight=covered.reshape(-1)[voxels] * weight,
     )
 
 
@@ -148,12 +162,42 @@ def window_hu(hu: Tensor, window: tuple[float, float]) -> Tensor:
     return ((hu - low) / (high - low)).clamp(0, 1)
 
 
-def _draw_centre(anatomy: Anatomy, rng: np.random.Generator) -> NDArray[np.float64]:
+def _draw_voxels(labels: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Flat indices (M,) of voxels for the loss, and their weights (M,): all if `count` is as many.
+
+    Half are drawn from all voxels, half in equal parts from every label value that is there. Each
+    weighs one over how often it was to be expected: weighted sums are those of a plain draw.
+    """
+    flat = labels.reshape(-1).long()
+    if count >= len(flat):
+        return torch.arange(len(flat)), torch.ones(len(flat))
+    half = count // 2
+    sizes = torch.bincount(flat)
+    per_label = half / int((sizes > 0).sum())
+    rate = (count - half) / len(flat) + per_label / sizes.clamp_min(1)  # of each label's voxels
+    anywhere = torch.randint(len(flat), (count - half,), generator=generator)
+    # A label's voxels stand together in the sorted order: draw a label, then a place in its run.
+    order = flat.to(torch.uint8).argsort(stable=True)
+    ends = sizes.cumsum(0)
+    values = sizes.nonzero()[:, 0]
+    chosen = values[torch.randint(len(values), (half,), generator=generator)]
+    place = (torch.rand(half, generator=generator, dtype=torch.float64) * sizes[chosen]).long()
+    voxels = torch.cat([anywhere, order[ends[chosen] - sizes[chosen] + place]])
+    plain = count / len(flat)
+    return voxels, (plain / rate)[flat[voxels]].float()
+
+
+def _draw_centre(
+    anatomy: Anatomy, extent_mm: float, rng: np.random.Generator
+) -> NDArray[np.float64]:
     """A point to centre the patch on, in voxels of the label map: near a class, rare ones too."""
     channels = list(anatomy.centres)
     positions = anatomy.centres[channels[int(rng.integers(len(channels)))]]
     position = positions[int(rng.integers(len(positions)))]
-    return np.asarray(position + rng.normal(0, 30 / FINE_MM, 3))
+    centre = position + rng.normal(0, 30 / FINE_MM, 3)
+    # Near the ends of a map most of the patch would be empty.
+    ends = np.minimum(0.25 * extent_mm / FINE_MM, np.array(anatomy.label_map.shape) / 2)
+    return np.asarray(centre.clip(ends, np.array(anatomy.label_map.shape) - ends))
 
 
 def _deformed_grid(
@@ -184,6 +228,60 @@ def _deformed_grid(
         shift, size=(fine_size,) * 3, mode="trilinear", align_corners=True
     )[0]
     return positions
+
+
+def _draw_bumps(
+    anatomy: Anatomy, rng: np.random.Generator
+) -> Iterator[tuple[NDArray[np.float64], float, float]]:
+    """Places where tissue swells or shrinks: centre (3,) and reach in voxels, and how much.
+
+    Whole organs and random places alike; organs that fill and empty swell most.
+    """
+    channels = list(anatomy.centres)
+    for name in _HOLLOW_SACS:
+        if INDEX[name] in anatomy.centres and rng.random() < 0.3:
+            positions = anatomy.centres[INDEX[name]]
+            radius = positions.std(0).mean() * 5**0.5 / 1.2  # of a ball with that spread
+            yield positions.mean(0), radius * rng.uniform(1.2, 1.9), rng.uniform(-0.8, 0.72)
+    for _ in range(int(rng.integers(0, 4)) if channels else 0):
+        positions = anatomy.centres[channels[int(rng.integers(len(channels)))]]
+        if rng.random() < 0.5:
+            centre = positions.mean(0)
+            reach = float(np.clip(positions.std(0).mean() * 2 * rng.uniform(0.7, 1.5), 6, 35))
+        else:
+            centre = positions[int(rng.integers(len(positions)))].astype(float)
+            reach = rng.uniform(12, 50) / FINE_MM
+        yield centre, reach, rng.uniform(-0.7, 0.45)
+
+
+def _apply_bump(
+    positions: Tensor, centre: NDArray[np.float64], reach: float, amount: float
+) -> None:
+    """Magnify (amount > 0) or shrink what lies around a centre, in place.
+
+    positions (3, X, Y, Z) and centre in voxels of the label map. The radius r becomes
+    r (1 - amount exp(-r² / 2 reach²)), which grows with r for -2 < amount < 1: nothing folds.
+    """
+    offsets = [positions[axis] - float(centre[axis]) for axis in range(3)]
+    squared = offsets[0].square()
+    for offset in offsets[1:]:
+        squared += offset.square()
+    factor = squared.mul_(-0.5 / reach**2).exp_().mul_(amount)
+    for axis, offset in enumerate(offsets):
+        positions[axis] -= offset * factor
+
+
+def _remove_organ(
+    labels: Tensor, names: Mapping[int, str], rng: np.random.Generator, probability: float = 0.12
+) -> None:
+    """Perhaps take out an organ, in place: its voxels are fat, or unlabelled tissue."""
+    if rng.random() >= probability:
+        return
+    name = _REMOVABLE[int(rng.integers(len(_REMOVABLE)))]
+    values = [value for value, label in names.items() if label == name]
+    fat = next((value for value, label in names.items() if label == "fat"), 0)
+    for value in values:
+        labels[labels == value] = fat
 
 
 def _elastic_field(nodes: int, amplitude_mm: float, generator: torch.Generator) -> Tensor:
@@ -234,6 +332,7 @@ def _grow_lesion(
     membership: NDArray[np.bool_],
     names: dict[int, str],
     annotated: Sequence[int],
+    fine_mm: float,
     rng: np.random.Generator,
     generator: torch.Generator,
 ) -> None:
@@ -252,27 +351,37 @@ def _grow_lesion(
     if not len(candidates):
         return
     seed = int(candidates[int(rng.integers(len(candidates)))])
-    box, ball = _lumpy_ball(tuple(labels.shape), seed, rng, generator)
+    box, ball = _lumpy_ball(tuple(labels.shape), seed, fine_mm, rng, generator)
     organ = host[box]
     if lesion == "hepatic_vessel_tumor":  # it lies in the liver around a vessel
         organ = torch.from_numpy(membership[:, INDEX["liver"]])[labels[box].long()]
     value = max(_FIRST_LESION, max(names) + 1)
-    membership[value] = membership[int(labels.reshape(-1)[seed])]
-    membership[value, INDEX["hepatic_vessel"]] = False
-    membership[value, INDEX[lesion]] = True
-    names[value] = lesion
-    labels[box][ball & organ] = value
+    # A value for each tissue that it grows into: a lesion over both lungs belongs to both.
+    inside = ball & organ
+    for tissue in labels[box][inside].unique().tolist():
+        membership[value] = membership[tissue]
+        membership[value, INDEX["hepatic_vessel"]] = False
+        membership[value, INDEX[lesion]] = True
+        names[value] = lesion
+        labels[box][inside & (labels[box] == tissue)] = value
+        value += 1
+        if value > 255:
+            return
 
 
 def _lumpy_ball(
-    shape: tuple[int, ...], seed: int, rng: np.random.Generator, generator: torch.Generator
+    shape: tuple[int, ...],
+    seed: int,
+    fine_mm: float,
+    rng: np.random.Generator,
+    generator: torch.Generator,
 ) -> tuple[tuple[slice, ...], Tensor]:
     """A random ellipsoid with a lumpy surface around a flat voxel index of a grid of `shape`.
 
     Returns the box of the grid that holds it, and the ball in that box, bool.
     """
     origin = np.unravel_index(seed, shape)
-    radius = np.exp(rng.uniform(*np.log(_LESION_RADIUS_MM))) / FINE_MM
+    radius = np.exp(rng.uniform(*np.log(_LESION_RADIUS_MM))) / fine_mm
     reach = int(radius * 1.6) + 2
     box = tuple(
         slice(max(0, int(o) - reach), min(n, int(o) + reach + 1))
@@ -293,6 +402,7 @@ def _render(
     names: Mapping[int, str],
     positions: Tensor,
     pool: int,
+    fine_mm: float,
     rng: np.random.Generator,
 ) -> Tensor:
     """HU (X, Y, Z) of a rendered label map, around it a body of random build where it has none."""
@@ -300,13 +410,13 @@ def _render(
     depth_mm = None
     if anatomy.skin_mm is not None:
         in_skin_map = positions * (FINE_MM / COARSE_MM) + SKIN_MARGIN
-        depth_mm = -_interpolate(torch.from_numpy(anatomy.skin_mm), in_skin_map)
+        depth_mm = -_interpolate_smooth(torch.from_numpy(anatomy.skin_mm), in_skin_map)
         if not anatomy.has_skin:
             depth_mm = depth_mm + fat_mm + muscle_mm
     rendered = render_ct(
         labels,
         names,
-        FINE_MM,
+        fine_mm,
         rng,
         depth_mm=depth_mm,
         fat_mm=fat_mm,
@@ -317,18 +427,35 @@ def _render(
 
 
 def _interpolate(volume: Tensor, positions: Tensor) -> Tensor:
-    """Linear values of a smooth volume at voxel positions, computed on every second voxel."""
-    sparse = positions[:, ::2, ::2, ::2]
+    """Linear values of a volume at voxel positions (3, X, Y, Z); beyond its edge, the edge's."""
     sizes = torch.tensor(volume.shape, dtype=torch.float32)[:, None, None, None]
-    scaled = (2 * sparse / (sizes - 1) - 1).permute(1, 2, 3, 0).flip(-1)[None]
-    values = functional.grid_sample(
+    scaled = (2 * positions / (sizes - 1) - 1).permute(1, 2, 3, 0).flip(-1)[None]
+    values: Tensor = functional.grid_sample(
         volume[None, None], scaled, align_corners=True, padding_mode="border"
     )
-    return functional.interpolate(values, size=positions.shape[1:], mode="trilinear")[0, 0]
+    return values[0, 0]
 
 
-def _vary_scan(hu: Tensor, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
-    """A real scan seen again: another gain, offset and noise."""
+def _interpolate_smooth(volume: Tensor, positions: Tensor) -> Tensor:
+    """`_interpolate` of a smooth volume, computed on every second voxel: several times faster."""
+    values = _interpolate(volume, positions[:, ::2, ::2, ::2])
+    return functional.interpolate(values[None, None], size=positions.shape[1:], mode="trilinear")[
+        0, 0
+    ]
+
+
+def _vary_scan(
+    hu: Tensor,
+    labels: Tensor,
+    names: Mapping[int, str],
+    rng: np.random.Generator,
+    generator: torch.Generator,
+) -> Tensor:
+    """A real scan seen again: other contrast in its labelled organs, gain, offset and noise."""
+    if rng.random() < 0.6:
+        shift = contrast_shift(names, rng)[labels.long()]
+        shift = functional.avg_pool3d(shift[None, None], 3, 1, 1)[0, 0]
+        hu = hu + shift * (hu > -150)
     hu = hu * rng.uniform(0.92, 1.08) + rng.normal(0, 8)
     if rng.random() < 0.3:
         hu = torch.from_numpy(ndimage.gaussian_filter(hu.numpy(), rng.uniform(0.3, 1.0)))
@@ -348,11 +475,11 @@ def _field_of_view(
     if anatomy.ct is not None:
         for axis in (0, 1):
             outside |= (middle[axis] < 0) | (middle[axis] > anatomy.label_map.shape[axis] - 1)
-    for axis, probability in ((0, 0.1), (1, 0.05), (2, 0.35)):
+    for axis, probability in ((0, 0.06), (1, 0.03), (2, 0.25)):
         size = outside.shape[axis]
         if rng.random() < probability:
-            outside.narrow(axis, 0, int(rng.integers(1, size // 3))).fill_(True)
+            outside.narrow(axis, 0, int(rng.integers(1, size // 4))).fill_(True)
         if rng.random() < probability:
-            cut = int(rng.integers(1, size // 3))
+            cut = int(rng.integers(1, size // 4))
             outside.narrow(axis, size - cut, cut).fill_(True)
     return ~outside
