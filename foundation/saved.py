@@ -56,6 +56,8 @@ def save_pretrained(
         prompts = _stored(model.prompt_embedding, torch.float32)
         metadata = {"format": "pt", **_origin(model.config)}
         save_file({_PROMPT_KEY: prompts}, temporary / PROMPTS, metadata=metadata)
+        for name in (WEIGHTS, PROMPTS):  # safetensors writes for the owner alone
+            shutil.copymode(temporary / CONFIG, temporary / name)
         sums = {name: file_sha256(temporary / name) for name in SUMMED}
         lines = [f"{digest}  {name}\n" for name, digest in sums.items()]
         (temporary / SUMS).write_text("".join(lines), encoding="utf-8")

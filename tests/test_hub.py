@@ -58,6 +58,11 @@ def test_a_saved_model_is_a_folder_that_gives_it_back(folder: Path) -> None:
     )
 
 
+def test_whoever_may_read_the_configuration_may_read_the_weights(folder: Path) -> None:
+    modes = {path.name: path.stat().st_mode for path in folder.iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"] == modes["README.md"]
+
+
 def test_sums_are_as_sha256sum_reads_them(folder: Path) -> None:
     lines = (folder / SUMS).read_text().splitlines()
     assert [line[64:] for line in lines] == [f"  {CONFIG}", f"  {WEIGHTS}", f"  {PROMPTS}"]
