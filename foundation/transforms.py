@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nibabel as nib
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from foundation.volumes import Volume
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BODY_HU = -175.0  # what lies above is body (or table): the published foreground crop
 Box = tuple[slice, slice, slice]
@@ -156,6 +157,8 @@ def interval_weights(
 
 def window_hu(hu: Tensor, hu_windows: Sequence[tuple[float, float]]) -> Tensor:
     """hu (X, Y, Z) → (C, X, Y, Z): each (low, high) window clips HU and scales it to [0, 1]."""
+    import torch  # preparing data needs all of this module but this
+
     return torch.stack([((hu - low) / (high - low)).clamp(0, 1) for low, high in hu_windows])
 
 

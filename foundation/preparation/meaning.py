@@ -1,0 +1,80 @@
+"""What a label value stands for: names of the source into classes, lesions into their organs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from foundation.taxonomy import CLASSES, NAMES, PAIRED
+
+# The organ that holds a lesion; a hepatic vessel is in the liver too.
+PARENTS = {c.name: c.parent for c in CLASSES if c.parent} | {"hepatic_vessel": "liver"}
+
+
+@dataclass(frozen=True)
+class Value:
+    """What one label value stands for. undecided: pairs whose side is not known yet."""
+
+    tissues: tuple[str, ...] = ()
+    classes: frozenset[str] = frozenset()
+    undecided: frozenset[str] = frozenset()
+    unknown: bool = False
+
+
+def meaning(
+    sources: Sequence[str],
+    names: Mapping[str, tuple[str, ...]],
+    annotated: set[str],
+    marked: set[str],
+) -> Value:
+    """What a voxel with these source labels is."""
+    classes: set[str] = set()
+    undecided: set[str] = set()
+    tissues: dict[str, bool] = {}  # name → whether it is a part of another structure
+    for source in sources:
+        found = names.get(source, ())
+        pair = next((pair for pair, both in PAIRED.items() if found == both), None)
+        tissues.setdefault(_tissue(source, found, pair), any(name in PARENTS for name in found))
+        if pair is not None:
+            undecided.add(pair)
+            continue
+        for name in found:
+            classes.add(name)
+            parent = PARENTS.get(name)
+            if parent in PAIRED:
+                side = {"left", "right"} & set(re.split(r"[^a-z]+", source.lower()))
+                if len(side) == 1:
+                    classes.add(f"{parent}_{side.pop()}")  # a cyst of the left kidney
+                else:
+                    undecided.add(parent)
+            elif parent is not None:
+                classes.add(parent)
+    classes &= annotated
+    undecided = {
+        pair
+        for pair in undecided
+        if annotated & set(PAIRED[pair]) and not classes & set(PAIRED[pair])
+    }
+    known = bool(classes or undecided)
+    return Value(
+        tissues=tuple(sorted(tissues, key=lambda name: not tissues[name])),
+        classes=frozenset(classes),
+        undecided=frozenset(undecided),
+        unknown=not known and bool(marked & set(sources)),
+    )
+
+
+def _tissue(source: str, found: Sequence[str], pair: str | None) -> str:
+    """The source's own name; a class where that is but a number, or a pair yet to be split."""
+    if pair is not None:
+        return pair
+    if not found or re.search("[a-zA-Z]", source):
+        return source
+    return next((name for name in found if name in PARENTS), found[0])
+
+
+def in_order(classes: Iterable[str]) -> list[str]:
+    """Class names in the paper's order, others after them by name."""
+    rank = {name: number for number, name in enumerate(NAMES)}
+    return sorted(classes, key=lambda name: (rank.get(name, len(rank)), name))

@@ -1,0 +1,184 @@
+"""Left and right of a paired organ whose label merges both sides.
+
+RAS: the patient's right has the larger X index. Decided per connected component, so that an organ
+stays whole where it reaches over the body's middle:
+
+- a component with a waist near the middle is both organs in one (touching lungs, lungs joined by
+  the trachea, a horseshoe kidney) and is cut there;
+- two components that lie well apart are the right and the left one;
+- a single one lies on the side of its centre;
+- a small piece near a large one belongs to it.
+
+Limits: the cut is a plane, so a tongue of one lung that crosses it goes to the other. An organ in
+the very middle (a pelvic kidney) goes by its centre. Without a middle (a scan of one half of the
+body without its spine) a lone organ is `UNDECIDED`: no side is made up.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.spatial import cKDTree
+
+NEITHER, RIGHT, LEFT, UNDECIDED = 0, 1, 2, 3
+BIG_SHARE = 0.05  # of the largest component; what is smaller may be debris
+SECOND_SHARE = 0.1  # a second component this large may be the other organ
+APART_MM = 45.0  # centres of a right and a left organ are at least this far apart, side to side
+DEBRIS_MM = 25.0  # debris lies within this distance of its organ
+LEAN_MM = 25.0  # how far the middle between two organs may be off the body's
+WAIST_REACH_MM = 40.0  # where a waist is searched, around the body's middle
+WAIST_SHARE = 0.5  # a waist has at most this share of the largest cross-section on either side
+WAIST_LEAST = 0.1  # of the voxels lie on each side of it
+POINTS = 20_000  # of a large component, to measure distances to
+
+Sides = NDArray[np.uint8]
+
+
+def split_sides(
+    mask: NDArray[np.bool_], spacing_mm: float, middle: float | None, cut_at_waist: bool
+) -> Sides:
+    """Which side each voxel of a merged pair belongs to: RIGHT, LEFT or UNDECIDED; else NEITHER.
+
+    mask (X, Y, Z): RAS, isotropic. middle: X index of the body's middle, None where unknown.
+    cut_at_waist: two organs in one component are cut where it is narrowest (lungs), otherwise at
+    the body's middle (kidneys: an isthmus has no side of its own).
+    """
+    sides = np.zeros(mask.shape, np.uint8)
+    found = ndimage.find_objects(mask.astype(np.uint8))
+    if not found:
+        return sides
+    box = found[0]
+    # Faces only, not corners: organs that merely touch stay two components.
+    labels, count = ndimage.label(mask[box])
+    planes = np.stack([np.bincount(plane.ravel(), minlength=count + 1) for plane in labels])
+    planes[:, 0] = 0
+    start = box[0].start
+    local = None if middle is None else middle - start
+    decided = _Components(labels, planes, spacing_mm, local).decide(cut_at_waist)
+    sides[box] = decided
+    return sides
+
+
+class _Components:
+    """The components of one merged pair: labels (x, y, z), and planes (x, components + 1).
+
+    planes: voxels of each component in each sagittal plane. middle: X index in the same box.
+    """
+
+    def __init__(
+        self,
+        labels: NDArray[Any],
+        planes: NDArray[np.int64],
+        spacing_mm: float,
+        middle: float | None,
+    ) -> None:
+        self.labels, self.planes = labels, planes
+        self.spacing_mm, self.middle = spacing_mm, middle
+        self.sizes = planes.sum(axis=0)
+        self.centres = np.arange(len(planes)) @ planes / np.maximum(self.sizes, 1)
+        self.big = np.flatnonzero(self.sizes >= BIG_SHARE * self.sizes.max())
+
+    def decide(self, cut_at_waist: bool) -> Sides:
+        side_of = np.zeros(len(self.sizes), np.uint8)
+        cuts = {int(c): w for c in self.big if (w := self._waist(self.planes[:, c])) is not None}
+        threshold = self._threshold(cuts)
+        for number in self.big:
+            side_of[number] = self._side(self.centres[number], threshold)
+        self._place_small(side_of, threshold, cuts)
+        sides: Sides = side_of[self.labels]
+        for component, waist in cuts.items():
+            plane = waist if cut_at_waist or self.middle is None else self.middle
+            on_right = (np.arange(len(self.planes)) > plane)[:, None, None]
+            of_it = self.labels == component
+            sides[of_it & on_right] = RIGHT
+            sides[of_it & ~on_right] = LEFT
+        return sides
+
+    def _side(self, x: float, threshold: float | None) -> int:
+        if threshold is None:
+            return UNDECIDED
+        return RIGHT if x > threshold else LEFT
+
+    def _threshold(self, cuts: dict[int, int]) -> float | None:
+        """The X index that divides whole components into right and left ones."""
+        if cuts:
+            return self.middle if self.middle is not None else float(next(iter(cuts.values())))
+        largest = self.big[np.argsort(-self.sizes[self.big], kind="stable")]
+        if len(largest) < 2 or self.sizes[largest[1]] < SECOND_SHARE * self.sizes[largest[0]]:
+            return self.middle
+        low, high = sorted(self.centres[largest[:2]])
+        if (high - low) * self.spacing_mm < APART_MM:
+            return self.middle  # two pieces of one organ, or nothing to tell
+        between = float(low + high) / 2
+        if self.middle is None:
+            return between
+        # The body may lean or turn; two kidneys do not both lie on one side for that.
+        off_mm = max(low - self.middle, self.middle - high) * self.spacing_mm
+        return between if 0 <= off_mm <= LEAN_MM else self.middle
+
+    def _waist(self, area: NDArray[np.int64]) -> int | None:
+        """The narrowest plane near the middle if the component is two organs in one."""
+        inside = np.flatnonzero(area)
+        first, last = int(inside[0]), int(inside[-1])
+        if self.middle is None:
+            reach, about = (last - first) / 4, (first + last) / 2
+        else:
+            reach, about = WAIST_REACH_MM / self.spacing_mm, self.middle
+        low = max(first + 1, int(np.ceil(about - reach)))
+        high = min(last - 1, int(np.floor(about + reach)))
+        if low > high or (last - first) * self.spacing_mm < 2 * APART_MM:
+            return None
+        order = np.lexsort((np.abs(np.arange(low, high + 1) - about), area[low : high + 1]))
+        waist = low + int(order[0])
+        left, right = area[:waist], area[waist + 1 :]
+        narrow = area[waist] <= WAIST_SHARE * min(left.max(), right.max())
+        both = min(left.sum(), right.sum()) >= WAIST_LEAST * area.sum()
+        return waist if narrow and both else None
+
+    def _place_small(self, side_of: Sides, threshold: float | None, cuts: dict[int, int]) -> None:
+        """Give each small component the side of the large one it lies at, else its own."""
+        small = np.setdiff1d(np.arange(1, len(self.sizes)), self.big)
+        if not len(small):
+            return
+        clouds = [self._points(int(component)) for component in self.big]
+        owner = np.repeat(self.big, [len(cloud) for cloud in clouds])
+        points = np.concatenate(clouds)
+        tree = cKDTree(points)
+        boxes = ndimage.find_objects(self.labels)
+        for component in small:
+            box = boxes[component - 1]
+            corner = np.array([part.start for part in box])
+            opposite = np.array([part.stop - 1 for part in box])
+            distance, nearest = tree.query((corner + opposite) / 2)
+            near_mm = (distance - np.linalg.norm(opposite - corner) / 2) * self.spacing_mm
+            host = int(owner[nearest])
+            if near_mm > DEBRIS_MM:
+                side_of[component] = self._side(self.centres[component], threshold)
+            elif host in cuts:
+                side_of[component] = self._side(points[nearest][0], threshold)
+            else:
+                side_of[component] = side_of[host]
+
+    def _points(self, component: int) -> NDArray[np.int64]:
+        flat = np.flatnonzero(self.labels == component)
+        every = max(1, len(flat) // POINTS)
+        return np.stack(np.unravel_index(flat[::every], self.labels.shape), axis=1)
+
+
+def nearest_side(
+    mask: NDArray[np.bool_], right: NDArray[np.bool_], left: NDArray[np.bool_]
+) -> Sides:
+    """Give voxels of `mask` (X, Y, Z) the side of the nearest voxel of `right` or `left`.
+
+    For a lesion beside organs whose sides are labelled; one component may be divided.
+    """
+    sides = np.zeros(mask.shape, np.uint8)
+    targets, points = np.argwhere(mask), [np.argwhere(right), np.argwhere(left)]
+    if len(targets) and sum(map(len, points)):
+        tree = cKDTree(np.concatenate(points))
+        _, nearest = tree.query(targets)
+        sides[tuple(targets.T)] = np.where(nearest < len(points[0]), RIGHT, LEFT)
+    return sides

@@ -1,0 +1,301 @@
+"""The store: harmonised cases on disk, of which any crop is read without reading the rest.
+
+    STORE/manifest.json
+    STORE/cases/<dataset>/<id>/ct.b2nd  labels.b2nd  centres.npz  case.json
+
+Arrays are Blosc2's n-dimensional ones (b2nd): one file an array and no threads, locks or handles
+kept between reads, so that any number of workers, forked or spawned, can read any number of cases.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foundation.errors import MissingExtraError, UsageError, VolumeError, listed
+
+try:
+    import blosc2
+except ImportError as error:
+    raise MissingExtraError(
+        "Stores of prepared cases need blosc2: pip install 'universal-ct[train]'."
+    ) from error
+
+FORMAT_VERSION = 1
+AIR_HU = -1024
+MANIFEST = "manifest.json"
+CASES = "cases"
+CT, LABELS, CENTRES, CASE = "ct.b2nd", "labels.b2nd", "centres.npz", "case.json"
+BACKGROUND = "background"  # in the centres: in the body, of no class
+# A random crop of 96³ touches about 62 blocks of 32³, 2.3 times the voxels it needs. Smaller
+# blocks compress worse and cost more calls; one of 32³ HU (64 KiB) fits the nearest caches.
+CHUNK, BLOCK = 64, 32
+
+Triple = tuple[int, int, int]
+
+
+class Store:
+    """A folder of prepared cases.
+
+    Raises:
+        UsageError: the folder holds no store, or one of a newer format.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.manifest = read_manifest(self.path)
+
+    def keys(self) -> list[str]:
+        """Keys of all finished cases, "<dataset>/<id>", sorted."""
+        return sorted(self.manifest["cases"])
+
+    def __len__(self) -> int:
+        return len(self.manifest["cases"])
+
+    def case(self, key: str) -> StoredCase:
+        """One case; reads its description, not its voxels.
+
+        Raises:
+            UsageError: no such case.
+            VolumeError: its description is missing or damaged.
+        """
+        entry = self.manifest["cases"].get(key)
+        if entry is None:
+            raise UsageError(
+                f"{self.path} has no case {key!r}; it has {listed(self.keys(), 4) or 'none'}."
+            )
+        return StoredCase.open(self.path / entry["folder"])
+
+
+@dataclass(frozen=True)
+class StoredCase:
+    """One case of a store; picklable, and it holds no voxels.
+
+    shape, spacing_mm, affine: of the grid, RAS, isotropic. sets, tissues, unknown: what label
+    values stand for, see `Harmonised`. annotated: classes labelled in this case. weight: how often
+    to draw it, relative to others.
+    """
+
+    folder: Path
+    key: str
+    shape: Triple
+    spacing_mm: float
+    affine: tuple[tuple[float, ...], ...]
+    sets: tuple[tuple[str, ...], ...]
+    tissues: tuple[str, ...]
+    unknown: tuple[int, ...]
+    annotated: tuple[str, ...]
+    weight: float
+    has_ct: bool
+
+    @classmethod
+    def open(cls, folder: Path) -> StoredCase:
+        """Read the description in a case's folder.
+
+        Raises:
+            VolumeError: it is missing or damaged.
+        """
+        about = read_description(folder)
+        try:
+            return cls(
+                folder=folder,
+                key=f"{about['dataset']}/{about['id']}",
+                shape=_triple(about["shape"]),
+                spacing_mm=float(about["spacing_mm"]),
+                affine=tuple(tuple(map(float, row)) for row in about["affine"]),
+                sets=tuple(tuple(names) for names in about["sets"]),
+                tissues=tuple(about["tissues"]),
+                unknown=tuple(about["unknown"]),
+                annotated=tuple(about["annotated"]),
+                weight=float(about["weight"]),
+                has_ct=bool(about["has_ct"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise VolumeError(f"{folder / CASE} lacks or spoils {error}; {_AGAIN}") from error
+
+    @property
+    def centres(self) -> Mapping[str, NDArray[np.int32]]:
+        """Class → voxels (N, 3) to centre crops on, at most 2000 and at random; read when asked.
+
+        Only classes that occur; `BACKGROUND` is in the body and of no class.
+        """
+        return _Centres(self.folder / CENTRES)
+
+    def read(
+        self, start: Sequence[int], size: Sequence[int], *, pad: int = AIR_HU
+    ) -> tuple[NDArray[np.int16] | None, NDArray[Any], NDArray[np.bool_]]:
+        """A crop, decompressing only the blocks it touches; it may reach beyond the grid.
+
+        start, size: voxels along X, Y, Z; start may be negative. Returns (hu, labels, inside), each
+        of shape `size`: int16 HU (`pad` outside; None without a scan), uint8 or uint16 label
+        values (0 outside), and whether the voxel lies on the grid.
+
+        Raises:
+            VolumeError: the store's file is missing or damaged.
+        """
+        start, size = _triple(start), _triple(size)
+        if min(size) < 1:
+            raise UsageError(f"A crop of {size} voxels is empty; give at least 1 along each axis.")
+        source = tuple(
+            slice(min(max(0, first), full), max(0, min(first + length, full)))
+            for first, length, full in zip(start, size, self.shape, strict=True)
+        )
+        target = tuple(
+            slice(part.start - first, part.start - first + max(0, part.stop - part.start))
+            for part, first in zip(source, start, strict=True)
+        )
+        inside = np.zeros(size, bool)
+        on_grid = all(part.stop > part.start for part in source)
+        if on_grid:
+            inside[target] = True
+
+        def crop(name: str, fill: int) -> NDArray[Any]:
+            array = self._array(name)
+            padded = np.full(size, fill, array.dtype)
+            if on_grid:
+                padded[target] = _decompressed(array, source, self.folder / name)
+            return padded
+
+        hu = crop(CT, pad) if self.has_ct else None
+        return hu, crop(LABELS, 0), inside
+
+    def read_labels(self) -> NDArray[Any]:
+        """All label values (X, Y, Z), uint8 or uint16.
+
+        Raises:
+            VolumeError: the store's file is missing or damaged.
+        """
+        return _decompressed(self._array(LABELS), (slice(None),) * 3, self.folder / LABELS)
+
+    def read_ct(self) -> NDArray[np.int16] | None:
+        """All HU (X, Y, Z), int16; None without a scan.
+
+        Raises:
+            VolumeError: the store's file is missing or damaged.
+        """
+        if not self.has_ct:
+            return None
+        return _decompressed(self._array(CT), (slice(None),) * 3, self.folder / CT)
+
+    def membership(self, classes: Sequence[str]) -> NDArray[np.bool_]:
+        """Which of `classes` each label value belongs to, bool (values, classes)."""
+        return np.array([[name in names for name in classes] for names in self.sets], bool).reshape(
+            len(self.sets), len(classes)
+        )
+
+    def _array(self, name: str) -> Any:
+        path = self.folder / name
+        try:
+            # One thread: a pool of threads does not survive the fork of a data loader.
+            array = blosc2.open(str(path), mode="r", dparams=blosc2.DParams(nthreads=1))
+        except (OSError, RuntimeError, ValueError) as error:
+            raise VolumeError(f"{path} is missing or damaged ({error}); {_AGAIN}") from error
+        if getattr(array, "shape", None) != self.shape:
+            raise VolumeError(f"{path} is not of shape {self.shape}; {_AGAIN}")
+        return array
+
+
+class _Centres(Mapping[str, NDArray[np.int32]]):
+    """Arrays of an .npz file, each read when asked for and none kept: stores have many cases."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @cached_property
+    def _names(self) -> tuple[str, ...]:
+        with self._open() as arrays:
+            return tuple(arrays.files)
+
+    def _open(self) -> Any:
+        try:
+            return np.load(self.path, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise VolumeError(f"{self.path} is missing or damaged; {_AGAIN}") from error
+
+    def __getitem__(self, name: str) -> NDArray[np.int32]:
+        with self._open() as arrays:
+            return np.asarray(arrays[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def write_array(path: Path, array: NDArray[Any]) -> None:
+    """Write (X, Y, Z) in compressed blocks."""
+    chunks = tuple(min(CHUNK, size) for size in array.shape)
+    blosc2.asarray(
+        np.ascontiguousarray(array),
+        urlpath=str(path),
+        mode="w",
+        chunks=chunks,
+        blocks=tuple(min(BLOCK, size) for size in chunks),
+        # One thread, so that the same data give the same bytes.
+        cparams=blosc2.CParams(
+            codec=blosc2.Codec.ZSTD, clevel=5, filters=[blosc2.Filter.SHUFFLE], nthreads=1
+        ),
+    )
+
+
+def read_manifest(store: Path) -> dict[str, Any]:
+    """The manifest of a store.
+
+    Raises:
+        UsageError: there is none, it is damaged, or of a newer format.
+    """
+    path = store / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UsageError(
+            f"{store} is not a store: it has no {MANIFEST}. Make one with "
+            "`universal-ct prepare DATASET=DIR -o STORE`."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read: {error}. Run `universal-ct prepare`.") from error
+    if not isinstance(manifest, dict) or manifest.get("format_version") != FORMAT_VERSION:
+        found = manifest.get("format_version") if isinstance(manifest, dict) else None
+        raise UsageError(
+            f"{path} has format {found!r}; this version reads {FORMAT_VERSION}. Update "
+            "universal-ct, or prepare the data again into another folder."
+        )
+    return manifest
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """What `case.json` says.
+
+    Raises:
+        VolumeError: it is missing or damaged.
+    """
+    try:
+        about = json.loads((folder / CASE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise VolumeError(f"{folder / CASE} is missing or damaged; {_AGAIN}") from error
+    if not isinstance(about, dict):
+        raise VolumeError(f"{folder / CASE} is damaged; {_AGAIN}")
+    return about
+
+
+_AGAIN = "run `universal-ct prepare` again."
+
+
+def _decompressed(array: Any, part: tuple[slice, ...], path: Path) -> NDArray[Any]:
+    try:
+        return np.asarray(array[part])
+    except (OSError, RuntimeError, ValueError) as error:
+        raise VolumeError(f"{path} is damaged ({error}); {_AGAIN}") from error
+
+
+def _triple(values: Sequence[Any]) -> Triple:
+    x, y, z = (int(value) for value in values)
+    return x, y, z
