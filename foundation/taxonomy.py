@@ -308,6 +308,9 @@ _NOT_IN_V1 = (
     *("kidney_cyst_right", "kidney_cyst_left"),
 )
 
+_NOT_IN_V2 = ("rectum", "celiac_trunk", "liver_vessels")
+_TCIA = "https://www.cancerimagingarchive.net/collection/"
+
 _ALL_DATASETS = (
     _dataset("01", "BTCV", _identity("1,2,3,4,5,6,7,8,9,10,11,12,13,14"), url=_MULTI_ORGAN),
     _dataset(
@@ -318,12 +321,24 @@ _ALL_DATASETS = (
         _MULTI_ORGAN,
         note="These cases annotate 8 of the 14 organs; the others are unknown, not absent.",
     ),
-    _dataset("02", "Pancreas-CT", _identity(_EIGHT_ORGANS), url=_MULTI_ORGAN),
+    _dataset(
+        "02",
+        "Pancreas-CT",
+        _identity(_EIGHT_ORGANS),
+        url=_MULTI_ORGAN,
+        note="The images are under CC-BY-3.0; labels outside the labellers' crop may be missing.",
+    ),
     _dataset("03", "CHAOS", _ordered("6"), url="https://chaos.grand-challenge.org"),
     _dataset(
         "04", "LiTS", _ordered("6,27"), url="https://competitions.codalab.org/competitions/17094"
     ),
-    _dataset("05", "KiTS", _ordered("2/3,26,32"), url="https://kits-challenge.org"),
+    _dataset(
+        "05",
+        "KiTS",
+        _ordered("2/3,26,32"),
+        url="https://kits-challenge.org",
+        licence="CC-BY-NC-SA-4.0",
+    ),
     _dataset(
         "06",
         "3D-IRCADb",
@@ -341,6 +356,7 @@ _ALL_DATASETS = (
                 "leftlung": "17",
             }.items()
         },
+        url="https://www.ircad.fr/research/data-sets/liver-segmentation-3d-ircadb-01/",
         note="External test set; one mask folder per structure.",
     ),
     _dataset(
@@ -372,12 +388,15 @@ _ALL_DATASETS = (
         "12",
         "CT-ORG",
         _ordered("6,21,16/17,2/3"),
+        url=_TCIA + "ct-org/",
+        licence="CC-BY-3.0",
         note="The README of the published code numbers it 11. 5 bone and 6 brain are unused.",
     ),
     _dataset(
         "13",
         "AbdomenCT-12organ",
         _ordered("6,2/3,1,11,8,9,7,4,5,12,13,25"),
+        url="https://github.com/JunMa11/AbdomenCT-1K",
         note="The README of the published code numbers it 12.",
     ),
     _dataset(
@@ -388,6 +407,15 @@ _ALL_DATASETS = (
         "https://zenodo.org/records/6802613",
         "CC-BY-4.0",
         "External test set (v1); one file per structure. Its colon holds the rectum.",
+    ),
+    _dataset(
+        "15_v2",
+        "TotalSegmentator v2",
+        {k: (name,) for k, name in TOTALSEGMENTATOR.items() if k not in _NOT_IN_V2},
+        "",
+        "https://zenodo.org/records/10047292",
+        "CC-BY-4.0",
+        "One file per structure. Its colon holds the rectum.",
     ),
 )
 DATASETS: dict[str, Dataset] = {dataset.id: dataset for dataset in _ALL_DATASETS}
