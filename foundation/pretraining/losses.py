@@ -18,9 +18,28 @@ def masked_loss(
 ) -> dict[str, Tensor]:
     """Loss terms of a batch, each a mean over its scans; their sum is to be minimised.
 
+    As `scan_losses`, with the weights of the embedded model's training.
+    """
+    terms = scan_losses(logits, target, annotated, weight, balance=balance)
+    terms["binary"] = BINARY_WEIGHT * terms["binary"]
+    return {name: values.sum() / len(logits) for name, values in terms.items()}
+
+
+def scan_losses(
+    logits: Tensor,
+    target: Tensor,
+    annotated: Tensor,
+    weight: Tensor,
+    *,
+    balance: float = 0.0,
+    exclusive: Tensor = EXCLUSIVE,
+) -> dict[str, Tensor]:
+    """Our loss terms of each scan, (B,) each; 0 for a scan that says nothing.
+
     logits (B, K, M) of M voxels of each scan; target (B, K, M) bool: what they belong to;
     annotated (B, K) bool: the dataset of this scan labels this class; weight (B, M) in [0, 1].
     balance: in `exclusive` a voxel counts by (size of its class)^-balance, 0 for all alike.
+    exclusive (K,) bool: classes of which a voxel has at most one.
 
     `dice` and `binary` are the published pair. Dice here is of each scan and class, and only of
     classes that are present: the empty ones are the binary term's, which has a small weight.
@@ -28,20 +47,46 @@ def masked_loss(
     0. Where one class is alone it decides as the sigmoid does; it lifts off far earlier in
     training, and needs no second head.
     """
-    terms: dict[str, list[Tensor]] = {"dice": [], "binary": [], "exclusive": []}
+    found: dict[str, list[Tensor]] = {"dice": [], "binary": [], "exclusive": []}
     for scan, known in enumerate(annotated):
         if not known.any() or weight[scan].sum() == 0:
+            _append_zeros(found, logits[scan])
             continue
-        exclusive = EXCLUSIVE.to(known.device)[known]
+        alone = exclusive.to(known.device)[known]
         z, t, w = logits[scan][known], target[scan][known], weight[scan]
-        terms["dice"].append(_dice(_probabilities(z, exclusive), t, w))
-        terms["binary"].append(BINARY_WEIGHT * _binary(z, t, w))
-        terms["exclusive"].append(_exclusive(z[exclusive], t[exclusive], w, balance))
-    zero = logits.sum() * 0.0
-    return {
-        name: torch.stack(values).sum() / len(logits) if values else zero
-        for name, values in terms.items()
-    }
+        found["dice"].append(_dice(_probabilities(z, alone), t, w))
+        found["binary"].append(_binary(z, t, w))
+        found["exclusive"].append(_exclusive(z[alone], t[alone], w, balance))
+    return {name: torch.stack(values) for name, values in found.items()}
+
+
+def published_losses(
+    logits: Tensor, target: Tensor, annotated: Tensor, weight: Tensor
+) -> dict[str, Tensor]:
+    """The paper's masked BCE and Dice of each scan, (B,) each; arguments as of `scan_losses`.
+
+    Both are means over the scan's annotated classes; a batch is then the mean of its scans. The
+    published code takes one mean over all pairs of scan and class in a process, so that there a
+    scan with many labels counts more, and what it counts depends on its neighbours in the batch.
+    Dice is of each volume and class, smoothed above and below the line, and of present classes
+    only: the published one, smoothed below alone, is a constant 1 for an absent class, and until
+    May 2024 was computed for each slice.
+    """
+    found: dict[str, list[Tensor]] = {"dice": [], "binary": []}
+    for scan, known in enumerate(annotated):
+        if not known.any() or weight[scan].sum() == 0:
+            _append_zeros(found, logits[scan])
+            continue
+        z, t, w = logits[scan][known], target[scan][known], weight[scan]
+        found["dice"].append(_dice(z.sigmoid(), t, w))
+        found["binary"].append(_binary(z, t, w) / len(z))
+    return {name: torch.stack(values) for name, values in found.items()}
+
+
+def _append_zeros(found: dict[str, list[Tensor]], logits: Tensor) -> None:
+    """A loss of 0 that still depends on the logits: every parameter gets a gradient, of 0."""
+    for values in found.values():
+        values.append(logits.sum() * 0.0)
 
 
 def _probabilities(logits: Tensor, exclusive: Tensor) -> Tensor:

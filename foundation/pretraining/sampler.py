@@ -23,7 +23,8 @@ from foundation.pretraining.sources import (
     Anatomy,
     phantom_anatomy,
 )
-from foundation.synthesis import AIR_HU, contrast_shift, render_ct, smooth_noise
+from foundation.scanner import AIR_HU, smooth_noise
+from foundation.synthesis import contrast_shift, render_ct
 from foundation.taxonomy import CLASSES
 
 _LESION_SHARE = 0.4  # of the rendered patches, with one to three lesions each
@@ -239,10 +240,10 @@ def _draw_bumps(
     """
     channels = list(anatomy.centres)
     for name in _HOLLOW_SACS:
-        if INDEX[name] in anatomy.centres and rng.random() < 0.3:
+        if INDEX[name] in anatomy.centres and rng.random() < 0.4:
             positions = anatomy.centres[INDEX[name]]
             radius = positions.std(0).mean() * 5**0.5 / 1.2  # of a ball with that spread
-            yield positions.mean(0), radius * rng.uniform(1.2, 1.9), rng.uniform(-0.8, 0.72)
+            yield positions.mean(0), radius * rng.uniform(1.2, 2.0), rng.uniform(-0.7, 0.75)
     for _ in range(int(rng.integers(0, 4)) if channels else 0):
         positions = anatomy.centres[channels[int(rng.integers(len(channels)))]]
         if rng.random() < 0.5:

@@ -1,0 +1,103 @@
+"""Training throughput with the real loader, against the same step on tensors already in memory.
+
+    python benchmarks/throughput.py CONFIG [--store DIR] [--data DIR] [--steps N] [KEY=VALUE ...]
+
+Both run the engine's own step, on the same device and in alternating rounds; the second is fed the
+same few batches again and again. Prints samples per second of both, and what share of the compute
+step's throughput the training has. The target is 95 %.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from foundation.pretraining.engine import Engine, accelerator_for
+from foundation.pretraining.mixture import batches
+from foundation.pretraining.reading import load_config, with_places
+
+Batch = dict[str, Tensor]
+
+
+def seconds_of(engine: Engine, samples: Iterator[Batch], steps: int, accumulation: int) -> float:
+    """Wall time of `steps` optimiser steps."""
+    _wait()
+    start = time.perf_counter()
+    for _ in range(steps):
+        engine.train_step([next(samples) for _ in range(accumulation)])
+    _wait()
+    return time.perf_counter() - start
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def main() -> None:
+    """Measure and report."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("config", help="a YAML file, or the name of a shipped configuration")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument("--store", help="prepared scans")
+    parser.add_argument("--data", help="folder of open data")
+    parser.add_argument("--steps", type=int, default=20, help="of each round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--warm-up", type=int, default=5, help="steps before the first round")
+    parser.add_argument("--cpu", action="store_true")
+    given = parser.parse_intermixed_args()
+
+    longest = given.warm_up + 2 * given.steps * given.rounds + 1
+    config = load_config(given.config, [*given.overrides, "initialise_from=null"])
+    last = len(config.stages) - 1
+    # The last stage alone, long enough for all rounds and for what workers fetch ahead.
+    raw = [*given.overrides, f"stages.{last}.steps={10 * longest}"]
+    config = with_places(load_config(given.config, raw), given.store, given.data)
+    first_step = sum(stage.steps for stage in config.stages[:-1])
+    stage = config.stages[-1]
+    with tempfile.TemporaryDirectory() as folder:
+        engine = Engine(config, accelerator_for(config, given.cpu), Path(folder), progress=False)
+        engine.step = first_step
+        loader = batches(engine.mixture, config, engine.classes, first_step=first_step)
+        kept = list(itertools.islice(loader, max(2, stage.accumulation)))
+        seconds_of(engine, loader, given.warm_up, stage.accumulation)
+        rates: dict[str, list[float]] = {"training": [], "compute": []}
+        samples = given.steps * stage.batch_size * stage.accumulation
+        for _ in range(given.rounds):
+            for name, source in (("training", loader), ("compute", itertools.cycle(kept))):
+                taken = seconds_of(engine, source, given.steps, stage.accumulation)
+                rates[name].append(samples / taken)
+                # What was fetched ahead while the other was measured is used up, not measured.
+                if name == "compute":
+                    seconds_of(engine, loader, _ahead(config.workers), stage.accumulation)
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    report = {
+        "config": given.config,
+        "patch_size": stage.patch_size,
+        "batch_size": stage.batch_size,
+        "workers": config.workers,
+        "samples_per_second": {name: round(value, 3) for name, value in medians.items()},
+        "percent_of_compute": round(100 * medians["training"] / medians["compute"], 1),
+        "threads": torch.get_num_threads(),
+        "device": str(engine.accelerator.device),
+        "torch": torch.__version__,
+    }
+    print(json.dumps(report, indent=2))
+
+
+def _ahead(workers: int) -> int:
+    """Batches that workers have ready at most: see `prefetch_factor` in the mixture."""
+    return 4 * workers
+
+
+if __name__ == "__main__":
+    main()

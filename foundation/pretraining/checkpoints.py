@@ -1,0 +1,169 @@
+"""The state of a run on disk: whole at every moment, whenever the process is killed.
+
+A folder is written under another name, then the old one is moved aside, the new one takes its
+place, and the old one goes. Whatever a kill leaves of that, `recover_folder` finishes or undoes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from foundation.errors import WeightsError
+
+NETWORK, AVERAGE, OPTIMIZER = "model.safetensors", "ema.safetensors", "optimizer.safetensors"
+STATE = "state.json"
+_SEPARATOR = "|"  # between a parameter's name and that of a tensor the optimiser keeps for it
+
+
+@dataclass
+class Checkpoint:
+    """What a run goes on from. average: None where the run keeps none. progress: plain values."""
+
+    network: Mapping[str, Tensor]
+    average: Mapping[str, Tensor] | None
+    optimizer: Mapping[str, Tensor]
+    progress: dict[str, Any]
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """Give a name that does not exist; what is made there becomes `folder` when the block ends."""
+    new, old = _names(folder)
+    _remove(new)
+    yield new
+    _remove(old)
+    if folder.exists():
+        folder.replace(old)
+    new.replace(folder)
+    _remove(old)
+
+
+def recover_folder(folder: Path) -> None:
+    """Finish or undo what a killed `replacing_folder` had begun."""
+    new, old = _names(folder)
+    if old.exists() and not folder.exists():
+        old.replace(folder)
+    _remove(old)
+    _remove(new)
+    # What writers of saved models had put beside it.
+    for rest in folder.parent.glob(f".{new.name}.*"):
+        _remove(rest)
+
+
+def _names(folder: Path) -> tuple[Path, Path]:
+    return folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def save(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint; the previous one stays until this one is complete."""
+    tensors = {NETWORK: checkpoint.network, OPTIMIZER: checkpoint.optimizer}
+    if checkpoint.average is not None:
+        tensors[AVERAGE] = checkpoint.average
+    with replacing_folder(folder) as temporary:
+        temporary.mkdir(parents=True)
+        for name, values in tensors.items():
+            save_file(dict(values), temporary / name)
+        text = json.dumps(checkpoint.progress, indent=2) + "\n"
+        (temporary / STATE).write_text(text, encoding="utf-8")
+        for path in temporary.iterdir():  # on the disk before the rename is
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def load(folder: Path) -> Checkpoint:
+    """Read what `save` wrote, on the CPU.
+
+    Raises:
+        WeightsError: a file is missing or damaged.
+    """
+    try:
+        progress = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        average = folder / AVERAGE
+        return Checkpoint(
+            load_file(folder / NETWORK),
+            load_file(average) if average.is_file() else None,
+            load_file(folder / OPTIMIZER),
+            progress,
+        )
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        raise WeightsError(
+            f"The checkpoint {folder} cannot be read: {error}. Remove it to start again."
+        ) from error
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A copy on the CPU, in the plain order of memory; gathered from all processes if sharded."""
+    tensor = tensor.detach()
+    if isinstance(tensor, DTensor):
+        tensor = tensor.full_tensor()  # every process must call this
+    return tensor.cpu().clone(memory_format=torch.contiguous_format)
+
+
+def gathered(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole copies of all of `values`."""
+    return {name: whole(value) for name, value in values.items()}
+
+
+@torch.no_grad()
+def restore(target: Mapping[str, Tensor], saved: Mapping[str, Tensor], what: str) -> None:
+    """Copy saved values into tensors of the same names, sharded or not.
+
+    Raises:
+        WeightsError: the names are not the same.
+    """
+    if target.keys() != saved.keys():
+        odd = sorted(target.keys() ^ saved.keys())[:3]
+        raise WeightsError(f"The {what} of the checkpoint has other names, such as {odd}.")
+    for name, tensor in target.items():
+        tensor.copy_(_like(tensor, saved[name]))
+
+
+def _like(tensor: Tensor, value: Tensor) -> Tensor:
+    """`value` on the device of `tensor`, in its memory format, and sharded as it is."""
+    if isinstance(tensor, DTensor):
+        value = value.to(tensor.device, tensor.dtype)
+        return distribute_tensor(value, tensor.device_mesh, tensor.placements)
+    return torch.empty_like(tensor).copy_(value)
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
+    """Tensors that the optimiser keeps, under the names of their parameters."""
+    names: dict[Tensor, str] = {tensor: name for name, tensor in module.named_parameters()}
+    found = {}
+    for parameter, kept in optimizer.state.items():
+        for key, value in kept.items():
+            found[f"{names[parameter]}{_SEPARATOR}{key}"] = whole(torch.as_tensor(value))
+    return found
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, module: nn.Module, saved: Mapping[str, Tensor]
+) -> None:
+    """Give the optimiser the tensors that `optimizer_state` returned."""
+    parameters = dict(module.named_parameters())
+    for name, value in saved.items():
+        owner, key = name.rsplit(_SEPARATOR, 1)
+        parameter = parameters[owner]
+        # Steps are counted on the CPU; moments are kept as the parameter is, or sums would not be
+        # taken in the same order as without the interruption.
+        is_moment = value.shape == parameter.shape and value.dim() > 0
+        kept = _like(parameter.detach(), value) if is_moment else value.clone()
+        optimizer.state[parameter][key] = kept

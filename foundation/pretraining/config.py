@@ -1,0 +1,289 @@
+"""What a pretraining run depends on; together with the data it determines the weights.
+
+A configuration is a YAML file with these fields (see `configs/` beside this module); `reading`
+turns one into the other. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from foundation.errors import UsageError
+
+Size = tuple[int, int, int]  # voxels along X, Y, Z
+Window = tuple[float, float]  # HU
+
+
+def _require(given: bool, message: str) -> None:
+    if not given:
+        raise UsageError(message)
+
+
+@dataclass(frozen=True)
+class ClassConfig:
+    """One class: a name of the taxonomy, or any other with its prompt.
+
+    prompt: the sentence that is embedded; made from the name if empty. parent: a lesion's organ.
+    exclusive: a voxel of it belongs to no other exclusive class (see `losses.scan_losses`); as in
+    the taxonomy if not given, and false for names that it does not have.
+    """
+
+    name: str
+    prompt: str = ""
+    parent: str | None = None
+    exclusive: bool | None = None
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """The model to train. classes: the taxonomy's 32 if empty."""
+
+    backbone: str = "lite_unet"
+    backbone_options: Mapping[str, Any] = field(default_factory=dict)
+    text: Literal["clip", "minilm", "biolinkbert", "one-hot"] = "minilm"
+    standardise_text: bool = True
+    classes: tuple[ClassConfig, ...] = ()
+    hu_windows: tuple[Window, ...] = ((-175.0, 250.0),)
+
+
+@dataclass(frozen=True)
+class CropConfig:
+    """How often a patch is placed on what; only the ratios count.
+
+    background: no class there. foreground: a class, each that is present alike. organ, tumor: the
+    same among organs or lesions alone. What a scan does not have leaves its share to the others.
+    """
+
+    background: float = 1.0
+    foreground: float = 2.0
+    organ: float = 0.0
+    tumor: float = 0.0
+
+    def __post_init__(self) -> None:
+        shares = (self.background, self.foreground, self.organ, self.tumor)
+        _require(
+            min(shares) >= 0 and sum(shares) > 0, f"crops are {shares}; give shares of 0 or more."
+        )
+
+
+@dataclass(frozen=True)
+class AugmentationConfig:
+    """The paper's augmentation. zoom: range of enlargement. shift: largest change in [0, 1]."""
+
+    zoom: tuple[float, float] = (1.3, 1.5)
+    zoom_probability: float = 0.0
+    rotate_probability: float = 0.1
+    shift: float = 0.1
+    shift_probability: float = 0.2
+
+    def __post_init__(self) -> None:
+        _require(0 < self.zoom[0] <= self.zoom[1], f"zoom is {self.zoom}; give (low, high).")
+        for name in ("zoom_probability", "rotate_probability", "shift_probability"):
+            value = getattr(self, name)
+            _require(0 <= value <= 1, f"{name} is {value}; a probability lies in [0, 1].")
+
+
+@dataclass(frozen=True)
+class ScansConfig:
+    """Crops of prepared scans. datasets: ids, or all of the store's if empty.
+
+    weight: of each dataset, so that datasets of equal weight are drawn alike, whatever their size.
+    """
+
+    kind: Literal["scans"] = "scans"
+    weight: float = 1.0
+    datasets: tuple[str, ...] = ()
+    crops: CropConfig = field(default_factory=CropConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+
+
+@dataclass(frozen=True)
+class SynthesisConfig:
+    """Label maps rendered anew each time. data: folder of open data; hold_out: folders in it."""
+
+    kind: Literal["synthesis"] = "synthesis"
+    weight: float = 1.0
+    data: str | None = None
+    hold_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PhantomsConfig:
+    """Generated bodies, rendered as label maps are. count: how many different ones."""
+
+    kind: Literal["phantoms"] = "phantoms"
+    weight: float = 1.0
+    count: int = 24
+
+    def __post_init__(self) -> None:
+        _require(self.count > 0, f"count is {self.count}; at least one phantom is needed.")
+
+
+SourceConfig = ScansConfig | SynthesisConfig | PhantomsConfig
+SOURCES: dict[str, type[ScansConfig] | type[SynthesisConfig] | type[PhantomsConfig]] = {
+    "scans": ScansConfig,
+    "synthesis": SynthesisConfig,
+    "phantoms": PhantomsConfig,
+}
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """A part of the run on one grid; stages follow each other. batch_size: of one process."""
+
+    steps: int
+    patch_size: Size = (96, 96, 96)
+    spacing_mm: float = 1.5
+    batch_size: int = 2
+    accumulation: int = 1
+
+    def __post_init__(self) -> None:
+        counts = {"steps": self.steps, "batch_size": self.batch_size}
+        for name, value in {**counts, "accumulation": self.accumulation}.items():
+            _require(value > 0, f"{name} is {value}; it must be 1 or more.")
+        _require(
+            min(self.patch_size) > 0 and self.spacing_mm > 0,
+            "patch_size and spacing_mm must be positive.",
+        )
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW. head_learning_rate: of the generating layers of the head; the common one if null.
+
+    layer_decay: each stage of the backbone learns at this times the rate of the one after it.
+    clip_norm: largest norm of the gradient; null for no limit.
+    """
+
+    learning_rate: float = 4e-4
+    head_learning_rate: float | None = None
+    weight_decay: float = 1e-5
+    betas: tuple[float, float] = (0.9, 0.999)
+    layer_decay: float = 1.0
+    clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        _require(self.learning_rate > 0, f"learning_rate is {self.learning_rate}; not above 0.")
+        _require(0 < self.layer_decay <= 1, f"layer_decay is {self.layer_decay}; not in (0, 1].")
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How the learning rate goes. warm_up: steps. decay: of the trapezoid, the falling share."""
+
+    kind: Literal["cosine", "trapezoid"] = "cosine"
+    warm_up: int = 0
+    decay: float = 0.5
+
+    def __post_init__(self) -> None:
+        _require(self.warm_up >= 0, f"warm_up is {self.warm_up}; it is a number of steps.")
+        _require(0 <= self.decay <= 1, f"decay is {self.decay}; it is a share in [0, 1].")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the loss's terms. exclusive: 0 leaves the paper's pair of BCE and Dice.
+
+    balance: how much small classes are favoured while the learning rate is high. auxiliary: weight
+    of the same loss on a linear classifier beside the head. sample_voxels: how many voxels of a
+    patch the loss looks at; null for all.
+    """
+
+    dice: float = 1.0
+    binary: float = 1.0
+    exclusive: float = 0.0
+    balance: float = 0.0
+    auxiliary: float = 0.0
+    sample_voxels: int | None = None
+
+    def __post_init__(self) -> None:
+        weights = (self.dice, self.binary, self.exclusive, self.auxiliary, self.balance)
+        _require(min(weights) >= 0, "The weights of the loss must not be negative.")
+        _require(max(weights[:3]) > 0, "dice, binary and exclusive are all 0: nothing to learn.")
+        _require(
+            self.sample_voxels is None or self.sample_voxels > 0,
+            f"sample_voxels is {self.sample_voxels}; give a number of voxels, or null for all.",
+        )
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """Held-out cases. fold: of the five in `folds`, a JSON file; made from the store if null.
+
+    hold_out: datasets, or cases such as "04/case_012", that are never trained on either.
+    every: steps between validations. overlap: of the sliding windows. most: cases looked at.
+    """
+
+    every: int = 0
+    fold: int | None = None
+    folds: str | None = None
+    hold_out: tuple[str, ...] = ()
+    overlap: float = 0.5
+    most: int | None = None
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.overlap < 1, f"overlap is {self.overlap}; give a share in [0, 1).")
+        _require(self.every >= 0, f"every is {self.every}; 0 means no validation.")
+        _require(self.fold is None or self.fold in range(5), f"fold is {self.fold}, not 0 to 4.")
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """every: steps between rows of log.csv. tensorboard: also write events for it."""
+
+    every: int = 10
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        _require(self.every > 0, f"logging.every is {self.every}; it must be 1 or more.")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A pretraining run.
+
+    store: folder made by `universal-ct prepare`. ema: decay of the running average that is
+    published as the weights; null publishes the last ones. weights_dtype: of the saved models.
+    save_every: steps between checkpoints. workers: processes that make patches, for each process
+    that trains. initialise_from: a saved folder, or a name on the hub, of the same architecture.
+    """
+
+    name: str
+    stages: tuple[StageConfig, ...]
+    sources: tuple[SourceConfig, ...]
+    seed: int = 1
+    model: NetworkConfig = field(default_factory=NetworkConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    ema: float | None = None
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    weights_dtype: Literal["float32", "float16"] = "float32"
+    channels_last: bool = False
+    checkpoint_activations: bool = False
+    compile: bool = False
+    save_every: int = 500
+    workers: int = 2
+    store: str | None = None
+    initialise_from: str | None = None
+
+    def __post_init__(self) -> None:
+        _require(bool(self.stages), "stages is empty; a run needs at least one.")
+        _require(bool(self.sources), f"sources is empty; give one of {', '.join(SOURCES)}.")
+        weights = [source.weight for source in self.sources]
+        _require(min(weights) >= 0 and sum(weights) > 0, f"weights of sources are {weights}.")
+        _require(self.seed >= 0, f"seed is {self.seed}; it must be 0 or more.")
+        _require(self.ema is None or 0 <= self.ema < 1, f"ema is {self.ema}; not in [0, 1).")
+        _require(self.save_every > 0, f"save_every is {self.save_every}; it must be 1 or more.")
+        rendered = any(not isinstance(source, ScansConfig) for source in self.sources)
+        cubic = all(len(set(stage.patch_size)) == 1 for stage in self.stages)
+        _require(cubic or not rendered, "Rendered patches are cubic: give one patch_size a stage.")
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of all stages."""
+        return sum(stage.steps for stage in self.stages)

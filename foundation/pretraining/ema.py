@@ -1,0 +1,37 @@
+"""The running average of the weights, which is what a run publishes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+class Average:
+    """An exponential running average of a module's state, with a short memory at first.
+
+    decay: largest share of the past. values: the averaged tensors by name; integers are copied.
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.values = {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        """Take in the state after optimiser step `step`, counted from 0."""
+        # With its full memory from the start, the random weights would linger in the average.
+        decay = min(self.decay, (step + 1) / (step + 10))
+        for name, value in module.state_dict().items():
+            average = self.values[name]
+            if average.is_floating_point():
+                average.lerp_(value, 1 - decay)
+            else:
+                average.copy_(value)
+
+    @torch.no_grad()
+    def load(self, values: Mapping[str, Tensor]) -> None:
+        """Go on from saved values."""
+        for name, average in self.values.items():
+            average.copy_(values[name])

@@ -1,0 +1,226 @@
+"""The model of a run before training, what is trained beside it, and the optimiser of both."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from foundation.backbones import Backbone
+from foundation.config import ClassSpec, ModelConfig, Preprocessing, TextSpec
+from foundation.convert import check_state, shapes_of
+from foundation.errors import UsageError
+from foundation.hub import from_pretrained
+from foundation.model import UniversalModel
+from foundation.pretraining.config import ClassConfig, OptimizerConfig, RunConfig
+from foundation.pretraining.depth import checkpoint_activations, rate_factors
+from foundation.pretraining.losses import EXCLUSIVE
+from foundation.taxonomy import CLASSES, NAMES
+from foundation.text import (
+    CLIP_VIT_B_32,
+    MINILM,
+    PROMPT_TEMPLATES,
+    check_compatible,
+    class_prompt,
+    embed_classes,
+    load_bank,
+    load_encoder,
+    mean_and_scale,
+)
+
+ONE_HOT = "one-hot"
+# Reference: LinkBERT (arXiv 2203.15827); its sentence embedding is that of the first token.
+BIOLINKBERT = TextSpec(
+    encoder="hf:michiyasunaga/BioLinkBERT-base",
+    template=PROMPT_TEMPLATES["V3"],
+    pooling="cls",
+    dim=768,
+)
+TEXT_ENCODERS = {"clip": CLIP_VIT_B_32, "minilm": MINILM, "biolinkbert": BIOLINKBERT}
+
+
+class TrainingNetwork(nn.Module):
+    """The model and, for training only, a linear classifier beside its text-driven head.
+
+    The backbone learns from the classifier at once, and the head's generated layers find features
+    that are worth it.
+    """
+
+    def __init__(self, model: UniversalModel, auxiliary: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.auxiliary: nn.Conv1d | None = None
+        if auxiliary:
+            self.auxiliary = nn.Conv1d(model.backbone.full_channels, len(model.classes), 1)
+            nn.init.constant_(self.auxiliary.get_parameter("bias"), -2.0)
+
+    def forward(self, image: Tensor, voxels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """image (B, C, X, Y, Z); voxels (B, M) flat indices → logits (B, K, M) of head, classifier.
+
+        With an index for every voxel, they must be in order.
+        """
+        if self.auxiliary is None and voxels.shape[1] == image[0, 0].numel():
+            logits: Tensor = self.model(image)
+            return logits.flatten(2), None
+        logits, features = self.model.logits_at(image, voxels)
+        return logits, None if self.auxiliary is None else self.auxiliary(features)
+
+
+def class_configs(config: RunConfig) -> tuple[ClassConfig, ...]:
+    """The classes of a run: those it names, or the taxonomy's."""
+    return config.model.classes or tuple(ClassConfig(name) for name in NAMES)
+
+
+def exclusive_classes(config: RunConfig) -> Tensor:
+    """Classes of which a voxel has at most one, bool (K,)."""
+    known = dict(zip(NAMES, EXCLUSIVE.tolist(), strict=True))
+    return torch.tensor(
+        [
+            known.get(each.name, False) if each.exclusive is None else each.exclusive
+            for each in class_configs(config)
+        ]
+    )
+
+
+def text_spec(config: RunConfig) -> TextSpec:
+    """The encoder that embeds the prompts, with the revision that is found on this machine.
+
+    Raises:
+        HubError, MissingExtraError: its weights cannot be had here.
+    """
+    if config.model.text == ONE_HOT:
+        width = len(class_configs(config))
+        return TextSpec(ONE_HOT, template="{}", pooling="none", normalised=True, dim=width)
+    spec = TEXT_ENCODERS[config.model.text]
+    return spec if spec.revision else load_encoder(spec).spec
+
+
+def build_model(config: RunConfig) -> UniversalModel:
+    """The untrained model of a run, which depends on the configuration and its seed alone.
+
+    Raises:
+        HubError, MissingExtraError: the text encoder's weights cannot be had here.
+        UsageError: the backbone does not take its options, or a class is named twice.
+    """
+    text = text_spec(config)
+    classes = tuple(_class_spec(each, text) for each in class_configs(config))
+    if len({each.name for each in classes}) < len(classes):
+        raise UsageError("model.classes names a class twice; each needs a name of its own.")
+    last = config.stages[-1]
+    model_config = ModelConfig(
+        name=config.name,
+        backbone=config.model.backbone,
+        backbone_options=config.model.backbone_options,
+        classes=classes,
+        text=text,
+        standardise_text=config.model.standardise_text,
+        preprocessing=Preprocessing(
+            spacing_mm=(last.spacing_mm,) * 3,
+            hu_windows=config.model.hu_windows,
+            patch_size=last.patch_size,
+        ),
+    )
+    embedding = (
+        torch.eye(len(classes))
+        if text.encoder == ONE_HOT
+        else embed_classes([each.prompt for each in classes], text)
+    )
+    # All of the weights' chance is in here; whoever calls keeps its own.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = UniversalModel(model_config, embedding)
+    if config.model.standardise_text:
+        # The bank's spread is the better measure, but it exists for one encoder only.
+        bank = load_bank()
+        mean, scale = mean_and_scale(bank.embeddings if text == bank.spec else embedding)
+        model.head.text_shift.copy_(mean)
+        model.head.text_scale.fill_(scale)
+    _check_patches(config, model)
+    return model
+
+
+def _class_spec(given: ClassConfig, text: TextSpec) -> ClassSpec:
+    known = {c.name: c for c in CLASSES}.get(given.name)
+    parent = given.parent or (known.parent if known else None)
+    prompt = given.prompt or class_prompt(known.term if known else given.name, text)
+    return ClassSpec(given.name, prompt, parent)
+
+
+def _check_patches(config: RunConfig, model: UniversalModel) -> None:
+    divisor = model.backbone.divisor
+    for stage in config.stages:
+        if any(size % divisor for size in stage.patch_size):
+            raise UsageError(
+                f"patch_size is {stage.patch_size}; {config.model.backbone} needs multiples of "
+                f"{divisor}."
+            )
+
+
+def initialise(model: UniversalModel, name_or_path: str) -> None:
+    """Give `model` the weights of another of the same architecture.
+
+    Raises:
+        HubError: there is no such model.
+        UsageError: its prompts were embedded by another encoder.
+        WeightsError: its keys or shapes differ; lists them.
+    """
+    start = from_pretrained(name_or_path)
+    check_compatible(start.config.text, model.config.text)
+    check_state(shapes_of(model), start.state_dict(), name_or_path)
+    model.load_state_dict(start.state_dict())
+
+
+def build_network(config: RunConfig) -> TrainingNetwork:
+    """What a run trains, at its start.
+
+    Raises:
+        HubError, MissingExtraError, UsageError, WeightsError: as `build_model`, `initialise`.
+    """
+    model = build_model(config)
+    if config.initialise_from:
+        initialise(model, config.initialise_from)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed + 1)
+        network = TrainingNetwork(model, auxiliary=config.loss.auxiliary > 0)
+    if config.checkpoint_activations:
+        checkpoint_activations(model.backbone)
+    if config.channels_last:
+        network.to(memory_format=torch.channels_last_3d)
+    return network
+
+
+def build_optimizer(network: TrainingNetwork, config: RunConfig) -> torch.optim.AdamW:
+    """AdamW with a group for each learning rate that occurs."""
+    rates = learning_rates(network, config.optimizer)
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        groups.setdefault(rates[name], []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": parameters, "lr": rate, "initial_lr": rate}
+            for rate, parameters in groups.items()
+        ],
+        betas=config.optimizer.betas,
+        weight_decay=config.optimizer.weight_decay,
+    )
+
+
+def learning_rates(network: TrainingNetwork, config: OptimizerConfig) -> dict[str, float]:
+    """The full learning rate of each parameter, by name.
+
+    The layers of the head that generate others have the head's rate: they are the ones that a high
+    rate throws off. What reads the features has the common rate, the backbone its share of it.
+    """
+    model = network.model
+    backbone: Backbone = model.backbone
+    channels = len(model.config.preprocessing.hu_windows)
+    factors = rate_factors(backbone, channels, config.layer_decay)
+    head_rate = config.head_learning_rate or config.learning_rate
+    rates = {}
+    for name, _ in network.named_parameters():
+        rate = config.learning_rate
+        if name.startswith("model.backbone."):
+            rate *= factors[name.removeprefix("model.backbone.")]
+        elif name.startswith("model.head.") and ".feature_projection." not in name:
+            rate = head_rate
+        rates[name] = rate
+    return rates
