@@ -1,6 +1,6 @@
 """Training throughput with the real loader, against the same step on tensors already in memory.
 
-    python benchmarks/throughput.py CONFIG [--store DIR] [--data DIR] [--steps N] [KEY=VALUE ...]
+    python benchmarks/throughput.py CONFIG [--store DIR] [--steps N] [KEY=VALUE ...]
 
 Both run the engine's own step, on the same device and in alternating rounds; the second is fed the
 same few batches again and again. Prints samples per second of both, and what share of the compute
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from foundation.pretraining.engine import Engine, accelerator_for
 from foundation.pretraining.mixture import batches
-from foundation.pretraining.reading import load_config, with_places
+from foundation.pretraining.reading import load_config, with_store
 
 Batch = dict[str, Tensor]
 
@@ -49,7 +49,6 @@ def main() -> None:
     parser.add_argument("config", help="a YAML file, or the name of a shipped configuration")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--store", help="prepared scans")
-    parser.add_argument("--data", help="folder of open data")
     parser.add_argument("--steps", type=int, default=20, help="of each round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--warm-up", type=int, default=5, help="steps before the first round")
@@ -61,7 +60,7 @@ def main() -> None:
     last = len(config.stages) - 1
     # The last stage alone, long enough for all rounds and for what workers fetch ahead.
     raw = [*given.overrides, f"stages.{last}.steps={10 * longest}"]
-    config = with_places(load_config(given.config, raw), given.store, given.data)
+    config = with_store(load_config(given.config, raw), given.store)
     first_step = sum(stage.steps for stage in config.stages[:-1])
     stage = config.stages[-1]
     with tempfile.TemporaryDirectory() as folder:

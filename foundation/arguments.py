@@ -5,6 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from foundation.datasets.command import add_arguments as _add_datasets
+from foundation.preparation.command import add_arguments as _add_prepare
+from foundation.pretraining.command import add_arguments as _add_pretrain
+
 DEFAULT_MODEL = "universal-ct"
 DEMO_FOLDER = "universal-ct-demo"
 NOTICE = "For research only: not a medical device, not for diagnosis or treatment."
@@ -13,6 +17,8 @@ _EXAMPLES = """examples:
   universal-ct segment ct.nii.gz -o out --preview   masks, volumes.csv, preview.png in out/ct
   universal-ct segment dataset/ -o out -c liver spleen --json
   universal-ct models                               what can be loaded by name
+  universal-ct prepare 04=LiTS -o store             a dataset, ready to train from
+  universal-ct pretrain unet --store store          the paper's run
 """
 
 
@@ -37,6 +43,9 @@ def build_parser() -> argparse.ArgumentParser:
             verb.add_argument("model", metavar="MODEL", help="a name, a saved folder, or org/name")
         verb.add_argument("--json", action="store_true", help="JSON instead of text")
     _add_demo(verbs)
+    _add_datasets(verbs)
+    _add_prepare(verbs)
+    _add_pretrain(verbs)
     return parser
 
 

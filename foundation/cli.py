@@ -1,4 +1,4 @@
-"""The command line: universal-ct segment, models, info, classes, demo.
+"""The command line: universal-ct segment, models, info, classes, demo; datasets to pretrain.
 
 Everything heavy is imported by the verb that needs it: `--help`, `models`, `info` of a known model
 and `classes` answer without torch or numpy. Results go to files or, as text or JSON, to standard
@@ -132,6 +132,24 @@ def _attempt(
         expected = isinstance(error, UniversalCTError | OSError)
         reason = str(error) if expected else f"{type(error).__name__}: {error} (see --debug)"
         return Outcome(case.name, str(case.ct), "failed", error=reason)
+
+
+def _datasets(args: argparse.Namespace) -> int:
+    from foundation.datasets.command import run
+
+    return run(args)
+
+
+def _prepare(args: argparse.Namespace) -> int:
+    from foundation.preparation.command import run
+
+    return run(args)
+
+
+def _pretrain(args: argparse.Namespace) -> int:
+    from foundation.pretraining.command import run
+
+    return run(args)
 
 
 def _models(args: argparse.Namespace) -> int:
@@ -331,6 +349,9 @@ _VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "info": _info,
     "classes": _classes,
     "demo": _demo,
+    "datasets": _datasets,
+    "prepare": _prepare,
+    "pretrain": _pretrain,
 }
 
 if __name__ == "__main__":

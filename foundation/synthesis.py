@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from foundation.scanner import AIR_HU, scan, smooth_noise
+
 Noise = tuple[Tensor, Tensor, Tensor]  # fine, medium and slow, (X, Y, Z) each
 
-AIR_HU = -1000.0
 PHASES = ("native", "arterial", "portal_venous", "delayed")
 PHASE_PROBABILITIES = (0.4, 0.15, 0.33, 0.12)
 
@@ -132,23 +133,6 @@ def tissue_kind(name: str) -> str:
     return name if name in TISSUES else "soft"
 
 
-def smooth_noise(
-    shape: tuple[int, ...], cell: float, generator: torch.Generator, repeat: int = 1
-) -> Tensor:
-    """Noise (X, Y, Z) of unit standard deviation that varies over about `cell` voxels.
-
-    repeat: draw it on a grid that many times coarser and repeat the values (much faster).
-    """
-    drawn = [-(-size // repeat) for size in shape]
-    coarse = [max(2, round(size / cell) + 1) for size in shape]
-    field = torch.randn(1, 1, *coarse, generator=generator)
-    field = functional.interpolate(field, size=drawn, mode="trilinear", align_corners=True)
-    field = field / field.std().clamp_min(1e-3)
-    if repeat > 1:
-        field = functional.interpolate(field, size=shape, mode="nearest")
-    return field[0, 0]
-
-
 def render_ct(
     label_map: NDArray[np.integer] | Tensor,
     names: Mapping[int, str],
@@ -188,12 +172,12 @@ def render_ct(
         _render_medulla(ct, labels, kinds, medium, phase, spacing_mm, rng)
     _render_bone(ct, labels, border, kinds, rng)
     _render_calcification(ct, labels, border, kinds, fine, rng)
-    _render_hollow(ct, labels, border, names, noise, rng)
+    _render_hollow(ct, labels, border, names, noise, generator, rng)
     _render_lung_vessels(ct, labels, kinds, fine, rng)
     if pool > 1:
         ct = functional.avg_pool3d(ct[None, None], pool)[0, 0]
-    scan: NDArray[np.float32] = _scan(ct, spacing_mm * pool, rng, generator).numpy()
-    return scan
+    scanned: NDArray[np.float32] = scan(ct, spacing_mm * pool, rng, generator).numpy()
+    return scanned
 
 
 def _draw_noise(
@@ -308,6 +292,19 @@ def _render_bone(
     ct[cortex] = ct[cortex].clamp_min(0) + rng.uniform(150, 600)
 
 
+def _fill_with_stool(
+    filling: Tensor, noise: Noise, generator: torch.Generator, rng: np.random.Generator
+) -> None:
+    """Turn a part of a colon's content (N,) into stool, in place: fat, fibre and bubbles of gas."""
+    f, m, s = noise
+    grain = torch.randn(len(filling), generator=generator)
+    stool = rng.uniform(-60, 60) + rng.uniform(20, 120) * (0.6 * f + 0.5 * grain)
+    bubbles = 0.6 * f + 0.8 * grain > rng.uniform(0.4, 2.2)
+    stool[bubbles] = rng.uniform(-900, -250)
+    place = s + 0.5 * m > rng.normal(-0.5, 1.0)  # the rest holds what the bowel holds
+    filling[place] = stool[place]
+
+
 def _render_calcification(
     ct: Tensor,
     labels: Tensor,
@@ -352,6 +349,7 @@ def _render_hollow(
     border: Tensor,
     names: Mapping[int, str],
     noise: Noise,
+    generator: torch.Generator,
     rng: np.random.Generator,
 ) -> None:
     """Fill what lies inside the wall of hollow organs, in place: fluid, stool, contrast, gas."""
@@ -373,8 +371,8 @@ def _render_hollow(
             content_hu = oral_contrast_hu
         f, m, s = (field.reshape(-1)[lumen] for field in noise)
         filling = content_hu + mottle_hu * rng.uniform(0, 2) * f + rng.uniform(0, 20) * m
-        if name in ("colon", "rectum") and rng.random() < 0.5:  # stool holds bubbles
-            filling[f + 0.5 * m > rng.uniform(0.5, 2)] = -600.0
+        if name in ("colon", "rectum") and rng.random() < 0.7:
+            _fill_with_stool(filling, (f, m, s), generator, rng)
         level = m + 0.5 * s + rng.uniform(0, 2) * height[(lumen // ct.shape[2]) % ct.shape[1]]
         share = min(0.95, gas_share * rng.exponential(1.0))
         # A quantile of at most 20,000 voxels: torch.quantile refuses very many.
@@ -390,85 +388,3 @@ def _render_lung_vessels(
     """Dot the lungs with vessels, in place."""
     vessels = _of_kind(labels, kinds, "lung") & (fine > rng.uniform(1.6, 2.6))
     ct[vessels] = rng.uniform(-300, 60)
-
-
-def _scan(
-    ct: Tensor, spacing_mm: float, rng: np.random.Generator, generator: torch.Generator
-) -> Tensor:
-    """The scanner: its table, point spread and noise, and the range of its numbers."""
-    if rng.random() < 0.4:
-        _lay_on_table(ct, spacing_mm, rng)
-    if rng.random() < 0.08:
-        _add_implant(ct, spacing_mm, rng)
-    slice_voxels = rng.uniform(1, 7) / spacing_mm
-    if slice_voxels > 1.2 and rng.random() < 0.5:
-        ct = _thicken(ct, slice_voxels)
-    # Labels meet at sharp voxel edges; no scanner draws those, so there is always some blur.
-    sigma_voxels = max(rng.uniform(0.3, 2.2) / spacing_mm, rng.uniform(0.35, 0.6))
-    if sigma_voxels > 0.25:
-        ct = _blur(ct, sigma_voxels)
-    noise_hu = rng.uniform(3, 30) * (2.0 / spacing_mm) ** 0.5
-    grain = torch.randn(ct.shape, generator=generator)
-    if rng.random() < 0.5:
-        grain = 0.5 * grain + smooth_noise(tuple(ct.shape), 1.7, generator)
-    scan: Tensor = (ct + noise_hu * grain).clamp_(-1024, 3071)
-    return scan
-
-
-def _lay_on_table(ct: Tensor, spacing_mm: float, rng: np.random.Generator) -> None:
-    """Draw a flat table behind the body (towards -Y), in place, where the grid has room for it."""
-    depth = int(rng.integers(2, 6) / spacing_mm) + 1
-    body = (ct > -500).any(2).any(0).nonzero()
-    back = int(body.min()) - int(rng.integers(1, 12)) if len(body) else 0
-    if back - depth > 0:
-        table = ct[:, back - depth : back]
-        table.clamp_min_(rng.uniform(-700, 200))
-
-
-def _add_implant(ct: Tensor, spacing_mm: float, rng: np.random.Generator) -> None:
-    """A piece of metal in a bone, with its bright and dark streaks in the axial plane, in place."""
-    bone = (ct > 300).nonzero()
-    if not len(bone):
-        return
-    place = bone[int(rng.integers(len(bone)))]
-    x, y, z = (
-        (torch.arange(size) - int(at)) * spacing_mm
-        for size, at in zip(ct.shape, place, strict=True)
-    )
-    radius_mm, length_mm = rng.uniform(3, 14), rng.uniform(10, 50)
-    distance = (x[:, None].square() + y[None].square()).sqrt()
-    angle = torch.atan2(y[None].expand_as(distance), x[:, None].expand_as(distance))
-    streaks = torch.zeros_like(distance)
-    for _ in range(6):
-        streaks += torch.sin(int(rng.integers(1, 9)) * angle + rng.uniform(0, 6.3))
-    streaks *= rng.uniform(20, 120) / (1 + distance / rng.uniform(20, 60))
-    along = (z.abs() < length_mm).float()
-    ct += streaks[..., None] * along * (ct > -900)
-    ct[(distance[..., None] < radius_mm) & (z.abs() < length_mm)] = 3000.0
-
-
-def _thicken(ct: Tensor, slice_voxels: float) -> Tensor:
-    """A thick slice: the mean of `slice_voxels` (above 1) neighbours along Z."""
-    reach = int(np.ceil((slice_voxels - 1) / 2))
-    kernel = torch.ones(2 * reach + 1)
-    kernel[0] = kernel[-1] = (slice_voxels - (2 * reach - 1)) / 2
-    padded = functional.pad(ct[None, None], (reach, reach, 0, 0, 0, 0), mode="replicate")
-    thick: Tensor = functional.conv3d(padded, (kernel / kernel.sum()).view(1, 1, 1, 1, -1))
-    return thick[0, 0]
-
-
-def _blur(ct: Tensor, sigma_voxels: float) -> Tensor:
-    """Gaussian point spread, one axis after the other."""
-    reach = int(np.ceil(2.5 * sigma_voxels))
-    offsets = torch.arange(-reach, reach + 1, dtype=torch.float32)
-    kernel = torch.exp(-0.5 * (offsets / sigma_voxels) ** 2)
-    kernel = kernel / kernel.sum()
-    blurred = ct[None, None]
-    for axis in range(3):
-        shape = [1, 1, 1, 1, 1]
-        shape[2 + axis] = len(kernel)
-        pad = [0, 0, 0, 0, 0, 0]
-        pad[2 * (2 - axis)] = pad[2 * (2 - axis) + 1] = reach  # the last axis comes first
-        padded = functional.pad(blurred, pad, mode="replicate")
-        blurred = functional.conv3d(padded, kernel.view(shape))
-    return blurred[0, 0]

@@ -1,12 +1,15 @@
-"""Small anatomies and folders of data, for tests of pretraining."""
+"""Small anatomies and stores of them, for tests of pretraining."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 
-from foundation.pretraining.sources import INDEX, Anatomy
+from foundation.preparation.harmonise import Harmonised
+from foundation.preparation.store import FORMAT_VERSION, Store
+from foundation.preparation.writing import write_case
+from foundation.pretraining.sources import FINE_MM, INDEX, Anatomy, membership_of
 
 
 def ball(shape: tuple[int, int, int], centre: tuple[float, float, float], radius: float):
@@ -34,30 +37,53 @@ def paired_organs(with_ct: bool = False) -> Anatomy:
         "paired_organs",
         label_map,
         names,
+        membership_of(names),
         tuple(sorted(INDEX[name] for name in annotated)),
         weight=1.0,
         ct=np.where(label_map > 1, 200, -100).astype(np.float32) if with_ct else None,
     )
 
 
-def write_folder(
-    path: Path,
+def write_anatomies(path: Path, cases: dict[str, Harmonised], weight: float = 1.0) -> Store:
+    """A store of these cases, of one dataset called "open"."""
+    entries = {}
+    for name, case in cases.items():
+        folder = path / "cases" / "open" / name
+        folder.mkdir(parents=True)
+        about = {"dataset": "open", "id": name, "weight": weight, "sources": []}
+        entries[f"open/{name}"] = {
+            **write_case(folder, case, about),
+            "folder": f"cases/open/{name}",
+        }
+    manifest = {"format_version": FORMAT_VERSION, "spacing_mm": FINE_MM, "cases": entries}
+    (path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    return Store(path)
+
+
+def harmonised(
     label_map: np.ndarray,
-    names: dict[int, str],
-    spacing_mm: float = 2.0,
+    tissues: Sequence[str],
+    annotated: Sequence[str],
     ct: np.ndarray | None = None,
-) -> None:
-    """Write arrays in RAS order as a folder of open data, stored in another orientation (LPS)."""
-    path.mkdir(parents=True)
-    affine = np.diag([-spacing_mm, -spacing_mm, spacing_mm, 1.0])
-    for name, array in (("labels", label_map), ("ct", ct)):
-        if array is not None:
-            nib.save(nib.Nifti1Image(array[::-1, ::-1], affine), path / f"{name}.nii.gz")
-    named = {str(value): name for value, name in names.items()}
-    (path / "labels.json").write_text(json.dumps(named), encoding="utf-8")
+    spacing_mm: float = FINE_MM,
+    unknown: tuple[int, ...] = (),
+) -> Harmonised:
+    """A case whose tissues, from value 1 on, are classes of the same names where they are known."""
+    sets = tuple((name,) if name in annotated else () for name in ("", *tissues))
+    return Harmonised(
+        ct=None if ct is None else ct.astype(np.int16),
+        labels=label_map.astype(np.uint8),
+        affine=np.diag([spacing_mm] * 3 + [1.0]),
+        spacing_mm=spacing_mm,
+        sets=sets,
+        tissues=("", *tissues),
+        unknown=unknown,
+        annotated=tuple(annotated),
+    )
 
 
-def write_paired_organs(data: Path) -> None:
-    """A folder of data with `paired_organs` as its only label map."""
-    anatomy = paired_organs()
-    write_folder(data / "totalsegmentator_s0328", anatomy.label_map, dict(anatomy.names))
+def write_paired_organs(path: Path) -> Store:
+    """A store with the label map of `paired_organs` as its only case."""
+    organs = ("kidney_left", "kidney_right", "liver")
+    case = harmonised(paired_organs().label_map, ("fat", *organs), organs)
+    return write_anatomies(path, {"pair": case})

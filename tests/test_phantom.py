@@ -92,7 +92,7 @@ def test_air_surrounds_one_body(phantoms: list[Phantom]) -> None:
         ("aorta", 50, 250),
         ("pancreas", 15, 160),
         ("urinary_bladder", 20, 700),
-        ("colon", 200, 2000),
+        ("colon", 120, 2000),
         ("esophagus", 5, 80),
     ],
 )

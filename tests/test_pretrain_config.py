@@ -15,7 +15,7 @@ from foundation.pretraining.reading import (
     plain,
     shipped,
     smoke,
-    with_places,
+    with_store,
 )
 
 
@@ -108,19 +108,16 @@ def test_classes_by_name_or_with_prompts() -> None:
 
 
 def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sources = [{"kind": "synthesis", "data": "open"}]
-    values = tiny_config(store=Path("store"), sources=sources)
+    values = tiny_config(store=Path("store"))
     folder = tmp_path / "configs"
     folder.mkdir()
     (folder / "mine.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     config = load_config("configs/mine.yaml")
     assert config.store == str(folder / "store")
-    assert config.sources[0].data == str(folder / "open")
     assert load_config("configs/mine.yaml", ["store=here"]).store == str(tmp_path / "here")
-    placed = with_places(config, "there", "other")
-    assert placed.store == str(tmp_path / "there")
-    assert placed.sources[0].data == str(tmp_path / "other")
+    assert with_store(config, "there").store == str(tmp_path / "there")
+    assert with_store(config, None) is config
 
 
 def test_a_file_can_extend_another(tmp_path: Path) -> None:

@@ -290,7 +290,7 @@ def test_the_command(
     assert (
         seen["config"] == "unet" and seen["overrides"] == ["a=1", "seed=3"] and seen["smoke_test"]
     )
-    assert (seen["store"], seen["output"], seen["data"]) == ("s", "r", None)
+    assert (seen["store"], seen["output"]) == ("s", "r")
     assert capsys.readouterr().out == "model\n"
     with pytest.raises(UniversalCTError, match="is not KEY=VALUE"):
         command.run(parser.parse_args(["pretrain", "unet", "seed"]))

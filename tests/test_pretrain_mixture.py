@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from anatomies import paired_organs
+from anatomies import harmonised, paired_organs, write_anatomies
 from tiny_store import DATASETS, SPACING_MM, tiny_config, write_store
 
 from foundation.errors import UsageError
@@ -153,7 +153,7 @@ def test_a_dataset_that_is_not_there_is_named(store: Store) -> None:
     with pytest.raises(UsageError, match="needs --store"):
         build_sources(load_config(tiny_config()), None, frozenset())
     synthesis = load_config(tiny_config(sources=[{"kind": "synthesis"}]))
-    with pytest.raises(UsageError, match="give --data"):
+    with pytest.raises(UsageError, match="source of synthesis needs --store"):
         build_sources(synthesis, None, frozenset())
 
 
@@ -261,6 +261,18 @@ def test_the_grid_of_a_stage(store: Store) -> None:
     first = grid_of(config, config.stages[0], CLASSES)
     assert first == PatchGrid((16, 16, 16), 8.0, WINDOWS, 1000, CLASSES)
     assert {source.name for source in build_sources(config, store, frozenset())} == set(DATASETS)
+
+
+def test_synthesis_draws_from_the_store_and_leaves_out_what_is_held_out(tmp_path: Path) -> None:
+    organs = ("kidney_left", "kidney_right", "liver")
+    case = harmonised(paired_organs().label_map, ("fat", *organs), organs)
+    store = write_anatomies(tmp_path, {"one": case, "two": case})
+    config = load_config(tiny_config(sources=[{"kind": "synthesis"}]))
+    (source,) = build_sources(config, store, frozenset({"open/two"}))
+    assert [anatomy.name for anatomy in source.anatomies] == ["open/one"]
+    sample = source.draw(np.random.default_rng(0), grid(16, 8.0, 500))
+    assert sample["image"].shape[1:] == (16, 16, 16)
+    assert sample["annotated"][CLASSES.index("liver")]
 
 
 def test_phantoms_are_made_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -8,11 +8,18 @@ import torch
 from anatomies import ball, paired_organs
 
 from foundation.pretraining import sampler
-from foundation.pretraining.sampler import Patches, PatchSettings, Sample, draw_patch, window_hu
-from foundation.pretraining.sources import FINE_MM, INDEX, LESION_HOSTS, Anatomy, phantom_anatomy
+from foundation.pretraining.sampler import PatchSettings, Sample, draw_patch, window_hu
+from foundation.pretraining.sources import (
+    FINE_MM,
+    INDEX,
+    LESION_HOSTS,
+    Anatomy,
+    membership_of,
+    phantom_anatomy,
+)
 from foundation.taxonomy import CLASSES
 
-SETTINGS = PatchSettings(patch_size=24, spacing_mm=4.0, voxels=24**3, phantom_share=0.0)
+SETTINGS = PatchSettings(patch_size=24, spacing_mm=4.0, voxels=24**3)
 LEFT, RIGHT = INDEX["kidney_left"], INDEX["kidney_right"]
 
 
@@ -55,7 +62,7 @@ def test_shapes_types_and_ranges(with_ct: bool) -> None:
     image, target = sample["image"], sample["target"]
     assert image.shape == (2, 24, 24, 24) and image.dtype == torch.float32
     assert image.min() >= 0 and image.max() <= 1
-    assert sample["voxels"].shape == (500,) and 0 <= int(sample["voxels"].min())
+    assert sample["voxels"].shape == (500,) and int(sample["voxels"].min()) >= 0
     assert int(sample["voxels"].max()) < 24**3
     assert target.shape == (len(CLASSES), 500) and target.dtype == torch.bool
     assert sample["annotated"].shape == (len(CLASSES),)
@@ -68,13 +75,13 @@ def test_weighted_voxels_estimate_sums_over_all() -> None:
     labels[5:15, 5:15, 5:15] = 3
     labels[9, 9, 8:12] = 7  # four voxels: a plain draw of 1,000 would hold half a voxel of them
     generator = torch.Generator().manual_seed(0)
-    voxels, weight = sampler._draw_voxels(labels, 1000, generator)
+    voxels, weight = sampler.draw_voxels(labels, 1000, generator)
     drawn = labels.reshape(-1)[voxels]
     assert (drawn == 7).sum() > 100
     estimated = {v: float(weight[drawn == v].sum()) * 8 for v in (0, 3, 7)}
     truth = {v: int((labels == v).sum()) for v in (0, 3, 7)}
     assert estimated == {v: pytest.approx(truth[v], rel=0.15) for v in truth}
-    everything, ones = sampler._draw_voxels(labels, 8000, generator)
+    everything, ones = sampler.draw_voxels(labels, 8000, generator)
     assert everything.tolist() == list(range(8000)) and (ones == 1).all()
 
 
@@ -100,37 +107,23 @@ def test_a_removed_organ_becomes_fat() -> None:
         assert len(gone) <= 1 and (labels == 1).sum() == 3 + 3 * len(gone)
 
 
-def test_patch_i_depends_on_seed_and_i_alone() -> None:
-    sources = [paired_organs(), paired_organs(with_ct=True)]
-    whole = Patches(sources, SETTINGS, seed=1, first=0, last=20)
-    rest = Patches(sources, SETTINGS, seed=1, first=7, last=20)
-    assert len(whole) == 20 and len(rest) == 13
-    torch.manual_seed(99)  # nor on the global generator
-    assert same(whole[9], rest[2])
-    assert same(whole[3], whole[3])
-    assert not same(whole[3], whole[4])
-    assert not same(whole[3], Patches(sources, SETTINGS, seed=2, first=0, last=20)[3])
+def test_the_same_chance_gives_the_same_patch() -> None:
+    anatomy = paired_organs()
+    assert same(draw(anatomy, 3), draw(anatomy, 3))
+    assert not same(draw(anatomy, 3), draw(anatomy, 4))
 
 
-def test_sources_are_drawn_by_their_weight(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[Anatomy] = []
-    monkeypatch.setattr(sampler, "draw_patch", lambda anatomy, *_: drawn.append(anatomy))
-    monkeypatch.setattr(sampler, "phantom_anatomy", lambda seed: f"phantom {seed}")
-    rare, common = paired_organs(), paired_organs()
-    rare.weight, common.weight = 1.0, 3.0
-    patches = Patches([rare, common], replace(SETTINGS, phantom_share=0.2), 0, 0, 2000)
-    for index in range(len(patches)):
-        patches[index]
-    counts = [sum(one is source for one in drawn) / 2000 for source in (rare, common)]
-    assert counts == pytest.approx([0.2, 0.6], abs=0.04)
-    assert len({one for one in drawn if isinstance(one, str)}) == SETTINGS.phantoms
-
-
-def test_phantoms_alone_need_no_data() -> None:
-    settings = replace(SETTINGS, phantom_share=1.0, phantoms=1)
-    sample = Patches([], settings, seed=0, first=0, last=1)[0]
-    assert sample["annotated"].all()
-    assert sample["target"].any()
+def test_unknown_voxels_and_scans_without_classes() -> None:
+    anatomy = paired_organs(with_ct=True)
+    anatomy.unknown = (2,)
+    seen = 0
+    for seed in range(8):
+        target, weight = dense(draw(anatomy, seed))
+        seen += int(target[LEFT].sum())
+        assert not weight[target[LEFT]].any() and weight.any()
+    assert seen
+    anatomy.centres = {}  # of a scan in which no annotated class is
+    assert draw(anatomy, 2)["weight"].any()
 
 
 def test_gather_takes_the_nearest_voxel_and_fills_outside() -> None:
@@ -263,9 +256,9 @@ def test_a_tumour_of_the_hepatic_vessels_lies_in_the_liver() -> None:
     label_map = np.zeros((48, 48, 48), np.uint8)
     label_map[4:44, 4:44, 4:44] = 1
     label_map[20:28, 20:28, 4:44] = 2
-    names = {1: "liver", 2: "hepatic_veins"}
+    names = {1: "liver", 2: "hepatic_vessel"}
     annotated = tuple(INDEX[name] for name in ("liver", "hepatic_vessel", "hepatic_vessel_tumor"))
-    anatomy = Anatomy("vessels", label_map, names, annotated, 1.0)
+    anatomy = Anatomy("vessels", label_map, names, membership_of(names), annotated, 1.0)
     tumours = 0
     for seed in range(24):
         target, _ = dense(draw(anatomy, seed))

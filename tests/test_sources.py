@@ -4,27 +4,28 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from anatomies import ball, paired_organs, write_folder, write_paired_organs
+from anatomies import harmonised, paired_organs, write_anatomies, write_paired_organs
 
 from foundation.errors import UsageError
 from foundation.phantom import TISSUES
+from foundation.preparation.prepare import prepare
+from foundation.preparation.store import Store
 from foundation.pretraining.sources import (
     COARSE_MM,
     FINE_MM,
     INDEX,
     LESION_HOSTS,
     SKIN_MARGIN,
-    _add_femur_heads,
     _hull_distance_mm,
     load_anatomies,
-    membership_table,
+    membership_of,
     phantom_anatomy,
 )
 from foundation.taxonomy import CLASSES, NAMES, by_name
 
 
 def classes_of(label: str) -> set[str]:
-    row = membership_table({7: label})[7]
+    row = membership_of({7: label})[7]
     return {CLASSES[channel].name for channel in np.flatnonzero(row)}
 
 
@@ -35,10 +36,7 @@ def classes_of(label: str) -> set[str]:
         ("small_bowel", {"intestine"}),
         ("lung_upper_lobe_left", {"lung_left"}),
         ("lung_middle_lobe_right", {"lung_right"}),
-        ("kidney_cyst_left", {"kidney_cyst", "kidney_left"}),
-        ("kidney_cyst_right", {"kidney_cyst", "kidney_right"}),
-        ("hepatic_veins", {"hepatic_vessel", "liver"}),
-        ("portal_vein_branches", {"hepatic_vessel", "liver"}),
+        ("hepatic_vessel", {"hepatic_vessel", "liver"}),
         ("portal_vein_and_splenic_vein", {"portal_vein_and_splenic_vein"}),
         ("femur_head_right", {"femur_head_right"}),
         ("femur_right", set()),  # the whole bone is more than its head
@@ -52,7 +50,7 @@ def test_what_a_label_belongs_to(label: str, classes: set[str]) -> None:
 
 
 def test_unnamed_values_belong_to_nothing() -> None:
-    table = membership_table({3: "liver"})
+    table = membership_of({3: "liver"})
     assert table.shape == (256, len(CLASSES))
     assert np.flatnonzero(table.any(1)).tolist() == [3]
 
@@ -85,74 +83,39 @@ def test_centres_lie_in_their_class() -> None:
         assert anatomy.membership[values, channel].all()
 
 
-def test_a_femurs_head_is_the_part_at_the_hip() -> None:
-    shape = (60, 50, 120)
-    head, hip = ball(shape, (30, 25, 90), 12), ball(shape, (30, 25, 90), 18)
-    hip &= ~ball(shape, (30, 25, 90), 13)
-    hip[:, :, :86] = False  # a socket over the ball
-    shaft = ball(shape, (30, 25, 90), 200)
-    shaft[:, :, 80:] = False
-    shaft[:25] = shaft[36:] = shaft[:, :20] = shaft[:, 31:] = False
-    label_map = np.zeros(shape, np.uint8)
-    label_map[shaft | head] = 1
-    label_map[hip] = 2
-    names = {1: "femur_left", 2: "hip_left"}
-    assert _add_femur_heads(label_map, names) == ["femur_head_left"]
-    assert names[3] == "femur_head_left"
-    found = label_map == 3
-    assert (found & head).sum() > 0.9 * head.sum()
-    assert not (found & ~(shaft | head)).any()
-    assert (label_map[:, :, :70] == 3).sum() == 0  # the shaft stays femur
-    assert (label_map == 1).sum() > 1000
-
-
-@pytest.mark.parametrize("missing", ["hip_left", "femur_left", "contact"])
-def test_no_joint_no_femur_head(missing: str) -> None:
-    label_map = np.zeros((40, 20, 40), np.uint8)
-    label_map[5:15, 5:15, 5:15] = 1
-    label_map[5:15, 5:15, 15 if missing != "contact" else 30 :] = 2
-    names = {1: "femur_left", 2: "hip_left"}
-    names = {value: name for value, name in names.items() if name != missing}
-    before = label_map.copy()
-    assert _add_femur_heads(label_map, names) == []
-    assert (label_map == before).all()
-
-
-def test_a_folder_becomes_an_anatomy_in_ras_at_2_mm(tmp_path: Path) -> None:
+def test_a_prepared_label_map_becomes_an_anatomy(tmp_path: Path) -> None:
     expected = paired_organs()
-    write_paired_organs(tmp_path)
-    (anatomy,) = load_anatomies(tmp_path)
-    assert anatomy.name == "totalsegmentator_s0328"
+    (anatomy,) = load_anatomies(write_paired_organs(tmp_path))
+    assert anatomy.name == "open/pair"
     assert (anatomy.label_map == expected.label_map).all()
-    assert anatomy.ct is None and not anatomy.has_skin
+    assert anatomy.ct is None and not anatomy.has_skin and anatomy.skin_mm is not None
     left, right = (anatomy.centres[INDEX[f"kidney_{side}"]] for side in ("left", "right"))
     assert left[:, 0].max() < right[:, 0].min()
-    assert INDEX["liver_tumor"] in anatomy.annotated  # grown by the sampler
-    assert INDEX["rectum"] not in anatomy.annotated  # TotalSegmentator has no rectum
+    annotated = {CLASSES[channel].name for channel in anatomy.annotated}
+    # Lesions of the annotated organs are grown by the sampler; of the others nothing is known.
+    grown = {"kidney_tumor", "kidney_cyst", "liver_tumor"}
+    assert annotated == {"kidney_left", "kidney_right", "liver"} | grown
 
 
-def test_spacing_becomes_2_mm(tmp_path: Path) -> None:
-    coarse = np.zeros((20, 20, 20), np.uint8)
-    coarse[5:15, 5:15, 5:15] = 1
-    hu = np.where(coarse, 100, -1000).astype(np.float32)
-    folder = tmp_path / "totalsegmentator_slab"
-    write_folder(folder, coarse, {1: "liver"}, spacing_mm=3.0, ct=hu)
-    (anatomy,) = load_anatomies(tmp_path)
-    assert anatomy.label_map.shape == (30, 30, 30)
-    volume_mm3 = (anatomy.label_map == 1).sum() * FINE_MM**3
-    assert volume_mm3 == pytest.approx(1000 * 27, rel=0.15)
-    assert anatomy.ct is not None and anatomy.ct.shape == anatomy.label_map.shape
-    assert anatomy.ct[12:18, 12:18, 12:18] == pytest.approx(100, abs=1)
+def test_a_prepared_scan_is_not_rendered(tmp_path: Path) -> None:
+    label_map = np.zeros((30, 30, 30), np.uint8)
+    label_map[8:22, 8:22, 8:22] = 1
+    label_map[:, :, :3] = 2
+    hu = np.where(label_map == 1, 100, -1000)
+    case = harmonised(label_map, ("liver", "nobody knows"), ("liver",), ct=hu, unknown=(2,))
+    (anatomy,) = load_anatomies(write_anatomies(tmp_path, {"scan": case}))
+    assert anatomy.ct is not None and (anatomy.ct == hu).all()
     assert anatomy.skin_mm is None  # a scan needs no body laid around it
-    assert INDEX["liver_tumor"] not in anatomy.annotated  # nor are lesions grown in it
+    assert anatomy.annotated == (INDEX["liver"],)  # nor are lesions grown in it
+    assert anatomy.unknown == (2,)
 
 
 def test_a_body_outline_is_skin_and_not_a_tissue(tmp_path: Path) -> None:
     label_map = np.zeros((40, 40, 24), np.uint8)
     label_map[8:32, 8:32] = 1
     label_map[16:24, 16:24, 8:16] = 2
-    write_folder(tmp_path / "visible_human_male", label_map, {1: "body", 2: "liver"})
-    (anatomy,) = load_anatomies(tmp_path)
+    case = harmonised(label_map, ("body", "liver"), ("liver",))
+    (anatomy,) = load_anatomies(write_anatomies(tmp_path, {"body": case}))
     assert anatomy.has_skin
     assert dict(anatomy.names) == {2: "liver"}
     assert set(np.unique(anatomy.label_map)) == {0, 2}
@@ -163,6 +126,16 @@ def test_a_body_outline_is_skin_and_not_a_tissue(tmp_path: Path) -> None:
     assert anatomy.skin_mm[0, middle[1], middle[2]] > 60
     # The body goes on above and below the scan.
     assert anatomy.skin_mm[middle[0], middle[1], 0] == pytest.approx(-24, abs=COARSE_MM)
+
+
+def test_what_cannot_be_used_is_named(tmp_path: Path) -> None:
+    coarse = harmonised(np.ones((8, 8, 8)), ("liver",), ("liver",), spacing_mm=1.5)
+    store = write_anatomies(tmp_path / "coarse", {"one": coarse})
+    with pytest.raises(UsageError, match=r"open/one is stored at 1.5 mm; .* --spacing 2"):
+        load_anatomies(store)
+    many = harmonised(np.ones((8, 8, 8)), [f"part {i}" for i in range(250)], ("liver",))
+    with pytest.raises(UsageError, match="has 251 labels; at most 240"):
+        load_anatomies(write_anatomies(tmp_path / "many", {"one": many}))
 
 
 def test_the_hull_closes_what_lies_between_organs() -> None:
@@ -186,33 +159,43 @@ def test_a_phantom_annotates_every_class() -> None:
     assert len(anatomy.centres) > 20
 
 
-def test_a_folder_without_data_says_what_belongs_there(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"No training data in .*totalsegmentator_s0328"):
-        load_anatomies(tmp_path)
-    write_paired_organs(tmp_path)
-    with pytest.raises(UsageError, match="other than totalsegmentator_s0328: expected a folder"):
-        load_anatomies(tmp_path, ["totalsegmentator_s0328"])
-
-
-def test_a_misspelt_folder_to_hold_out_is_an_error(tmp_path: Path) -> None:
-    write_paired_organs(tmp_path)
-    with pytest.raises(UsageError, match="Cannot hold out totalsegmentator_exmaple: choose from"):
-        load_anatomies(tmp_path, ["totalsegmentator_exmaple"])
+def test_nothing_to_draw_from_is_an_error(tmp_path: Path) -> None:
+    store = write_paired_organs(tmp_path / "one")
+    with pytest.raises(UsageError, match="1 cases, of which 1 are held out"):
+        load_anatomies(store, held_out=frozenset({"open/pair"}))
+    with pytest.raises(UsageError, match="0 cases"):
+        load_anatomies(store, datasets=("04",))
+    never = write_anatomies(
+        tmp_path / "never", {"one": harmonised(np.ones((8, 8, 8)), ("liver",), ("liver",))}, 0.0
+    )
+    with pytest.raises(UsageError, match="what has weight 0"):
+        load_anatomies(never)
 
 
 @pytest.mark.slow
-def test_the_open_data(open_data: Path) -> None:
-    anatomies = {a.name: a for a in load_anatomies(open_data, ["totalsegmentator_example"])}
-    assert "totalsegmentator_example" not in anatomies
-    for anatomy in anatomies.values():
+def test_the_open_data(open_data: Path, tmp_path: Path) -> None:
+    prepare(
+        [("open-data", open_data)],
+        tmp_path / "store",
+        spacing_mm=FINE_MM,
+        femoral_heads=True,
+        progress=False,
+    )
+    held_out = frozenset({"open-data/totalsegmentator_example"})
+    anatomies = {
+        anatomy.name.removeprefix("open-data/"): anatomy
+        for anatomy in load_anatomies(Store(tmp_path / "store"), held_out=held_out)
+    }
+    assert "totalsegmentator_example" not in anatomies and len(anatomies) == 9
+    for name, anatomy in anatomies.items():
         assert anatomy.label_map.dtype == np.uint8
-        assert anatomy.centres, anatomy.name
+        assert anatomy.centres or "crops" in name
         assert set(anatomy.centres) <= set(anatomy.annotated)
         if anatomy.ct is not None:
             assert anatomy.ct.shape == anatomy.label_map.shape
             assert anatomy.ct.min() < -800 and anatomy.ct.max() > 300
             aorta = anatomy.membership[anatomy.label_map, INDEX["aorta"]]
-            assert anatomy.ct[aorta].mean() > 30
+            assert not aorta.any() or anatomy.ct[aorta].mean() > 30
     body = anatomies["totalsegmentator_s0328"]
     heads = [body.centres[INDEX[f"femur_head_{side}"]] for side in ("left", "right")]
     assert heads[0][:, 0].max() < heads[1][:, 0].min()
@@ -221,3 +204,4 @@ def test_the_open_data(open_data: Path) -> None:
     liver = anatomies["totalsegmentator_liver_vessels"]
     vessels = liver.membership[:, INDEX["hepatic_vessel"]]
     assert vessels.any() and liver.membership[vessels, INDEX["liver"]].all()
+    assert anatomies["visible_human_male"].has_skin

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from foundation import synthesis
+from foundation import scanner, synthesis
 from foundation.phantom import TISSUES as PHANTOM_TISSUES
 from foundation.synthesis import (
     PHASES,
@@ -156,7 +156,7 @@ def test_a_seed_is_one_ct() -> None:
 
 
 def test_pool_averages_what_a_voxel_covers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(synthesis, "_scan", lambda ct, *_: ct)  # no blur, no noise
+    monkeypatch.setattr(synthesis, "scan", lambda ct, *_: ct)  # no blur, no noise
     label_map = np.zeros((9, 9, 9), np.uint8)
     label_map[:4] = 1  # ends inside the second of three coarse voxels: a third of it is fat
     ct = render_ct(label_map, {1: "fat"}, SPACING_MM, np.random.default_rng(0), pool=3)
@@ -169,7 +169,7 @@ def test_pool_averages_what_a_voxel_covers(monkeypatch: pytest.MonkeyPatch) -> N
 def test_gas_lies_in_the_front_of_the_colon_and_its_wall_may_be_thin(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(synthesis, "_scan", lambda ct, *_: ct)
+    monkeypatch.setattr(synthesis, "scan", lambda ct, *_: ct)
     label_map = np.zeros((24, 24, 24), np.uint8)
     label_map[2:22, 2:22, 2:22] = 1
     lumen = np.zeros(label_map.shape, bool)
@@ -193,7 +193,7 @@ def test_gas_lies_in_the_front_of_the_colon_and_its_wall_may_be_thin(
 def test_a_thick_slice_is_a_mean_along_z() -> None:
     ct = torch.zeros(3, 3, 21)
     ct[..., 10] = 1
-    thick = synthesis._thicken(ct, 2.5)
+    thick = scanner._thicken(ct, 2.5)
     assert thick[1, 1, 8:13].tolist() == pytest.approx([0, 0.3, 0.4, 0.3, 0])
     assert thick.sum() == pytest.approx(9)
 
@@ -201,12 +201,12 @@ def test_a_thick_slice_is_a_mean_along_z() -> None:
 def test_metal_throws_streaks_in_its_own_slices() -> None:
     ct = torch.full((40, 40, 60), 40.0)
     ct[20, 20, 30] = 400.0  # the only bone
-    synthesis._add_implant(ct, 2.0, np.random.default_rng(0))
+    scanner._add_implant(ct, 2.0, np.random.default_rng(0))
     assert ct[20, 20, 30] == 3000 and (ct == 3000).sum() > 20
     changed = ((ct - 40).abs() > 1).any(0).any(0).nonzero().flatten()
     assert 10 < changed.min() < 30 < changed.max() < 60
     no_bone = torch.zeros(8, 8, 8)
-    synthesis._add_implant(no_bone, 2.0, np.random.default_rng(0))
+    scanner._add_implant(no_bone, 2.0, np.random.default_rng(0))
     assert not no_bone.any()
 
 
@@ -232,7 +232,7 @@ def test_contrast_reaches_the_cortex_of_the_kidney_first() -> None:
 
 
 def test_bones_have_a_dense_shell(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(synthesis, "_scan", lambda ct, *_: ct)
+    monkeypatch.setattr(synthesis, "scan", lambda ct, *_: ct)
     label_map = np.zeros((16, 16, 16), np.uint8)
     label_map[3:13, 3:13, 3:13] = 1
     for seed in range(6):

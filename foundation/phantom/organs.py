@@ -135,7 +135,9 @@ def _colon(body: Body) -> None:
     """The colon's frame with haustra, from the caecum to the rectum."""
     rng = body.rng
     ascending = [(82, 16, 88), (94, 8, 120), (100, 2, 165), (92, 16, 205)]
-    transverse = [(66, 52, 200), (22, 70, 180), (-24, 70, 182), (-66, 52, 214)]
+    sag = min(110.0, rng.exponential(30.0))  # in some people it hangs down into the pelvis
+    transverse = [(66, 52, 200 - sag / 4), (22, 70, 180 - sag)]
+    transverse += [(-24, 70, 182 - sag), (-66, 52, 214 - sag / 4)]
     descending = [(-98, 4, 252), (-108, -14, 215), (-106, -12, 160), (-96, 4, 118)]
     sigmoid = [(-66, 20, 92), (-34, 26, 78), (2, 12, 96), (16, -22, 92), (4, -46, 72)]
     frame = np.array([*ascending, *transverse, *descending, *sigmoid], float)

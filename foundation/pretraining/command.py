@@ -23,7 +23,6 @@ def add_arguments(subparsers: Any) -> None:
     add("config", metavar="CONFIG", help="a YAML file, or the name of a shipped configuration")
     add("overrides", nargs="*", metavar="KEY=VALUE", help="e.g. optimizer.learning_rate=1e-3")
     add("--store", metavar="DIR", help="prepared scans, made by `universal-ct prepare`")
-    add("--data", metavar="DIR", help="folder of open data, for synthesis")
     add("-o", "--output", metavar="RUN", help="folder of the run (default: runs/NAME)")
     add("--smoke", action="store_true", help="two steps on generated data on the CPU")
     add("--cpu", action="store_true", help="leave GPUs alone")
@@ -60,7 +59,6 @@ def run(args: argparse.Namespace) -> int:
     folder = pretrain(
         args.config,
         store=args.store,
-        data=args.data,
         output=args.output,
         overrides=args.overrides,
         smoke_test=args.smoke,

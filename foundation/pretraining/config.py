@@ -101,12 +101,14 @@ class ScansConfig:
 
 @dataclass(frozen=True)
 class SynthesisConfig:
-    """Label maps rendered anew each time. data: folder of open data; hold_out: folders in it."""
+    """Label maps, rendered anew each time, and scans, deformed; all of them whole in memory.
+
+    datasets: ids, or all of the store's if empty. Cases are drawn by their own weights.
+    """
 
     kind: Literal["synthesis"] = "synthesis"
     weight: float = 1.0
-    data: str | None = None
-    hold_out: tuple[str, ...] = ()
+    datasets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The pretraining engine: one process or many, resumable at any moment, bit for bit on one.
 
-    pretrain("universal-ct", store="store", data="data", output="runs/first")
+    pretrain("universal-ct", store="store", output="runs/first")
 
 RUN receives config.yaml, folds.json, log.csv, validation.csv, last/ (what a resume needs), best/
 and model/ (saved models; best/ only with validation). Started again it goes on where it stopped.
@@ -37,7 +37,7 @@ from foundation.pretraining.mixture import (
     open_store,
 )
 from foundation.pretraining.network import build_network, build_optimizer, exclusive_classes
-from foundation.pretraining.reading import differences, dump, load_config, smoke, with_places
+from foundation.pretraining.reading import differences, dump, load_config, smoke, with_store
 from foundation.pretraining.schedule import build_schedule
 from foundation.pretraining.validation import mean_dice, validate
 from foundation.saved import save_pretrained
@@ -55,7 +55,6 @@ def pretrain(
     config: str | Path | Mapping[str, Any] | RunConfig,
     *,
     store: str | Path | None = None,
-    data: str | Path | None = None,
     output: str | Path | None = None,
     overrides: Sequence[str] = (),
     smoke_test: bool = False,
@@ -65,7 +64,7 @@ def pretrain(
     """Train to the end, or go on with an interrupted run; returns the saved model's folder.
 
     config: a YAML file, the name of a shipped configuration, a mapping or a `RunConfig`.
-    store: made by `universal-ct prepare`; data: folder of open data, for synthesis.
+    store: made by `universal-ct prepare`.
     output: folder of the run; runs/<name> if not given. overrides: "key=value", as in YAML.
     smoke_test: two steps on a phantom, on the CPU. cpu: leave GPUs alone.
     For many processes, start it by `accelerate launch` or `torchrun`.
@@ -80,7 +79,7 @@ def pretrain(
         config = load_config(config, overrides)
     elif overrides:
         raise UsageError("Overrides change a file or a mapping; use dataclasses.replace instead.")
-    config = with_places(config, _text(store), _text(data))
+    config = with_store(config, store)
     if smoke_test:
         channels = len(config.model.hu_windows)
         options = config.model.backbone_options
@@ -89,10 +88,6 @@ def pretrain(
     accelerator = accelerator_for(config, cpu or smoke_test)
     engine = Engine(config, accelerator, run, progress=progress)
     return engine.train()
-
-
-def _text(path: str | Path | None) -> str | None:
-    return None if path is None else str(path)
 
 
 def accelerator_for(config: RunConfig, cpu: bool = False) -> Accelerator:
@@ -367,8 +362,8 @@ class Engine:
     def _restore(self, saved: Checkpoint) -> None:
         if saved.progress["data"] != self.fingerprint:
             raise UsageError(
-                f"{self.run} was trained on other data than there is now: its store or its folder "
-                "of open data has changed. Bring that back, or use another output folder."
+                f"{self.run} was trained on other data than there is now: its store has changed. "
+                "Bring that back, or use another output folder."
             )
         processes = saved.progress["rng"]["processes"]
         if processes != self.accelerator.num_processes:

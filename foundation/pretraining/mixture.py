@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -156,21 +155,21 @@ def build_sources(config: RunConfig, store: Store | None, held_out: frozenset[st
     held_out: keys of cases that are not trained on.
 
     Raises:
-        UsageError: there is no store or data where a source needs one, or nothing is in it.
+        UsageError: there is no store where a source needs one, or nothing is in it.
     """
     sources: list[Source] = []
     for entry in config.sources:
-        if isinstance(entry, ScansConfig):
-            if store is None:
-                raise UsageError("A source of scans needs --store, made by `universal-ct prepare`.")
+        if isinstance(entry, PhantomsConfig):
+            sources.append(Phantoms("phantoms", entry.weight, entry.count, config.seed))
+        elif store is None:
+            raise UsageError(
+                f"A source of {entry.kind} needs --store, made by `universal-ct prepare`."
+            )
+        elif isinstance(entry, ScansConfig):
             sources += scan_sources(entry, store, held_out)
         elif isinstance(entry, SynthesisConfig):
-            if entry.data is None:
-                raise UsageError("Synthesis needs the folder of open data: give --data.")
-            anatomies = load_anatomies(Path(entry.data), entry.hold_out)
+            anatomies = load_anatomies(store, entry.datasets, held_out)
             sources.append(Rendered("synthesis", entry.weight, anatomies))
-        elif isinstance(entry, PhantomsConfig):
-            sources.append(Phantoms("phantoms", entry.weight, entry.count, config.seed))
     return [source for source in sources if source.weight > 0]
 
 

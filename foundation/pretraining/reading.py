@@ -17,7 +17,6 @@ from foundation.pretraining.config import (
     PhantomsConfig,
     RunConfig,
     SourceConfig,
-    SynthesisConfig,
 )
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -106,10 +105,7 @@ def _did_you_mean(name: str, allowed: Sequence[str]) -> str:
 
 def _resolve_paths(raw: dict[str, Any], base: Path) -> None:
     """Make the paths in `raw` absolute, in place; what is absolute stays, so bases do not mix."""
-    places: list[tuple[Any, str]] = [(raw, "store"), (raw.get("validation"), "folds")]
-    entries = raw.get("sources")
-    places += [(entry, "data") for entry in entries] if isinstance(entries, list) else []
-    for holder, key in places:
+    for holder, key in ((raw, "store"), (raw.get("validation"), "folds")):
         if isinstance(holder, dict) and isinstance(holder.get(key), str):
             holder[key] = str((base / Path(holder[key]).expanduser()).resolve())
     start = raw.get("initialise_from")
@@ -259,7 +255,6 @@ def differences(mine: RunConfig, theirs: RunConfig) -> list[str]:
         for key in differing
         if not f"{key}.".startswith(free)
         and not (key.startswith("stages.") and key.endswith(".steps"))
-        and not (key.startswith("sources.") and key.endswith(".data"))
     )
 
 
@@ -277,18 +272,11 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def with_places(config: RunConfig, store: str | None, data: str | None) -> RunConfig:
-    """The configuration with the store, and the folder of open data, of this machine."""
-    if store is not None:
-        config = replace(config, store=str(Path(store).expanduser().resolve()))
-    if data is not None:
-        folder = str(Path(data).expanduser().resolve())
-        sources = tuple(
-            replace(source, data=folder) if isinstance(source, SynthesisConfig) else source
-            for source in config.sources
-        )
-        config = replace(config, sources=sources)
-    return config
+def with_store(config: RunConfig, store: str | Path | None) -> RunConfig:
+    """The configuration with another store, where one is given."""
+    if store is None:
+        return config
+    return replace(config, store=str(Path(store).expanduser().resolve()))
 
 
 def smoke(config: RunConfig, divisor: int) -> RunConfig:

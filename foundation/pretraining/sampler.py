@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import Dataset
 
 from foundation.pretraining.sources import (
     COARSE_MM,
@@ -21,7 +20,6 @@ from foundation.pretraining.sources import (
     LESION_HOSTS,
     SKIN_MARGIN,
     Anatomy,
-    phantom_anatomy,
 )
 from foundation.scanner import AIR_HU, smooth_noise
 from foundation.synthesis import contrast_shift, render_ct
@@ -62,7 +60,6 @@ class PatchSettings:
 
     patch_size: voxels along each axis, at `spacing_mm`. oversampled: share of the patches that are
     rendered on a grid twice as fine and averaged (true partial volume, eight times the cost).
-    phantom_share: of the patches, from a stock of `phantoms` bodies.
     """
 
     patch_size: int = 96
@@ -70,49 +67,6 @@ class PatchSettings:
     oversampled: float = 0.06
     hu_windows: tuple[tuple[float, float], ...] = ((-175.0, 250.0), (-1000.0, 1000.0))
     voxels: int = 32768
-    phantom_share: float = 0.15
-    phantoms: int = 24
-
-
-class Patches(Dataset[Sample]):
-    """The patches of a run: number i depends on (seed, i) alone, so that a resumed run sees it too.
-
-    anatomies: what patches are cut from, besides phantoms; may be empty if all are phantoms.
-    first, last: the range of patch numbers; `self[0]` is number `first`.
-    """
-
-    def __init__(
-        self,
-        anatomies: Sequence[Anatomy],
-        settings: PatchSettings,
-        seed: int,
-        first: int,
-        last: int,
-    ) -> None:
-        self.anatomies = list(anatomies)
-        self.settings = settings
-        self.seed = seed
-        self.first = first
-        self.last = last
-        weights = np.array([anatomy.weight for anatomy in self.anatomies])
-        self.share = weights / (weights.sum() or 1)
-        self._phantoms: dict[int, Anatomy] = {}
-
-    def __len__(self) -> int:
-        return self.last - self.first
-
-    def __getitem__(self, index: int) -> Sample:
-        rng = np.random.default_rng((self.seed, self.first + index))
-        if rng.random() < self.settings.phantom_share:
-            anatomy = self._phantom(int(rng.integers(self.settings.phantoms)))
-        else:
-            anatomy = self.anatomies[int(rng.choice(len(self.anatomies), p=self.share))]
-        return draw_patch(anatomy, self.settings, rng)
-
-    def _phantom(self, seed: int) -> Anatomy:
-        if seed not in self._phantoms:
-            self._phantoms[seed] = phantom_anatomy(self.seed * 1000 + seed)
-        return self._phantoms[seed]
 
 
 def draw_patch(anatomy: Anatomy, settings: PatchSettings, rng: np.random.Generator) -> Sample:
@@ -144,16 +98,18 @@ def draw_patch(anatomy: Anatomy, settings: PatchSettings, rng: np.random.Generat
     covered = _field_of_view(anatomy, positions, fine_per_voxel, rng)
     hu[~covered] = AIR_HU
 
-    voxels, weight = _draw_voxels(labels, settings.voxels, generator)
+    voxels, weight = draw_voxels(labels, settings.voxels, generator)
     belongs = torch.from_numpy(membership)[labels.reshape(-1)[voxels].long()]
     annotated = torch.zeros(len(CLASSES), dtype=torch.bool)
     annotated[list(anatomy.annotated)] = True
+    known = torch.ones(256)
+    known[list(anatomy.unknown)] = 0
     return Sample(
         image=torch.stack([window_hu(hu, window) for window in settings.hu_windows]),
         voxels=voxels,
         target=belongs.T.contiguous(),
         annotated=annotated,
-        weight=covered.reshape(-1)[voxels] * weight,
+        weight=weight * covered.reshape(-1)[voxels] * known[labels.reshape(-1)[voxels].long()],
     )
 
 
@@ -163,7 +119,7 @@ def window_hu(hu: Tensor, window: tuple[float, float]) -> Tensor:
     return ((hu - low) / (high - low)).clamp(0, 1)
 
 
-def _draw_voxels(labels: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def draw_voxels(labels: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Flat indices (M,) of voxels for the loss, and their weights (M,): all if `count` is as many.
 
     Half are drawn from all voxels, half in equal parts from every label value that is there. Each
@@ -178,7 +134,7 @@ def _draw_voxels(labels: Tensor, count: int, generator: torch.Generator) -> tupl
     rate = (count - half) / len(flat) + per_label / sizes.clamp_min(1)  # of each label's voxels
     anywhere = torch.randint(len(flat), (count - half,), generator=generator)
     # A label's voxels stand together in the sorted order: draw a label, then a place in its run.
-    order = flat.to(torch.uint8).argsort(stable=True)
+    order = flat.to(torch.int16).argsort(stable=True)
     ends = sizes.cumsum(0)
     values = sizes.nonzero()[:, 0]
     chosen = values[torch.randint(len(values), (half,), generator=generator)]
@@ -191,10 +147,16 @@ def _draw_voxels(labels: Tensor, count: int, generator: torch.Generator) -> tupl
 def _draw_centre(
     anatomy: Anatomy, extent_mm: float, rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """A point to centre the patch on, in voxels of the label map: near a class, rare ones too."""
+    """A point to centre the patch on, in voxels of the label map: near a class, rare ones too.
+
+    Anywhere, where no class is.
+    """
     channels = list(anatomy.centres)
-    positions = anatomy.centres[channels[int(rng.integers(len(channels)))]]
-    position = positions[int(rng.integers(len(positions)))]
+    if channels:
+        positions = anatomy.centres[channels[int(rng.integers(len(channels)))]]
+        position = positions[int(rng.integers(len(positions)))]
+    else:
+        position = rng.integers(anatomy.label_map.shape)
     centre = position + rng.normal(0, 30 / FINE_MM, 3)
     # Near the ends of a map most of the patch would be empty.
     ends = np.minimum(0.25 * extent_mm / FINE_MM, np.array(anatomy.label_map.shape) / 2)

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from foundation.errors import UsageError, listed
 from foundation.pretraining.config import AugmentationConfig, CropConfig, ScansConfig, Size
-from foundation.pretraining.sampler import Sample, _draw_voxels
+from foundation.pretraining.sampler import Sample, draw_voxels
 from foundation.taxonomy import CLASSES
 from foundation.transforms import window_hu
 
@@ -46,7 +46,7 @@ class Scans:
         hu, labels, inside = rotate(self.augmentation, (hu, labels, inside), rng)
         image = shift(self.augmentation, window_hu(hu, grid.hu_windows), rng)
         count = labels.numel() if grid.voxels is None else grid.voxels
-        voxels, weight = _draw_voxels(labels, count, generator)
+        voxels, weight = draw_voxels(labels, count, generator)
         values = labels.reshape(-1)[voxels].long()
         known = inside.reshape(-1)[voxels]
         if len(case.unknown):

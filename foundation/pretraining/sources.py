@@ -1,25 +1,26 @@
-"""Where training patches come from: label maps rendered anew each time, labelled CTs, phantoms.
+"""Anatomies to cut training patches from: prepared cases and phantoms, whole in memory.
 
-Each source says which classes it annotates. A label value that means nothing to the taxonomy is
-background for the annotated classes; a class that is not annotated is masked out of the loss.
+A label map without a scan is rendered anew for each patch. Each anatomy says which classes it
+annotates: a label value of none of them is background for those, and all others are masked out of
+the loss.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from foundation import phantom
 from foundation.errors import UsageError
-from foundation.taxonomy import CLASSES, TOTALSEGMENTATOR
+from foundation.taxonomy import CLASSES, NAMES, TOTALSEGMENTATOR, by_name
+
+if TYPE_CHECKING:
+    from foundation.preparation.store import Store, StoredCase
 
 FINE_MM = 2.0  # label maps are kept and rendered at this spacing
 COARSE_MM = 4.0  # spacing of the skin map
@@ -35,38 +36,8 @@ LESION_HOSTS = {
     "lung_tumor": ("lung_left", "lung_right"),
     "colon_tumor": ("colon",),
 }
-_LESIONS = tuple(name for name in LESION_HOSTS if name != "hepatic_vessel_tumor")
-_TOTALSEGMENTATOR_V1 = (
-    *("spleen", "kidney_right", "kidney_left", "gallbladder", "esophagus", "liver", "stomach"),
-    *("aorta", "inferior_vena_cava", "portal_vein_and_splenic_vein", "pancreas"),
-    *("adrenal_gland_right", "adrenal_gland_left", "duodenum", "lung_right", "lung_left"),
-    *("colon", "intestine", "urinary_bladder"),
-)
-_TOTALSEGMENTATOR_V2 = (*_TOTALSEGMENTATOR_V1, "prostate")
-_VISIBLE_HUMAN = (
-    *("spleen", "kidney_right", "kidney_left", "liver", "pancreas", "duodenum", "colon"),
-    *("intestine", "rectum", "urinary_bladder", "prostate"),
-)
-_LIVER_VESSELS = (
-    *("liver", "inferior_vena_cava", "portal_vein_and_splenic_vein", "hepatic_vessel"),
-    *("liver_tumor", "hepatic_vessel_tumor"),
-)
-# Folder → the classes it annotates, and how often it is drawn. A label map without a scan also
-# annotates the lesions that the sampler grows into its organs.
-_FOLDERS: dict[str, tuple[tuple[str, ...], float]] = {
-    "totalsegmentator_s0327": (_TOTALSEGMENTATOR_V2 + _LESIONS, 3.2),
-    "totalsegmentator_s0328": (_TOTALSEGMENTATOR_V2 + _LESIONS, 3.8),
-    "totalsegmentator_slab": (_TOTALSEGMENTATOR_V2, 0.8),
-    "totalsegmentator_aorta": (("aorta", "celiac_trunk"), 0.3),
-    "totalsegmentator_example": (_TOTALSEGMENTATOR_V1, 3.0),
-    "totalsegmentator_liver_vessels": (_LIVER_VESSELS, 0.4),
-    "visible_human_male": (_VISIBLE_HUMAN, 0.7),
-    "visible_human_female": (_VISIBLE_HUMAN, 0.7),
-}
-# Labels of these folders that are neither TotalSegmentator's nor ours; both lie in the liver.
-_OWN_NAMES = {"hepatic_veins": "hepatic_vessel", "portal_vein_branches": "hepatic_vessel"}
-_FEMUR_HEAD_MM = 27.0  # radius of the ball around the hip joint that counts as the head
-_JOINT_GAP_MM = 6.0  # a femur's voxels this near to the hip bone are the joint
+_BODY = "body"  # a tissue that means: inside of the skin, and nothing more is known
+_MOST_LABELS = 240  # the rest of the 256 values is for lesions and the filling of the body
 
 
 @dataclass
@@ -81,43 +52,27 @@ class Anatomy:
     ct (X, Y, Z): HU where the anatomy comes with a scan; the label map is then not rendered.
 
     membership (256, 32), bool: which channels each label value belongs to, annotated ones only.
+    unknown: label values that the loss does not look at.
     centres: channel → voxel positions (N, 3) of that class, to centre patches on.
     """
 
     name: str
     label_map: NDArray[np.uint8]
     names: Mapping[int, str]
+    membership: NDArray[np.bool_]
     annotated: tuple[int, ...]
     weight: float
     skin_mm: NDArray[np.float32] | None = None
     has_skin: bool = False
     ct: NDArray[np.float32] | None = None
-    membership: NDArray[np.bool_] = field(init=False)
+    unknown: tuple[int, ...] = ()
     centres: dict[int, NDArray[np.int64]] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.membership = membership_table(self.names)
         annotated = np.zeros(len(CLASSES), dtype=bool)
         annotated[list(self.annotated)] = True
-        self.membership &= annotated
+        self.membership = self.membership & annotated
         self.centres = dict(_voxels_by_class(self.label_map, self.membership))
-
-
-def membership_table(names: Mapping[int, str]) -> NDArray[np.bool_]:
-    """Which channels a voxel of each label value belongs to, bool (256, 32).
-
-    A cyst's voxels belong to the kidney of its side as well, a hepatic vessel's to the liver.
-    """
-    table = np.zeros((256, len(CLASSES)), dtype=bool)
-    for value, label in names.items():
-        name = TOTALSEGMENTATOR.get(label) or _OWN_NAMES.get(label, label)
-        if name in INDEX:
-            table[value, INDEX[name]] = True
-        if label.startswith("kidney_cyst_"):
-            table[value, INDEX[label.replace("_cyst", "")]] = True
-        if name == "hepatic_vessel":
-            table[value, INDEX["liver"]] = True
-    return table
 
 
 def _voxels_by_class(
@@ -131,29 +86,6 @@ def _voxels_by_class(
         if len(found):
             found = picker.choice(found, min(most, len(found)), replace=False)
             yield channel, np.stack(np.unravel_index(found, label_map.shape), axis=1)
-
-
-def _read_labels(path: Path) -> NDArray[np.uint8]:
-    """A label map in RAS at FINE_MM, by nearest neighbour."""
-    voxels, zoom = _read_canonical(path)
-    return np.asarray(
-        ndimage.zoom(voxels.astype(np.uint8), zoom, order=0, grid_mode=True, mode="nearest")
-    )
-
-
-def _read_hu(path: Path) -> NDArray[np.float32]:
-    """A CT in RAS at FINE_MM, by linear interpolation."""
-    voxels, zoom = _read_canonical(path)
-    # Average what a coarser voxel covers, as the resampling of inference does.
-    smooth = ndimage.gaussian_filter(voxels.astype(np.float32), 0.5 * np.maximum(0, 1 / zoom - 1))
-    return np.asarray(ndimage.zoom(smooth, zoom, order=1, grid_mode=True, mode="nearest"))
-
-
-def _read_canonical(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Voxels (X, Y, Z) in RAS, and the factors that bring each axis to FINE_MM."""
-    image: Any = nib.as_closest_canonical(nib.load(path))
-    spacing_mm = np.asarray(image.header.get_zooms()[:3])
-    return np.asanyarray(image.dataobj), spacing_mm / FINE_MM
 
 
 def _hull_distance_mm(
@@ -185,75 +117,103 @@ def _signed_distance_mm(inside: NDArray[np.bool_]) -> NDArray[np.float32]:
     return np.asarray(outside * COARSE_MM, dtype=np.float32)
 
 
-def _add_femur_heads(label_map: NDArray[np.uint8], names: dict[int, str]) -> list[str]:
-    """Label the head of each femur that meets a hip bone, in place; returns the names added."""
-    value_of = {name: value for value, name in names.items()}
-    added = []
-    for side in ("left", "right"):
-        femur = label_map == value_of.get(f"femur_{side}", 255)
-        hip = label_map == value_of.get(f"hip_{side}", 255)
-        if not femur.any() or not hip.any():
-            continue
-        joint = femur & (ndimage.distance_transform_edt(~hip) * FINE_MM < _JOINT_GAP_MM)
-        if joint.sum() < 50:  # an edge of the scan, not a joint
-            continue
-        centre = np.argwhere(joint).mean(0)
-        around = np.argwhere(femur)
-        head = around[np.linalg.norm(around - centre, axis=1) * FINE_MM < _FEMUR_HEAD_MM]
-        value = max(names) + 1
-        label_map[tuple(head.T)] = value
-        names[value] = f"femur_head_{side}"
-        added.append(names[value])
-    return added
+def load_anatomies(
+    store: Store, datasets: Sequence[str] = (), held_out: frozenset[str] = frozenset()
+) -> list[Anatomy]:
+    """All cases of a store that can be drawn from, except those held out.
 
-
-def load_anatomies(data: Path, hold_out: Sequence[str] = ()) -> list[Anatomy]:
-    """Read the folders of open data that may be trained on, except those held out.
-
-    A folder holds `labels.nii.gz`, `labels.json` (label value → name) and, if there is a scan,
-    `ct.nii.gz` on the same grid.
+    datasets: only of these; of all if empty. held_out: keys of cases.
 
     Raises:
-        UsageError: `data` holds none of them, or a folder to hold out is not one of them.
+        UsageError: nothing is left, or see `stored_anatomy`.
     """
-    known = ", ".join(_FOLDERS)
-    if unknown := sorted(set(hold_out) - set(_FOLDERS)):
-        raise UsageError(f"Cannot hold out {', '.join(unknown)}: choose from {known}.")
-    found = [
-        _load(data / folder, classes, weight)
-        for folder, (classes, weight) in _FOLDERS.items()
-        if folder not in hold_out and (data / folder / "labels.nii.gz").is_file()
-    ]
-    if not found:
-        held = f" other than {', '.join(hold_out)}" if hold_out else ""
+    every = sorted(store.manifest["cases"])
+    keys = [key for key in every if not datasets or key.split("/")[0] in datasets]
+    cases = [store.case(key) for key in keys if key not in held_out]
+    anatomies = [stored_anatomy(case) for case in cases if case.weight > 0 and case.annotated]
+    if not anatomies:
+        found = f"{len(keys)} cases, of which {len(keys) - len(cases)} are held out"
         raise UsageError(
-            f"No training data in {data}{held}: expected a folder of open data with "
-            f"labels.nii.gz and labels.json, named one of {known}."
+            f"{store.path} has no anatomy to train on: {found}, and what has weight 0 or annotates "
+            "nothing is left out."
         )
-    return found
+    return anatomies
 
 
-def _load(path: Path, classes: tuple[str, ...], weight: float) -> Anatomy:
-    names = {int(k): v for k, v in json.loads((path / "labels.json").read_text()).items()}
-    label_map = _read_labels(path / "labels.nii.gz")
-    ct = _read_hu(path / "ct.nii.gz") if (path / "ct.nii.gz").is_file() else None
-    annotated = (*classes, *_add_femur_heads(label_map, names))
-    skin_mm = None
-    has_skin = "body" in names.values()
-    if has_skin:
-        skin_mm = _skin_distance_mm(label_map)
-        body = next(value for value, name in names.items() if name == "body")
-        label_map[label_map == body] = 0  # unknown tissue: filled like unlabelled tissue
-        del names[body]
-    elif ct is None:
-        skin_mm = _hull_distance_mm(label_map)
-    channels = tuple(sorted(INDEX[name] for name in annotated))
-    return Anatomy(path.name, label_map, names, channels, weight, skin_mm, has_skin, ct)
+def stored_anatomy(case: StoredCase) -> Anatomy:
+    """A prepared case in memory: with its scan where it has one, else to be rendered.
+
+    What is rendered also annotates the lesions that the sampler can grow into its organs.
+
+    Raises:
+        UsageError: the store has another spacing than label maps are rendered from, or the case
+            has more label values than fit.
+    """
+    if abs(case.spacing_mm - FINE_MM) > 1e-3:
+        raise UsageError(
+            f"{case.key} is stored at {case.spacing_mm:g} mm; anatomies are deformed and rendered "
+            f"from {FINE_MM:g} mm. Prepare them with --spacing {FINE_MM:g}."
+        )
+    if len(case.tissues) > _MOST_LABELS:
+        raise UsageError(
+            f"{case.key} has {len(case.tissues)} labels; at most {_MOST_LABELS} can be rendered."
+        )
+    label_map = case.read_labels().astype(np.uint8)
+    names = {value: tissue for value, tissue in enumerate(case.tissues) if value}
+    ct = case.read_ct()
+    annotated = {name for name in case.annotated if name in INDEX}
+    skin_mm, has_skin = None, False
+    if ct is None:
+        annotated |= _growable(annotated)
+        bodies = [value for value, name in names.items() if name == _BODY]
+        has_skin = bool(bodies)
+        skin_mm = _skin_distance_mm(label_map) if has_skin else _hull_distance_mm(label_map)
+        for value in bodies:
+            label_map[label_map == value] = 0  # filled like unlabelled tissue
+            del names[value]
+    membership = np.zeros((256, len(CLASSES)), dtype=bool)
+    membership[: len(case.tissues)] = case.membership(NAMES)
+    return Anatomy(
+        name=case.key,
+        label_map=label_map,
+        names=names,
+        membership=membership,
+        annotated=tuple(sorted(INDEX[name] for name in annotated)),
+        weight=case.weight,
+        skin_mm=skin_mm,
+        has_skin=has_skin,
+        ct=None if ct is None else ct.astype(np.float32),
+        unknown=tuple(case.unknown),
+    )
+
+
+def _growable(annotated: set[str]) -> set[str]:
+    """Lesions all of whose possible hosts, and the organ around them, are annotated."""
+    return {
+        lesion
+        for lesion, hosts in LESION_HOSTS.items()
+        if {*hosts, *by_name(lesion).parents} <= annotated
+    }
+
+
+def membership_of(names: Mapping[int, str]) -> NDArray[np.bool_]:
+    """Which channels a voxel of each label value belongs to, bool (256, 32).
+
+    names: label value → a class, or what TotalSegmentator calls it. A hepatic vessel is in the
+    liver.
+    """
+    table = np.zeros((256, len(CLASSES)), dtype=bool)
+    for value, label in names.items():
+        name = TOTALSEGMENTATOR.get(label, label)
+        for positive in (name, "liver") if name == "hepatic_vessel" else (name,):
+            if positive in INDEX:
+                table[value, INDEX[positive]] = True
+    return table
 
 
 def phantom_anatomy(seed: int, weight: float = 1.0) -> Anatomy:
-    """A generated phantom as a source: all classes are annotated, lesions are the sampler's."""
+    """A generated phantom: all classes are annotated; its lesions are the sampler's."""
     body = phantom.generate(seed, spacing_mm=FINE_MM, lesions=False)
-    return Anatomy(
-        f"phantom_{seed}", body.label_map, body.names, tuple(range(len(CLASSES))), weight
-    )
+    everything = tuple(range(len(CLASSES)))
+    membership = membership_of(body.names)
+    return Anatomy(f"phantom_{seed}", body.label_map, body.names, membership, everything, weight)
