@@ -300,3 +300,25 @@ def test_the_command(
 def test_smoke(tmp_path: Path) -> None:
     folder = pretrain("universal-ct", output=tmp_path, smoke_test=True, progress=False)
     assert from_pretrained(folder).config.text.encoder == "one-hot"
+
+
+def test_a_stage_has_its_own_rate_and_balance(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = tiny_config(store)["stages"]
+    first = {**first, "steps": 2, "rate": 3.0, "balance": 0.5}
+    stages = [first, {**second, "steps": 2}]
+    loss = {"exclusive": 1, "balance": 0.25, "sample_voxels": 500}
+    values = tiny_config(store, stages=stages, loss=loss, ema=None)
+    seen: list[float] = []
+
+    def losses(logits: torch.Tensor, *_: object, balance: float, **__: object) -> object:
+        seen.append(balance)
+        return {name: logits.flatten(1).mean(1) for name in ("dice", "binary", "exclusive")}
+
+    monkeypatch.setattr("foundation.pretraining.engine.scan_losses", losses)
+    overrides = ["schedule.kind=trapezoid", "schedule.decay=0", "logging.every=1"]
+    go(values, tmp_path, *overrides, "schedule.warm_up=0", "optimizer.learning_rate=0.01")
+    rates = [float(row["learning_rate"]) for row in rows(tmp_path / "log.csv")]
+    assert rates == pytest.approx([0.03, 0.03, 0.01, 0.01])
+    assert seen == pytest.approx([0.5, 0.5, 0.25, 0.25])

@@ -133,13 +133,19 @@ SOURCES: dict[str, type[ScansConfig] | type[SynthesisConfig] | type[PhantomsConf
 
 @dataclass(frozen=True)
 class StageConfig:
-    """A part of the run on one grid; stages follow each other. batch_size: of one process."""
+    """A part of the run on one grid; stages follow each other.
+
+    batch_size: of one process. rate: share of the schedule's learning rate. balance: in place of
+    the loss's own.
+    """
 
     steps: int
     patch_size: Size = (96, 96, 96)
     spacing_mm: float = 1.5
     batch_size: int = 2
     accumulation: int = 1
+    rate: float = 1.0
+    balance: float | None = None
 
     def __post_init__(self) -> None:
         counts = {"steps": self.steps, "batch_size": self.batch_size}
@@ -149,6 +155,8 @@ class StageConfig:
             min(self.patch_size) > 0 and self.spacing_mm > 0,
             "patch_size and spacing_mm must be positive.",
         )
+        _require(self.rate > 0, f"rate is {self.rate}; not above 0.")
+        _require((self.balance or 0) >= 0, f"balance is {self.balance}; give 0 or more.")
 
 
 @dataclass(frozen=True)

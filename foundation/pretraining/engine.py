@@ -8,6 +8,7 @@ and model/ (saved models; best/ only with validation). Started again it goes on 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -175,8 +176,8 @@ class Engine:
             rank=self.accelerator.process_index,
             processes=self.accelerator.num_processes,
         )
-        for stage in self._stages_of_steps():
-            self.train_step([next(samples) for _ in range(stage.accumulation)])
+        while self.step < config.steps:
+            self.train_step([next(samples) for _ in range(self.stage.accumulation)])
             progress.step()
             last = self.step == config.steps
             saves = last or self.step % config.save_every == 0
@@ -191,10 +192,12 @@ class Engine:
         board.close()
         return self._save_model(MODEL)
 
-    def _stages_of_steps(self) -> list[StageConfig]:
-        """The stage of each step that is still to be done."""
-        every = [stage for stage in self.config.stages for _ in range(stage.steps)]
-        return every[self.step :]
+    @property
+    def stage(self) -> StageConfig:
+        """The stage of the next step."""
+        ends = itertools.accumulate(stage.steps for stage in self.config.stages)
+        stages = zip(ends, self.config.stages, strict=True)
+        return next((stage for end, stage in stages if self.step < end), self.config.stages[-1])
 
     def train_step(self, micro_batches: Sequence[dict[str, Tensor]]) -> None:
         """One optimiser step over one or more batches; the loss is the mean over all their scans.
@@ -203,8 +206,12 @@ class Engine:
         depends on seed, step and rank alone.
         """
         torch.manual_seed(_seed(self.config.seed, self.step, self.accelerator.process_index))
+        stage = self.stage
+        balance = self.config.loss.balance if stage.balance is None else stage.balance
+        balance *= self.schedule.decline(self.step)
         self.schedule.apply(self.step)
-        balance = self.config.loss.balance * self.schedule.decline(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] *= stage.rate
         self.prepared.train()
         self.optimizer.zero_grad(set_to_none=True)
         for index, batch in enumerate(micro_batches):
