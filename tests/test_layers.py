@@ -31,7 +31,10 @@ LAYERS = {
     "cli": 6,
     "__main__": 7,
 }
-WITHOUT_TORCH = ("errors", "taxonomy", "config", "cards", "files", "layout", "arguments")
+WITHOUT_TORCH = (
+    *("errors", "taxonomy", "config", "cards", "files", "layout", "arguments"),
+    *("datasets.command", "preparation.command", "pretraining.command"),
+)
 
 
 def module_name(path: Path) -> str:

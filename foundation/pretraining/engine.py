@@ -22,6 +22,7 @@ from torch import Tensor
 from foundation.backbones import build_backbone
 from foundation.errors import MissingExtraError, UsageError
 from foundation.files import replacing
+from foundation.memory import keep_freed_memory
 from foundation.model import UniversalModel
 from foundation.pretraining import checkpoints
 from foundation.pretraining.checkpoints import Checkpoint, recover_folder, replacing_folder
@@ -87,6 +88,8 @@ def pretrain(
         config = smoke(config, build_backbone(config.model.backbone, channels, **options).divisor)
     run = Path(output) if output is not None else Path("runs") / config.name
     accelerator = accelerator_for(config, cpu or smoke_test)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()  # a step of the embedded model then takes half the time
     engine = Engine(config, accelerator, run, progress=progress)
     return engine.train()
 
