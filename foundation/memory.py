@@ -1,4 +1,4 @@
-"""How the C library's allocator treats large blocks: on a CPU half of a training step hangs on it."""
+"""How the allocator of the C library treats large blocks: half of a training step hangs on it."""
 
 from __future__ import annotations
 

@@ -7,24 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from foundation.fields import smooth_noise
+
 AIR_HU = -1000.0
-
-
-def smooth_noise(
-    shape: tuple[int, ...], cell: float, generator: torch.Generator, repeat: int = 1
-) -> Tensor:
-    """Noise (X, Y, Z) of unit standard deviation that varies over about `cell` voxels.
-
-    repeat: draw it on a grid that many times coarser and repeat the values (much faster).
-    """
-    drawn = [-(-size // repeat) for size in shape]
-    coarse = [max(2, round(size / cell) + 1) for size in shape]
-    field = torch.randn(1, 1, *coarse, generator=generator)
-    field = functional.interpolate(field, size=drawn, mode="trilinear", align_corners=True)
-    field = field / field.std().clamp_min(1e-3)
-    if repeat > 1:
-        field = functional.interpolate(field, size=shape, mode="nearest")
-    return field[0, 0]
 
 
 def scan(

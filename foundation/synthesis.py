@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from foundation.scanner import AIR_HU, scan, smooth_noise
+from foundation.fields import smooth_noise
+from foundation.scanner import AIR_HU, scan
 
 Noise = tuple[Tensor, Tensor, Tensor]  # fine, medium and slow, (X, Y, Z) each
 

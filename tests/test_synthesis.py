@@ -13,7 +13,6 @@ from foundation.synthesis import (
     TISSUES,
     _fill_unlabelled,
     render_ct,
-    smooth_noise,
     tissue_kind,
 )
 from foundation.taxonomy import NAMES
@@ -266,13 +265,3 @@ def test_depth_turns_unlabelled_voxels_into_a_body() -> None:
     ct = render_ct(label_map, {}, SPACING_MM, rng, depth_mm=depth_mm, fat_mm=25, muscle_mm=10)
     assert ct[:12].mean() < -900
     assert -200 < np.median(ct[24:30]) < -40  # fat
-
-
-def test_smooth_noise_is_of_unit_size_and_smooth() -> None:
-    generator = torch.Generator().manual_seed(0)
-    noise = smooth_noise((40, 40, 40), 8.0, generator)
-    assert float(noise.std()) == pytest.approx(1, abs=1e-4)
-    neighbours = torch.corrcoef(torch.stack([noise[1:].flatten(), noise[:-1].flatten()]))[0, 1]
-    assert neighbours > 0.9
-    repeated = smooth_noise((40, 40, 40), 8.0, generator, repeat=2)
-    assert (repeated[::2] == repeated[1::2]).all()

@@ -13,6 +13,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
+from foundation.fields import enlarge, smooth_noise
 from foundation.pretraining.sources import (
     COARSE_MM,
     FINE_MM,
@@ -21,7 +22,7 @@ from foundation.pretraining.sources import (
     SKIN_MARGIN,
     Anatomy,
 )
-from foundation.scanner import AIR_HU, smooth_noise
+from foundation.scanner import AIR_HU
 from foundation.synthesis import contrast_shift, render_ct
 from foundation.taxonomy import CLASSES
 
@@ -187,9 +188,7 @@ def _deformed_grid(
     amplitudes_mm = rng.uniform(0, 12), rng.uniform(0, 4)
     shift = _elastic_field(5, amplitudes_mm[0], generator)
     shift = shift + _elastic_field(11, amplitudes_mm[1], generator)
-    positions += functional.interpolate(
-        shift, size=(fine_size,) * 3, mode="trilinear", align_corners=True
-    )[0]
+    positions += enlarge(shift, (fine_size,) * 3)
     return positions
 
 
@@ -248,11 +247,11 @@ def _remove_organ(
 
 
 def _elastic_field(nodes: int, amplitude_mm: float, generator: torch.Generator) -> Tensor:
-    """Smooth random shifts (1, 3, 16, 16, 16) in voxels of the label map, from a grid of nodes."""
+    """Smooth random shifts (3, 16, 16, 16) in voxels of the label map, from a grid of nodes."""
     drawn = torch.randn(1, 3, *(nodes + 2,) * 3, generator=generator)
     # Averaging keeps the field from folding; 2.5 restores its amplitude.
     smooth = functional.avg_pool3d(drawn, 3, 1) * (2.5 * amplitude_mm / FINE_MM)
-    return functional.interpolate(smooth, size=(16, 16, 16), mode="trilinear", align_corners=True)
+    return enlarge(smooth[0], (16, 16, 16))
 
 
 def _rotation(angles: NDArray[np.float64]) -> NDArray[np.float64]:
