@@ -25,6 +25,7 @@ from monai.networks.nets import DynUNet
 from torch import Tensor, nn
 
 from foundation.head import TextDrivenHead
+from foundation.memory import keep_freed_memory
 from foundation.pretraining.engine import Engine, accelerator_for
 from foundation.pretraining.losses import masked_loss
 from foundation.pretraining.reading import load_config
@@ -135,6 +136,7 @@ def main() -> None:
         "universal-ct": lambda: engine.train_step([ours]),
         "plain MONAI": plain_step(plain, every),
     }
+    keep_freed_memory()  # as `pretrain` does on a CPU; both versions profit
     for step in steps.values():
         step()  # allocates memory and chooses kernels
     rates: dict[str, list[float]] = {name: [] for name in steps}

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from foundation.memory import keep_freed_memory
 from foundation.pretraining.engine import Engine, accelerator_for
 from foundation.pretraining.mixture import batches
 from foundation.pretraining.reading import load_config, with_store
@@ -65,6 +66,8 @@ def main() -> None:
     stage = config.stages[-1]
     with tempfile.TemporaryDirectory() as folder:
         engine = Engine(config, accelerator_for(config, given.cpu), Path(folder), progress=False)
+        if engine.accelerator.device.type == "cpu":
+            keep_freed_memory()  # as `pretrain` does
         engine.step = first_step
         loader = batches(engine.mixture, config, engine.classes, first_step=first_step)
         kept = list(itertools.islice(loader, max(2, stage.accumulation)))

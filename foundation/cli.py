@@ -261,9 +261,13 @@ def _load_model(name: str) -> UniversalModel:
 def _checked(model: UniversalModel, settings: Settings) -> Settings:
     """Settings with a device of this machine, once it is known that the model has the classes."""
     from foundation.inference import choose_device, resolve_classes
+    from foundation.memory import keep_freed_memory
 
     resolve_classes(settings.classes, model.classes)
-    return replace(settings, device=str(choose_device(settings.device)))
+    device = str(choose_device(settings.device))
+    if device == "cpu":
+        keep_freed_memory()  # a third of the time
+    return replace(settings, device=device)
 
 
 def _check_known_classes(model: str, classes: Sequence[str] | None) -> None:
