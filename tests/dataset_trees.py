@@ -5,6 +5,7 @@ a flipped, transposed or shifted axis shows.
 """
 
 import json
+import locale
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -122,7 +123,9 @@ def write_dicom(
         final = folder / name(number)
         temporary = final.with_name("slice.dcm")
         writer.SetFileName(str(temporary))
+        before = locale.setlocale(locale.LC_ALL)
         writer.Execute(image)
+        locale.setlocale(locale.LC_ALL, before)  # the writer leaves "C" behind
         paths.append(temporary.rename(final))
     return paths
 

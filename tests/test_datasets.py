@@ -1,6 +1,7 @@
 """Every dataset is found and read in its real layout: labels and geometry exact."""
 
 import json
+import locale
 import sys
 import warnings
 from pathlib import Path
@@ -21,7 +22,7 @@ from dataset_trees import (
 
 from foundation.datasets import ADAPTERS, DatasetWarning, check_dataset, get_adapter
 from foundation.datasets.cases import natural_key
-from foundation.datasets.dicom import read_headers
+from foundation.datasets.dicom import read_headers, read_pixels
 from foundation.datasets.reading import Image, onto_grid, overlay, read_image, read_label_map
 from foundation.errors import MissingExtraError, UsageError, VolumeError
 from foundation.taxonomy import DATASETS, NAMES
@@ -360,3 +361,12 @@ def test_the_shipped_description_finds_the_open_data(open_data):
         if folder.is_dir():
             assert any(id_.startswith(folder.name) for id_ in cases), folder.name
     assert check_dataset(adapter, open_data, limit=3).faults == []
+
+
+def test_reading_dicom_leaves_the_locale_as_it_was(tmp_path):
+    before = locale.setlocale(locale.LC_ALL)
+    voxels = np.arange(60, dtype=np.int16).reshape(4, 5, 3)
+    paths = write_dicom(tmp_path / "series", voxels, np.diag([1.0, 1.0, 2.0, 1.0]))
+    assert len(read_headers(tmp_path / "series").slices) == 3
+    assert read_pixels(paths).shape == (4, 5, 3)
+    assert locale.setlocale(locale.LC_ALL) == before

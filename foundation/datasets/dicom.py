@@ -7,8 +7,10 @@ slices for granted, and a lost slice then shifts all that follow.
 
 from __future__ import annotations
 
+import locale
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -126,23 +128,25 @@ def read_pixels(paths: Sequence[Path]) -> NDArray[np.float32]:
     Raises:
         VolumeError: a file cannot be decoded.
     """
-    sitk = _simpleitk()
-    reader = sitk.ImageSeriesReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetOutputPixelType(sitk.sitkFloat32)
-    reader.SetFileNames([str(path) for path in paths])
-    try:
-        voxels = sitk.GetArrayFromImage(reader.Execute())
-    except RuntimeError as error:
-        raise VolumeError(
-            f"{paths[0].parent}: a DICOM file cannot be decoded ({_last_line(error)}). "
-            "Download the series again."
-        ) from error
+    with _simpleitk() as sitk:
+        reader = sitk.ImageSeriesReader()
+        reader.SetImageIO("GDCMImageIO")
+        reader.SetOutputPixelType(sitk.sitkFloat32)
+        reader.SetFileNames([str(path) for path in paths])
+        try:
+            voxels = sitk.GetArrayFromImage(reader.Execute())
+        except RuntimeError as error:
+            raise VolumeError(
+                f"{paths[0].parent}: a DICOM file cannot be decoded ({_last_line(error)}). "
+                "Download the series again."
+            ) from error
     array: NDArray[np.float32] = voxels.transpose(2, 1, 0)
     return array
 
 
-def _simpleitk() -> Any:
+@contextmanager
+def _simpleitk() -> Iterator[Any]:
+    """SimpleITK, whose DICOM reader leaves the process in the locale "C": it is given back."""
     try:
         sitk: Any = import_module("SimpleITK")  # untyped
     except ImportError as error:
@@ -150,13 +154,21 @@ def _simpleitk() -> Any:
             "Reading DICOM needs SimpleITK. Install it: pip install 'universal-ct[dicom]'."
         ) from error
     sitk.ProcessObject.SetGlobalWarningDisplay(False)  # uneven slices are judged here
-    return sitk
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        yield sitk
+    finally:
+        locale.setlocale(locale.LC_ALL, before)
 
 
 def _slices_of(folder: Path) -> list[Slice]:
-    sitk = _simpleitk()
-    if not folder.is_dir():
-        raise VolumeError(f"{folder} is not a folder with a DICOM series.")
+    with _simpleitk() as sitk:
+        if not folder.is_dir():
+            raise VolumeError(f"{folder} is not a folder with a DICOM series.")
+        return _read_slices(folder, sitk)
+
+
+def _read_slices(folder: Path, sitk: Any) -> list[Slice]:
     slices = []
     for path in sorted(folder.iterdir(), key=lambda p: natural_key(p.name)):
         if path.name.startswith(".") or not path.is_file():
