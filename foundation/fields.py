@@ -36,7 +36,8 @@ def enlarge(field: Tensor, size: Sequence[int]) -> Tensor:
     field = field @ z.T
     field = y @ field
     flat = field.flatten(-2)
-    return (x @ flat).unflatten(-1, (size[1], size[2]))
+    enlarged: Tensor = (x @ flat).unflatten(-1, (size[1], size[2]))
+    return enlarged
 
 
 @lru_cache(maxsize=256)
