@@ -31,6 +31,7 @@ from foundation.convert import (
 )
 from foundation.download import LIBRARY, Access, download, download_folder, explained
 from foundation.errors import HubError, UsageError, WeightsError
+from foundation.files import file_sha256
 from foundation.inference import choose_device
 from foundation.model import Encoder, UniversalModel
 from foundation.saved import (
@@ -39,7 +40,6 @@ from foundation.saved import (
     REQUIRED,
     SUMS,
     build_model,
-    file_sha256,
     load_folder,
     save_pretrained,
 )

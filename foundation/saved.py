@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
@@ -20,6 +19,7 @@ from foundation.cards import Card, generate_card
 from foundation.config import ModelConfig
 from foundation.convert import check_state, shapes_of
 from foundation.errors import UsageError, WeightsError, listed
+from foundation.files import file_sha256
 from foundation.model import UniversalModel
 
 CONFIG, WEIGHTS, PROMPTS = "config.json", "model.safetensors", "prompt_embedding.safetensors"
@@ -126,15 +126,6 @@ def verify_sums(folder: Path) -> None:
                 f"{folder / name} is damaged or was changed: {SUMS} says SHA-256 {sums[name]}, "
                 f"the file has {actual}.{_pointer_hint(folder / name)} Get the folder again."
             )
-
-
-def file_sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _read_sums(path: Path) -> dict[str, str]:

@@ -16,9 +16,10 @@ import foundation.saved as saved
 from foundation import convert
 from foundation.cards import Card
 from foundation.errors import HubError, UsageError, WeightsError
+from foundation.files import file_sha256
 from foundation.hub import from_pretrained, model_card
 from foundation.model import Encoder, UniversalModel
-from foundation.saved import CARD, CONFIG, PROMPTS, REQUIRED, SUMS, WEIGHTS, file_sha256
+from foundation.saved import CARD, CONFIG, PROMPTS, REQUIRED, SUMS, WEIGHTS
 from foundation.saved import save_pretrained as save
 
 

@@ -8,7 +8,7 @@ import torch
 from anatomies import ball, paired_organs
 
 from foundation.pretraining import sampler
-from foundation.pretraining.sampler import PatchSettings, Sample, draw_patch, window_hu
+from foundation.pretraining.sampler import PatchSettings, Sample, draw_patch
 from foundation.pretraining.sources import (
     FINE_MM,
     INDEX,
@@ -18,6 +18,7 @@ from foundation.pretraining.sources import (
     phantom_anatomy,
 )
 from foundation.taxonomy import CLASSES
+from foundation.transforms import window_hu
 
 SETTINGS = PatchSettings(patch_size=24, spacing_mm=4.0, voxels=24**3)
 LEFT, RIGHT = INDEX["kidney_left"], INDEX["kidney_right"]
@@ -303,4 +304,4 @@ def test_outside_of_the_field_of_view_is_air_without_weight(with_ct: bool) -> No
 
 def test_window() -> None:
     hu = torch.tensor([-1000.0, -175.0, 37.5, 250.0, 3000.0])
-    assert window_hu(hu, (-175.0, 250.0)).tolist() == [0, 0, 0.5, 1, 1]
+    assert window_hu(hu, [(-175.0, 250.0)])[0].tolist() == [0, 0, 0.5, 1, 1]

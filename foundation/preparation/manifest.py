@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Collection, Iterable, Mapping
@@ -13,7 +12,7 @@ from typing import Any
 from foundation import __version__
 from foundation.datasets import Case
 from foundation.errors import UsageError
-from foundation.files import replacing
+from foundation.files import file_sha256, replacing
 from foundation.preparation.store import CASES, FORMAT_VERSION, MANIFEST, read_manifest
 from foundation.taxonomy import NAMES
 
@@ -110,7 +109,7 @@ def file_hashes(files: Iterable[Path], root: Path) -> list[dict[str, Any]]:
     found = [
         {
             "path": relative(path, root),
-            "sha256": _sha256(path),
+            "sha256": file_sha256(path),
             "bytes": path.stat().st_size,
         }
         for path in files
@@ -162,7 +161,7 @@ def differences(
                 wrong.append(f"{key}: {source['path']} is missing")
             elif path.stat().st_size != source["bytes"]:
                 wrong.append(f"{key}: {source['path']} has another size")
-            elif _sha256(path) != source["sha256"]:
+            elif file_sha256(path) != source["sha256"]:
                 wrong.append(f"{key}: {source['path']} has another SHA-256")
     if found is not None:
         wrong += [f"{key}: not found" for key in sorted(expected.keys() - set(found))]
@@ -191,11 +190,3 @@ def read_expected(path: Path, spacing_mm: float | None = None) -> dict[str, Any]
             f"{path} was made with --spacing {spacing}, not {spacing_mm}; give the same."
         )
     return dict(content)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

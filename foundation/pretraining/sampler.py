@@ -25,6 +25,7 @@ from foundation.pretraining.sources import (
 from foundation.scanner import AIR_HU
 from foundation.synthesis import contrast_shift, render_ct
 from foundation.taxonomy import CLASSES
+from foundation.transforms import window_hu
 
 _LESION_SHARE = 0.4  # of the rendered patches, with one to three lesions each
 _LESION_RADIUS_MM = (4.0, 28.0)
@@ -106,18 +107,12 @@ def draw_patch(anatomy: Anatomy, settings: PatchSettings, rng: np.random.Generat
     known = torch.ones(256)
     known[list(anatomy.unknown)] = 0
     return Sample(
-        image=torch.stack([window_hu(hu, window) for window in settings.hu_windows]),
+        image=window_hu(hu, settings.hu_windows),
         voxels=voxels,
         target=belongs.T.contiguous(),
         annotated=annotated,
         weight=weight * covered.reshape(-1)[voxels] * known[labels.reshape(-1)[voxels].long()],
     )
-
-
-def window_hu(hu: Tensor, window: tuple[float, float]) -> Tensor:
-    """Clip HU to `window` and scale it to [0, 1]."""
-    low, high = window
-    return ((hu - low) / (high - low)).clamp(0, 1)
 
 
 def draw_voxels(labels: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
