@@ -31,7 +31,7 @@ def scan(
     sigma_voxels = max(rng.uniform(0.3, 2.2) / spacing_mm, rng.uniform(0.35, 0.6))
     if sigma_voxels > 0.25:
         ct = _blur(ct, sigma_voxels)
-    noise_hu = rng.uniform(3, 30) * (2.0 / spacing_mm) ** 0.5
+    noise_hu = (3 + 27 * rng.random() ** 2) * (2.0 / spacing_mm) ** 0.5
     grain = torch.randn(ct.shape, generator=generator)
     if rng.random() < 0.5:
         grain = 0.5 * grain + smooth_noise(tuple(ct.shape), 1.7, generator)

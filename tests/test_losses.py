@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from foundation.pretraining.losses import EXCLUSIVE, masked_loss
+from foundation.pretraining.losses import BINARY_WEIGHT, EXCLUSIVE, masked_loss
 from foundation.taxonomy import CLASSES, by_name
 
 K = len(CLASSES)
@@ -114,6 +114,18 @@ def test_balance_lets_a_small_class_count_as_much_as_a_large_one() -> None:
     for balance, expected in ((0.0, (right + 9 * wrong) / 10), (1.0, (right + wrong) / 2)):
         terms = masked_loss(logits, target, only(SPLEEN), torch.ones(1, 10), balance)
         assert float(terms["exclusive"]) == pytest.approx(expected)
+
+
+def test_balance_lets_a_small_lesion_count_as_much_as_all_that_is_none() -> None:
+    """One voxel of tumour among nine of none; all logits at 3 to 1."""
+    logits = torch.full((1, K, 10), log(3))
+    target = torch.zeros(1, K, 10, dtype=torch.bool)
+    target[0, TUMOR, 0] = True
+    right, wrong = log(4 / 3), log(4)  # what a voxel of tumour costs, and one of none
+    for balance, raised in ((0.0, 1), (0.5, 3), (1.0, 9)):
+        terms = masked_loss(logits, target, only(TUMOR), torch.ones(1, 10), balance)
+        expected = BINARY_WEIGHT * (raised * right + 9 * wrong) / 10
+        assert float(terms["binary"]) == pytest.approx(expected)
 
 
 def test_a_lesion_in_an_organ_is_the_organ_to_the_exclusive_term() -> None:

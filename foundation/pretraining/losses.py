@@ -38,7 +38,9 @@ def scan_losses(
 
     logits (B, K, M) of M voxels of each scan; target (B, K, M) bool: what they belong to;
     annotated (B, K) bool: the dataset of this scan labels this class; weight (B, M) in [0, 1].
-    balance: in `exclusive` a voxel counts by (size of its class)^-balance, 0 for all alike.
+    balance: in `exclusive` a voxel counts by (size of its class)^-balance, 0 for all alike; in
+    `binary` the voxels of a class that is not exclusive, of a lesion say, count by (its voxels
+    against all others')^-balance.
     exclusive (K,) bool: classes of which a voxel has at most one.
 
     `dice` and `binary` are the published pair. Dice here is of each scan and class, and only of
@@ -55,7 +57,7 @@ def scan_losses(
         alone = exclusive.to(known.device)[known]
         z, t, w = logits[scan][known], target[scan][known], weight[scan]
         found["dice"].append(_dice(_probabilities(z, alone), t, w))
-        found["binary"].append(_binary(z, t, w))
+        found["binary"].append(_binary(z, t, w, _raised(t, w, alone, balance)))
         found["exclusive"].append(_exclusive(z[alone], t[alone], w, balance))
     return {name: torch.stack(values) for name, values in found.items()}
 
@@ -111,10 +113,24 @@ def _dice(probabilities: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     return (1 - (2 * overlap + 1) / (total + 1))[present].mean()
 
 
-def _binary(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+def _raised(target: Tensor, weight: Tensor, exclusive: Tensor, balance: float) -> Tensor | None:
+    """What a voxel of each class counts in `_binary`, (K, 1); None where all count 1.
+
+    Nothing else lifts small classes off that no softmax knows: lesions stayed at 0 without it.
+    """
+    if not balance:
+        return None
+    voxels = (target * weight).sum(1)
+    share = (weight.sum() - voxels) / voxels.clamp_min(1)
+    return torch.where(exclusive, 1.0, share.clamp_min(1).pow(balance))[:, None]
+
+
+def _binary(
+    logits: Tensor, target: Tensor, weight: Tensor, raised: Tensor | None = None
+) -> Tensor:
     """Summed over classes, averaged over voxels: on the scale of the softmax's cross-entropy."""
     losses = functional.binary_cross_entropy_with_logits(
-        logits, target.to(logits.dtype), reduction="none"
+        logits, target.to(logits.dtype), reduction="none", pos_weight=raised
     )
     return (losses.sum(0) * weight).sum() / weight.sum()
 
