@@ -40,6 +40,14 @@ def enlarge(field: Tensor, size: Sequence[int]) -> Tensor:
     return enlarged
 
 
+def look_up(table: Tensor, values: Tensor) -> Tensor:
+    """The entry of `table` (N,) for each of `values`, integers of any shape: `table[values]`.
+
+    Selecting along one axis is several times faster on a CPU than indexing in general.
+    """
+    return table.index_select(0, values.reshape(-1).to(torch.int32)).view(values.shape)
+
+
 @lru_cache(maxsize=256)
 def _weights(have: int, want: int) -> Tensor:
     """Weights (want, have) of linear interpolation along one axis."""

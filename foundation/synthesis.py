@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from foundation.fields import smooth_noise
+from foundation.fields import look_up, smooth_noise
 from foundation.scanner import AIR_HU, scan
 
 Noise = tuple[Tensor, Tensor, Tensor]  # fine, medium and slow, (X, Y, Z) each
@@ -167,7 +167,7 @@ def render_ct(
 
     phase = int(rng.choice(len(PHASES), p=PHASE_PROBABILITIES))
     mean, texture = _draw_means(kinds, names, phase, rng)
-    ct = mean[labels] + texture[labels] * (0.6 * fine + 0.8 * medium)
+    ct = look_up(mean, labels) + look_up(texture, labels) * (0.6 * fine + 0.8 * medium)
     border = _border(labels)
     if pool == 1 and phase in (1, 2):
         _render_medulla(ct, labels, kinds, medium, phase, spacing_mm, rng)
@@ -282,7 +282,7 @@ def _of_kind(labels: Tensor, kinds: Mapping[int, str], kind: str) -> Tensor:
     """Voxels of one kind of tissue, bool (X, Y, Z)."""
     table = torch.zeros(max(kinds) + 1, dtype=torch.bool)
     table[[value for value, name in kinds.items() if name == kind]] = True
-    return table[labels]
+    return look_up(table, labels)
 
 
 def _render_bone(

@@ -125,9 +125,7 @@ def _raised(target: Tensor, weight: Tensor, exclusive: Tensor, balance: float) -
     return torch.where(exclusive, 1.0, share.clamp_min(1).pow(balance))[:, None]
 
 
-def _binary(
-    logits: Tensor, target: Tensor, weight: Tensor, raised: Tensor | None = None
-) -> Tensor:
+def _binary(logits: Tensor, target: Tensor, weight: Tensor, raised: Tensor | None = None) -> Tensor:
     """Summed over classes, averaged over voxels: on the scale of the softmax's cross-entropy."""
     losses = functional.binary_cross_entropy_with_logits(
         logits, target.to(logits.dtype), reduction="none", pos_weight=raised

@@ -13,7 +13,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-from foundation.fields import enlarge, smooth_noise
+from foundation.fields import enlarge, look_up, smooth_noise
 from foundation.pretraining.sources import (
     COARSE_MM,
     FINE_MM,
@@ -303,7 +303,9 @@ def _grow_lesion(
     lesion = lesions[int(rng.integers(len(lesions)))]
     hosts = [INDEX[name] for name in LESION_HOSTS[lesion]]
     host_values = [v for v in names if membership[v, hosts].any() and v < _FIRST_LESION]
-    host = torch.isin(labels, torch.tensor(host_values, dtype=labels.dtype))
+    is_host = torch.zeros(256, dtype=torch.bool)
+    is_host[host_values] = True
+    host = look_up(is_host, labels)
     candidates = host.reshape(-1).nonzero()[:, 0]
     if not len(candidates):
         return
@@ -410,7 +412,7 @@ def _vary_scan(
 ) -> Tensor:
     """A real scan seen again: other contrast in its labelled organs, gain, offset and noise."""
     if rng.random() < 0.6:
-        shift = contrast_shift(names, rng)[labels.long()]
+        shift = look_up(contrast_shift(names, rng), labels)
         shift = functional.avg_pool3d(shift[None, None], 3, 1, 1)[0, 0]
         hu = hu + shift * (hu > -150)
     hu = hu * rng.uniform(0.92, 1.08) + rng.normal(0, 8)
