@@ -15,3 +15,22 @@ def open_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"open CT data not found at {folder}; set UNIVERSAL_CT_DATA to its folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of three generated, differently labelled datasets; not to be written to."""
+    from tiny_store import write_store
+
+    return write_store(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="session")
+def unbroken(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a pretraining run that was not interrupted; not to be written to."""
+    from tiny_runs import go
+    from tiny_store import tiny_config
+
+    run = tmp_path_factory.mktemp("unbroken") / "run"
+    go(tiny_config(store), run)
+    return run

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_runs import assert_same_gradients, assert_same_run, go, rows, state
-from tiny_store import tiny_config, write_store
+from tiny_store import tiny_config
 
 from foundation import from_pretrained
 from foundation.errors import MissingExtraError, UniversalCTError, UsageError, WeightsError
@@ -19,19 +19,6 @@ from foundation.pretraining.engine import Engine, pretrain
 from foundation.pretraining.reading import load_config
 from foundation.pretraining.validation import validate_case
 from foundation.taxonomy import NAMES
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_store(tmp_path_factory.mktemp("store"))
-
-
-@pytest.fixture(scope="module")
-def unbroken(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that was not interrupted."""
-    run = tmp_path_factory.mktemp("unbroken") / "run"
-    go(tiny_config(store), run)
-    return run
 
 
 def made(config: dict[str, Any], run: Path, *overrides: str) -> Engine:

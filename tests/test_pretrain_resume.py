@@ -21,20 +21,6 @@ from foundation.pretraining import checkpoints
 from foundation.pretraining.checkpoints import Checkpoint, recover_folder
 from foundation.pretraining.engine import Engine
 
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_store(tmp_path_factory.mktemp("store"))
-
-
-@pytest.fixture(scope="module")
-def unbroken(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that was not interrupted."""
-    run = tmp_path_factory.mktemp("unbroken") / "run"
-    go(tiny_config(store), run)
-    return run
-
-
 # --- interruptions --------------------------------------------------------------------------------
 
 

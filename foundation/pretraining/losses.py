@@ -14,13 +14,18 @@ BINARY_WEIGHT = 0.2  # it keeps each sigmoid honest; more of it holds every clas
 
 
 def masked_loss(
-    logits: Tensor, target: Tensor, annotated: Tensor, weight: Tensor, balance: float = 0.0
+    logits: Tensor,
+    target: Tensor,
+    annotated: Tensor,
+    weight: Tensor,
+    balance: float = 0.0,
+    exclusive: Tensor = EXCLUSIVE,
 ) -> dict[str, Tensor]:
     """Loss terms of a batch, each a mean over its scans; their sum is to be minimised.
 
     As `scan_losses`, with the weights of the embedded model's training.
     """
-    terms = scan_losses(logits, target, annotated, weight, balance=balance)
+    terms = scan_losses(logits, target, annotated, weight, balance=balance, exclusive=exclusive)
     terms["binary"] = BINARY_WEIGHT * terms["binary"]
     return {name: values.sum() / len(logits) for name, values in terms.items()}
 
