@@ -25,6 +25,7 @@ LAYERS = {
     "saved": 4,
     "hub": 5,
     "pretraining": 6,
+    "tuning": 6,
     "arguments": 6,
     "batch": 6,
     "demo": 6,

@@ -116,14 +116,7 @@ class Patterns:
 
     def _splits(self, root: Path, entries: Sequence[str]) -> dict[str, str]:
         tables = [path for path in entries if path.rpartition("/")[2] == self.meta]
-        splits: dict[str, str] = {}
-        for table in tables[:1]:
-            text = (root / table).read_text(encoding="utf-8-sig")
-            delimiter = ";" if ";" in text.partition("\n")[0] else ","
-            for row in csv.DictReader(text.splitlines(), delimiter=delimiter):
-                if row.get("image_id") and row.get("split"):
-                    splits[row["image_id"]] = row["split"]
-        return splits
+        return read_splits(root / tables[0]) if tables else {}
 
 
 @dataclass(frozen=True)
@@ -175,6 +168,16 @@ class DatasetJson:
             return chosen[0]
         problem = f"{len(chosen)} of them: {_paths(chosen)}" if chosen else "none"
         raise UsageError(f"Expected {self.expected} in {root}; found {problem}.")
+
+
+def read_splits(table: Path) -> dict[str, str]:
+    """Case → split from a CSV table with the columns image_id and split, as TotalSegmentator's."""
+    text = table.read_text(encoding="utf-8-sig")
+    delimiter = ";" if ";" in text.partition("\n")[0] else ","
+    rows = csv.DictReader(text.splitlines(), delimiter=delimiter)
+    return {
+        row["image_id"]: row["split"] for row in rows if row.get("image_id") and row.get("split")
+    }
 
 
 def read_dataset_json(path: Path) -> dict[str, Any]:

@@ -193,7 +193,7 @@ def labels_from_map(case: Case, image: Image | None) -> tuple[Labels, NDArray[np
     labels, affine = read_label_map(case.labels[0])
     if image is not None:
         labels, affine = onto_grid(labels, affine, image, case.labels[0]), image.affine
-    known = _read_names(case.names_file) if case.names_file else {}
+    known = read_names(case.names_file) if case.names_file else {}
     used = {int(value) for value in np.flatnonzero(_present(labels)) if value}
     nameless = [str(value) for value in sorted(used) if value not in known]
     if case.names_file and nameless:
@@ -297,8 +297,12 @@ def _series_of(case: Case, image: Image | None) -> Series:
     return image.series
 
 
-def _read_names(path: Path) -> Mapping[int, str]:
-    """Label value → name from a JSON object, whose keys are numbers as text."""
+def read_names(path: Path) -> Mapping[int, str]:
+    """Label value → name from a JSON object, whose keys are numbers as text.
+
+    Raises:
+        VolumeError: it cannot be read as that.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return {int(value): str(name) for value, name in content.items()}
