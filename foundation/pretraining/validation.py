@@ -19,13 +19,21 @@ if TYPE_CHECKING:
     from foundation.preparation.store import StoredCase
 
 
-def validate_case(model: UniversalModel, case: StoredCase, overlap: float) -> dict[str, float]:
+def validate_case(
+    model: UniversalModel,
+    case: StoredCase,
+    overlap: float,
+    classes: Sequence[str] | None = None,
+) -> dict[str, float]:
     """Dice of each class that the case annotates and that is present in it.
+
+    classes: only of these; of all the model's if not given.
 
     Measured on the grid of the store, without clean-up of the masks; voxels whose label is unknown
     count for neither side.
     """
-    names = [name for name in model.classes if name in case.annotated]
+    asked = model.classes if classes is None else classes
+    names = [name for name in model.classes if name in case.annotated and name in asked]
     hu = case.read_ct()
     if hu is None or not names:
         return {}
@@ -52,14 +60,21 @@ def validate_case(model: UniversalModel, case: StoredCase, overlap: float) -> di
     return found
 
 
-def validate(model: UniversalModel, cases: Sequence[StoredCase], overlap: float) -> Tensor:
+def validate(
+    model: UniversalModel,
+    cases: Sequence[StoredCase],
+    overlap: float,
+    classes: Sequence[str] | None = None,
+) -> Tensor:
     """Sum and number of Dice values of each class over cases, (2, K) float64.
+
+    Arguments as of `validate_case`; K counts all the model's classes.
 
     Sums, so that processes can share the cases among them and add up what they found.
     """
     totals = torch.zeros(2, len(model.classes), dtype=torch.float64)
     for case in cases:
-        for name, value in validate_case(model, case, overlap).items():
+        for name, value in validate_case(model, case, overlap, classes).items():
             channel = model.classes.index(name)
             totals[:, channel] += torch.tensor([value, 1.0], dtype=torch.float64)
     return totals

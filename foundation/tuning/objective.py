@@ -1,0 +1,59 @@
+"""What a tuning step minimises: masked losses of what is labelled, and the old model's opinion."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from foundation.pretraining.losses import masked_loss
+
+
+@dataclass(frozen=True)
+class Forward:
+    """What the network said of a batch, and what it is held against; K classes, M voxels.
+
+    logits (B, K, M); target (B, K, M) bool; annotated (B, K) bool; weight (B, M) in [0, 1].
+    taught (B, k, M): logits of the old model for the first k classes; None where nobody is asked.
+    """
+
+    logits: Tensor
+    target: Tensor
+    annotated: Tensor
+    weight: Tensor
+    taught: Tensor | None = None
+
+
+def tuning_losses(
+    given: Forward, exclusive: Tensor, *, balance: float, distil: float
+) -> dict[str, Tensor]:
+    """The terms of the loss, each a mean over the scans; their sum is to be minimised.
+
+    exclusive (K,) bool: classes of which a voxel has at most one. balance: see `scan_losses`.
+    `distil`, weighted by its argument, is the binary cross-entropy against the old model's
+    probabilities, for the old classes that a scan does not label: there only its opinion is known.
+    """
+    terms = masked_loss(
+        given.logits, given.target, given.annotated, given.weight, balance, exclusive
+    )
+    if given.taught is not None and distil:
+        terms["distil"] = distil * distillation(given)
+    return terms
+
+
+def distillation(given: Forward) -> Tensor:
+    """Cross-entropy of the old classes against the old model's probabilities, less its least value.
+
+    Summed over classes and averaged over voxels, as `binary` is; 0 where both models agree.
+    """
+    taught = given.taught
+    assert taught is not None
+    old = taught.shape[1]
+    said, probability = given.logits[:, :old], taught.sigmoid()
+    losses = functional.binary_cross_entropy_with_logits(said, probability, reduction="none")
+    least = functional.binary_cross_entropy_with_logits(taught, probability, reduction="none")
+    asked = ~given.annotated[:, :old, None] & torch.ones_like(losses, dtype=torch.bool)
+    weight = given.weight[:, None] * asked
+    return ((losses - least) * weight).sum() / given.weight.sum().clamp_min(1)
