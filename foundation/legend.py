@@ -12,7 +12,8 @@ from foundation.errors import UsageError
 def display_name(name: str) -> str:
     """What people call a class: from the taxonomy, or the name itself for a class of your own."""
     known = _known(name)
-    return known.display if known else name.replace("_", " ").capitalize()
+    words = name.replace("_", " ")
+    return known.display if known else words[:1].upper() + words[1:]  # "Vertebra L1"
 
 
 def colour(name: str) -> tuple[int, int, int]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
+import colorsys
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from foundation.legend import colour, display_name
+from foundation.legend import display_name
 from foundation.preparation.store import StoredCase
 from foundation.preview import HU_WINDOW, PLANES, informative_slices
 
@@ -95,6 +96,8 @@ def case_png(
     sizes = [(case.shape[across], case.shape[down]) for _, _, across, down in PLANES]
     widths = [across / down for across, down in sizes]
     height = 10.5 / sum(widths)
+    low, high = _window(hu, references.values())
+    shades = dict(zip(shown, _shades(len(shown)), strict=True))
     figure = Figure(figsize=(10.5, height + 0.45), facecolor="black")
     grid = figure.add_gridspec(
         1,
@@ -110,13 +113,13 @@ def case_png(
         axes = figure.add_subplot(grid[0, place])
         axes.set_axis_off()
         picture = _plane(hu, plane, indices)
-        axes.imshow(picture, cmap="gray", vmin=HU_WINDOW[0], vmax=HU_WINDOW[1])
+        axes.imshow(picture, cmap="gray", vmin=low, vmax=high)
         for name in shown:
             _outline(axes, _plane(references[name], plane, indices), "white", 2.2)
-            _outline(axes, _plane(masks[name], plane, indices), _hex(name), 1.3)
+            _outline(axes, _plane(masks[name], plane, indices), shades[name], 1.3)
     handles = [Line2D([], [], color="white", linewidth=2.2, label="reference")]
     handles += [
-        Line2D([], [], color=_hex(name), linewidth=2, label=display_name(name))
+        Line2D([], [], color=shades[name], linewidth=2, label=display_name(name))
         for name in shown[:_MOST_IN_LEGEND]
     ]
     figure.legend(
@@ -139,8 +142,17 @@ def _outline(axes: Any, mask: NDArray[np.bool_], shade: str, width: float) -> No
         axes.contour(across, down, padded, levels=[0.5], colors=[shade], linewidths=width)
 
 
-def _hex(name: str) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*colour(name))
+def _shades(count: int) -> list[str]:
+    """Colours that differ from their neighbours, however many: steps of the golden ratio."""
+    hues = [(0.33 + 0.618034 * number) % 1 for number in range(count)]
+    found = [colorsys.hsv_to_rgb(hue, 0.75, 1.0) for hue in hues]
+    return ["#" + "".join(f"{round(255 * part):02x}" for part in rgb) for rgb in found]
+
+
+def _window(hu: NDArray[np.int16], references: Iterable[NDArray[np.bool_]]) -> tuple[float, float]:
+    """HU from black to white: of soft tissue, or wider where bones are outlined."""
+    brightest = [float(np.percentile(hu[mask], 75)) for mask in references if mask.any()]
+    return HU_WINDOW[0], max(HU_WINDOW[1], 1.5 * max(brightest, default=0.0))
 
 
 def _svg(figure: Figure) -> str:
