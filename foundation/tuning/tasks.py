@@ -1,0 +1,225 @@
+"""The five TotalSegmentator tasks by which pretrained weights are compared, and few-shot subsets.
+
+organs (17), vertebrae (24), cardiac (18), muscles (21) and ribs (24), of 1.5 mm scans, by the
+protocol of SuPreM (Li et al., ICLR 2024). The classes are those of version 1 of
+the dataset (zenodo 6802613). What version 2 (zenodo 10047292) changed is in `CHANGED_IN_V2`: its
+`cardiac` has 12 classes, the other tasks are the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+from foundation.errors import UsageError, listed
+from foundation.files import replacing
+from foundation.tuning.naming import NewClass
+
+Version = Literal[1, 2]
+SIZES = (1, 5, 10, 20, 64, 128, 256, 512, 1024)
+_META = "meta.csv"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the published comparison trains and reads scans.
+
+    From its window on, HU are scaled to [0, 1]; note that it starts at -250, not at -175 as the
+    pretraining. Masks are exclusive: a softmax over background and classes. Of the pretrained
+    model only the backbone is kept. positives, negatives: shares of the crops, one a scan.
+    """
+
+    hu_window: tuple[float, float] = (-250.0, 250.0)
+    spacing_mm: float = 1.5
+    patch_size: int = 96
+    positives: int = 2
+    negatives: int = 1
+    activation: Literal["softmax", "sigmoid"] = "softmax"
+    keep_head: bool = False
+    learning_rate: float = 1e-4
+    weight_decay: float = 1e-5
+    warm_up_epochs: int = 20
+    epochs: int = 200
+    validate_every: int = 10
+
+
+PUBLISHED = Settings()
+
+
+@dataclass(frozen=True)
+class Task:
+    """A group of TotalSegmentator's structures, by version 1's names of their files."""
+
+    name: str
+    labels: tuple[str, ...]
+
+    def in_version(self, version: Version) -> tuple[str, ...]:
+        """Names of the files in a version: renamed ones once, and without those it dropped."""
+        if version not in (1, 2):
+            raise UsageError(f"TotalSegmentator has versions 1 and 2, not {version!r}.")
+        if version == 1:
+            return self.labels
+        renamed = (CHANGED_IN_V2.get(label, label) for label in self.labels)
+        return tuple(dict.fromkeys(label for label in renamed if label))
+
+    def classes(self, version: Version = 1) -> tuple[NewClass, ...]:
+        """The classes to learn. Their prompts are the weights' own: the bank knows every name."""
+        return tuple(NewClass(label, labels=(label,)) for label in self.in_version(version))
+
+
+# Version 1's name → version 2's; None: version 2 has no such label.
+CHANGED_IN_V2: Mapping[str, str | None] = {
+    "heart_myocardium": "heart",  # one label for the whole heart
+    "heart_atrium_left": "heart",
+    "heart_ventricle_left": "heart",
+    "heart_atrium_right": "heart",
+    "heart_ventricle_right": "heart",
+    "pulmonary_artery": None,  # version 2 has pulmonary_vein, which is another vessel
+    "face": None,  # a task of its own there
+}
+
+
+def _sides(*names: str) -> tuple[str, ...]:
+    return tuple(f"{name}_{side}" for name in names for side in ("left", "right"))
+
+
+def _vertebrae() -> tuple[str, ...]:
+    """From the lowest to the highest, as the published lists have them."""
+    spine = (("L", 5), ("T", 12), ("C", 7))
+    return tuple(f"vertebrae_{part}{n}" for part, count in spine for n in range(count, 0, -1))
+
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task(
+            "organs",
+            (
+                *("spleen", "kidney_right", "kidney_left", "gallbladder", "liver", "stomach"),
+                *("aorta", "inferior_vena_cava", "portal_vein_and_splenic_vein", "pancreas"),
+                *("adrenal_gland_right", "adrenal_gland_left", "lung_upper_lobe_left"),
+                *("lung_lower_lobe_left", "lung_upper_lobe_right", "lung_middle_lobe_right"),
+                "lung_lower_lobe_right",
+            ),
+        ),
+        Task("vertebrae", _vertebrae()),
+        Task(
+            "cardiac",
+            (
+                *("esophagus", "trachea", "heart_myocardium", "heart_atrium_left"),
+                *("heart_ventricle_left", "heart_atrium_right", "heart_ventricle_right"),
+                *("pulmonary_artery", "brain", *_sides("iliac_artery", "iliac_vena")),
+                *("small_bowel", "duodenum", "colon", "urinary_bladder", "face"),
+            ),
+        ),
+        Task(
+            "muscles",
+            (
+                *_sides("humerus", "scapula", "clavicula", "femur", "hip"),
+                "sacrum",
+                *_sides("gluteus_maximus", "gluteus_medius", "gluteus_minimus"),
+                *_sides("autochthon", "iliopsoas"),
+            ),
+        ),
+        Task(
+            "ribs",
+            tuple(f"rib_{side}_{n}" for side in ("left", "right") for n in range(1, 13)),
+        ),
+    )
+}
+
+
+def get_task(name: str) -> Task:
+    """The task of this name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name not in TASKS:
+        raise UsageError(f"Unknown task {name!r}. Choose one of {', '.join(TASKS)}.")
+    return TASKS[name]
+
+
+def read_meta(folder: str | Path) -> dict[str, list[str]]:
+    """Case ids of each split of a TotalSegmentator folder, by its meta.csv: train, val, test.
+
+    Raises:
+        UsageError: there is no such table, or it names no case.
+    """
+    from foundation.datasets.layouts import read_splits  # with it comes numpy
+
+    path = Path(folder) / _META
+    if not path.is_file():
+        raise UsageError(f"{path} does not exist. Give the folder of a TotalSegmentator dataset.")
+    splits: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+    for case, split in read_splits(path).items():
+        if split not in splits:
+            raise UsageError(f"{path}: {case} has the split {split!r}; known are {list(splits)}.")
+        splits[split].append(case)
+    if not any(splits.values()):
+        raise UsageError(f"{path} names no case: it needs the columns image_id and split.")
+    return {name: sorted(cases) for name, cases in splits.items()}
+
+
+# --- few-shot subsets -----------------------------------------------------------------------------
+
+
+def fewshot_subsets(
+    ids: Collection[str], sizes: Sequence[int] = SIZES, seed: int = 0
+) -> dict[int, list[str]]:
+    """Size → case ids; each subset holds all smaller ones. Sizes beyond the cases are left out.
+
+    A case's rank depends on its id and the seed alone, so that a subset stays what it is but for
+    those that cases added later push out.
+
+    Raises:
+        UsageError: a size below 1, or none that there are cases enough for.
+    """
+    if wrong := [size for size in sizes if size < 1]:
+        raise UsageError(f"A subset of {wrong[0]} scans is none; give sizes from 1 on.")
+    order = sorted(set(ids), key=lambda id_: hashlib.sha256(f"{seed}:{id_}".encode()).digest())
+    possible = sorted({size for size in sizes if size <= len(order)})
+    if not possible:
+        raise UsageError(
+            f"There are {len(order)} scans, fewer than any of the sizes "
+            f"{listed([str(size) for size in sizes])}."
+        )
+    return {size: order[:size] for size in possible}
+
+
+def write_subsets(path: str | Path, subsets: Mapping[int, Sequence[str]], seed: int) -> Path:
+    """Write subsets as JSON, so that others train on the same scans; returns the path."""
+    path = Path(path)
+    content = {
+        "format_version": 1,
+        "seed": seed,
+        "subsets": {str(size): list(cases) for size, cases in sorted(subsets.items())},
+    }
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def read_subsets(path: str | Path) -> dict[int, list[str]]:
+    """Read what `write_subsets` wrote.
+
+    Raises:
+        UsageError: it cannot be read as subsets, or one does not hold the smaller ones.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        subsets = {int(size): [*map(str, ids)] for size, ids in content["subsets"].items()}
+        sizes = sorted(subsets)
+        if any(len(set(subsets[size])) != size for size in sizes):
+            raise ValueError("a subset of another size than it says")
+        pairs = pairwise(sizes)
+        if any(not set(subsets[small]) <= set(subsets[large]) for small, large in pairs):
+            raise ValueError("a subset does not hold the smaller ones")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path} cannot be read as subsets of scans: {error}.") from error
+    return {size: subsets[size] for size in sizes}
