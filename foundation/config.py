@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 from foundation.errors import UsageError, WeightsError
 
@@ -76,9 +76,29 @@ class ClassSpec:
 
 
 @dataclass(frozen=True)
+class BranchSpec:
+    """Classes that were added to the weights together, and what they have of their own.
+
+    kind: `prompt`, nothing but their prompts; `head`, a text-driven head; `side`, that and a small
+    decoder of `width` channels over the encoder's features. See `foundation.branches`.
+    """
+
+    classes: tuple[str, ...]
+    kind: Literal["prompt", "head", "side"] = "prompt"
+    width: int = 16
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("prompt", "head", "side"):
+            raise UsageError(f"A branch is of kind {self.kind!r}; choose prompt, head or side.")
+        if not self.classes or self.width < 1:
+            raise UsageError("A branch needs at least one class, and a width of 1 or more.")
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Everything needed to rebuild a model around its weights.
 
+    branches: the last of `classes`, in order, in the groups in which they were added.
     standardise_text: subtract a stored mean from prompt embeddings and scale them (see `head`).
     licence: SPDX id, or the name under which the licence is known; licence_notice: shown on load.
     """
@@ -92,6 +112,12 @@ class ModelConfig:
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     licence: str = "apache-2.0"
     licence_notice: str = ""
+    branches: tuple[BranchSpec, ...] = ()
+
+    def __post_init__(self) -> None:
+        added = [name for branch in self.branches for name in branch.classes]
+        if list(self.class_names[len(self.classes) - len(added) :]) != added:
+            raise UsageError(f"The branches' classes {added} are not the last of the model's.")
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -100,7 +126,10 @@ class ModelConfig:
 
     def to_json(self) -> str:
         """What `from_json` reads: the text of a `config.json`."""
-        return json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, indent=2) + "\n"
+        content = {"format_version": FORMAT_VERSION, **asdict(self)}
+        if not self.branches:
+            del content["branches"]  # versions that do not know branches read these weights too
+        return json.dumps(content, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str, source: str = "config.json") -> ModelConfig:
@@ -122,6 +151,9 @@ class ModelConfig:
         try:
             raw["classes"] = tuple(_strict(ClassSpec, item) for item in raw["classes"])
             raw["text"] = _strict(TextSpec, raw["text"])
+            raw["branches"] = tuple(
+                _strict(BranchSpec, _tuples(item)) for item in raw.get("branches", ())
+            )
             raw["preprocessing"] = _strict(Preprocessing, _tuples(raw["preprocessing"]))
             return _strict(cls, raw)
         except (KeyError, TypeError, ValueError) as error:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from foundation.backbones import Backbone, build_backbone
+from foundation.branches import Branch, read_out, read_out_at
 from foundation.config import ModelConfig
 from foundation.errors import UsageError
 from foundation.head import TextDrivenHead
@@ -63,6 +64,10 @@ class UniversalModel(nn.Module):
             config.text.dim,
             config.standardise_text,
         )
+        self.branches = nn.ModuleList(
+            Branch(spec, self.backbone, config) for spec in config.branches
+        )
+        self.loaded_branches = len(config.branches)  # any others were added since
         self._instance_norm = any(isinstance(m, nn.InstanceNorm3d) for m in self.backbone.modules())
         # Saved beside the weights, not among them: it grows by a row with each class.
         self.register_buffer("prompt_embedding", prompt_embedding.float(), persistent=False)
@@ -88,12 +93,7 @@ class UniversalModel(nn.Module):
         """
         self._check_patch(tuple(image.shape[2:]))
         pyramid = self.backbone.encode(image)
-        embedding = self.prompt_embedding
-        if channels is not None:
-            embedding = embedding[list(channels)]
-        generated = self.head.generate(pyramid[-1], embedding)
-        logits: Tensor = self.head(self.backbone.decode(pyramid), generated)
-        return logits
+        return read_out(self, self.backbone.decode(pyramid), pyramid, channels)
 
     def logits_at(self, image: Tensor, voxels: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, K, M) at flat voxel indices (B, M) only, and the features (B, C, M) there.
@@ -106,9 +106,7 @@ class UniversalModel(nn.Module):
         """
         self._check_patch(tuple(image.shape[2:]))
         pyramid = self.backbone.encode(image)
-        generated = self.head.generate(pyramid[-1], self.prompt_embedding)
-        sampled = self.head.sample(self.backbone.decode(pyramid), voxels)
-        return self.head.logits_at(sampled, generated), sampled
+        return read_out_at(self, self.backbone.decode(pyramid), pyramid, voxels)
 
     def _check_patch(self, shape: tuple[int, ...]) -> None:
         name, divisor = self.config.backbone, self.backbone.divisor

@@ -1,17 +1,25 @@
-"""One more class for a model: one more prompt, embedded exactly as the weights' own were."""
+"""More classes for a model: more prompts, embedded exactly as the weights' own were."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from foundation.config import ClassSpec, TextSpec
+from foundation import lora
+from foundation.branches import Branch
+from foundation.config import BranchSpec, ClassSpec, TextSpec
 from foundation.errors import UsageError
 from foundation.model import UniversalModel
 from foundation.taxonomy import normalise
 from foundation.text import check_compatible, class_prompt, encode_prompts
+
+Kind = Literal["prompt", "head", "side"]
+_NEAR, _FAR = 0.6, 0.3  # cosines of centred prompts: of near relatives, and of nothing in common
 
 
 def add_class(
@@ -22,15 +30,18 @@ def add_class(
     parent: str | None = None,
     embedding: Tensor | None = None,
     text: TextSpec | None = None,
+    kind: Kind = "prompt",
 ) -> None:
     """Give `model` a further class, known by its prompt alone, as its last channel.
 
     A term of the prompt bank needs no encoder; any other prompt is encoded by the weights' own.
-    What a network makes of a prompt that it was not trained with is untested: fine-tune it.
+    What a network makes of a prompt that it was not trained with is a guess: fine-tune it, and see
+    `nearest_classes`. No weight changes, and the logits of the other classes stay as they are, bit
+    for bit.
 
     prompt: the sentence; made from `name` by the weights' template if not given.
     parent: the organ that a lesion lies in. embedding (D,), text: your own embedding of `prompt`,
-    and what made it, which must be what made the weights' embeddings.
+    and what made it, which must be what made the weights' embeddings. kind: see `BranchSpec`.
 
     Raises:
         UsageError: the model has that class; `embedding` comes without `text` or has another shape,
@@ -38,22 +49,95 @@ def add_class(
         MissingExtraError, HubError, WeightsError: the encoder is needed and cannot be used; see
             `foundation.text.encode_prompts`.
     """
-    config = model.config
-    same = [known for known in model.classes if normalise(known) == normalise(name)]
-    if same:
-        raise UsageError(f"The model has a class {same[0]!r} already. Give another name.")
-    sentence = class_prompt(name, config.text) if prompt is None else prompt
-    if embedding is None:
-        embedding = encode_prompts(config.text, [sentence])[0]
-    elif text is None:
+    if embedding is not None and text is None:
         raise UsageError("Say by `text` which encoder made the embedding, and how: a TextSpec.")
-    else:
-        check_compatible(config.text, text)
-    if tuple(embedding.shape) != (config.text.dim,):
+    if text is not None:
+        check_compatible(model.config.text, text)
+    sentence = class_prompt(name, model.config.text) if prompt is None else prompt
+    rows = None if embedding is None else embedding[None]
+    add_classes(model, [ClassSpec(name, sentence, parent)], kind=kind, embeddings=rows)
+
+
+def add_classes(
+    model: UniversalModel,
+    specs: Sequence[ClassSpec],
+    *,
+    kind: Kind = "prompt",
+    width: int = 16,
+    embeddings: Tensor | None = None,
+) -> None:
+    """Give `model` further classes that share what `kind` gives them of their own: one branch.
+
+    A head of their own starts as a copy of the model's, so that they begin as a prompt alone would.
+    embeddings (k, D): of the prompts, by the weights' own encoder; made here if not given.
+    width: of the side decoder. Otherwise as `add_class`.
+
+    Raises:
+        UsageError: no class, one that the model has, or embeddings of another shape.
+        MissingExtraError, HubError, WeightsError: as `add_class`.
+    """
+    config = model.config
+    known = {normalise(name): name for name in model.classes}
+    for spec in specs:
+        if same := known.get(normalise(spec.name)):
+            raise UsageError(f"The model has a class {same!r} already. Give another name.")
+        known[normalise(spec.name)] = spec.name
+    if embeddings is None:
+        embeddings = encode_prompts(config.text, [spec.prompt for spec in specs])
+    if tuple(embeddings.shape) != (len(specs), config.text.dim):
         raise UsageError(
-            f"The embedding has shape {tuple(embedding.shape)}; the weights need one vector of "
-            f"{config.text.dim}."
+            f"The embedding has shape {tuple(embeddings.shape[1:])}; the weights need one vector "
+            f"of {config.text.dim} for each of the {len(specs)} classes."
         )
+    added = BranchSpec(tuple(spec.name for spec in specs), kind, width)
+    grown = replace(config, classes=(*config.classes, *specs), branches=(*config.branches, added))
     rows = model.prompt_embedding
-    model.config = replace(config, classes=(*config.classes, ClassSpec(name, sentence, parent)))
-    model.prompt_embedding = torch.cat([rows, embedding[None].to(rows)])
+    branch = Branch(added, model.backbone, grown)
+    if branch.head is not None:
+        branch.head.load_state_dict(lora.plain_state(model.head))
+    branch.to(rows.device, rows.dtype).train(model.training)
+    model.config = grown
+    model.branches.append(branch)
+    model.prompt_embedding = torch.cat([rows, embeddings.to(rows)])
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A known class, and the cosine of its prompt with another, both centred; in [-1, 1]."""
+
+    name: str
+    cosine: float
+
+
+def nearest_classes(
+    model: UniversalModel, prompt: str | Tensor, count: int = 3
+) -> tuple[Neighbour, ...]:
+    """The model's classes whose prompts are nearest to `prompt`, nearest first.
+
+    prompt: a sentence, or its embedding (D,). Prompts of one template lie close together, so they
+    are centred first: as `standardise_text` does, or on the mean of the model's own.
+
+    Raises:
+        MissingExtraError, HubError, WeightsError: as `add_class`.
+    """
+    config, rows = model.config, model.prompt_embedding.float()
+    given = encode_prompts(config.text, [prompt])[0] if isinstance(prompt, str) else prompt
+    centre = model.head.text_shift if model.head.standardise_text else rows.mean(0)
+    cosines = functional.cosine_similarity(rows - centre, given.to(rows)[None] - centre, dim=1)
+    order = cosines.argsort(descending=True, stable=True)[:count]
+    return tuple(Neighbour(model.classes[int(i)], float(cosines[i])) for i in order)
+
+
+def zero_shot_note(name: str, neighbours: Sequence[Neighbour]) -> str:
+    """What the nearest known classes predict of a new one before any training, in a sentence."""
+    listed = ", ".join(f"{each.name} ({each.cosine:.2f})" for each in neighbours)
+    if not neighbours:
+        return f"{name}: the model has no class to compare with."
+    nearest = neighbours[0]
+    if nearest.cosine >= _NEAR:
+        says = f"untrained, it will probably be segmented as {nearest.name} is"
+    elif nearest.cosine >= _FAR:
+        says = f"untrained, it may light up parts of {nearest.name}"
+    else:
+        says = "untrained, it will probably find nothing that is meant"
+    return f"{name}: nearest in text {listed}; {says}."

@@ -12,10 +12,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from foundation.backbones import Backbone
+from foundation.branches import read_out
 from foundation.config import ModelConfig
 from foundation.head import TextDrivenHead
 from foundation.transforms import bounding_box, window_hu
@@ -34,6 +35,7 @@ class Network(Protocol):
     backbone: Backbone
     head: TextDrivenHead
     prompt_embedding: Tensor
+    branches: nn.ModuleList
 
     def train(self, mode: bool = ...) -> Any:
         """Switch between training and evaluation."""
@@ -158,7 +160,6 @@ def slide(
     image, before = _pad(hu, window, min(low for low, _ in settings.hu_windows))
     inside = [slice(skip, skip + size) for skip, size in zip(before, shape, strict=True)]
     starts = [window_starts(s, w, overlap) for s, w in zip(image.shape, window, strict=True)]
-    embedding = network.prompt_embedding[list(channels)]
     nbytes = 4 * len(channels) * image.shape[0] * image.shape[1] * window[2]
     slab = SlabAccumulator(
         len(channels), image.shape[:2], window, _accumulator_device(device, nbytes)
@@ -169,7 +170,7 @@ def slide(
             for x, y in product(starts[0], starts[1]):
                 patch = image[x : x + window[0], y : y + window[1], z : z + window[2]]
                 windowed = window_hu(patch.to(device), settings.hu_windows)[None]
-                slab.add(_logits(network, windowed, embedding, device)[0], x, y)
+                slab.add(_logits(network, windowed, channels, device)[0], x, y)
                 bar.update()
             last = index + 1 == len(starts[2])
             finished = slab.advance(z + window[2] if last else starts[2][index + 1])
@@ -218,13 +219,13 @@ def _join(parts: Sequence[ProbabilityMap]) -> ProbabilityMap:
     return ProbabilityMap(values, (int(low[0]), int(low[1]), int(low[2])))
 
 
-def _logits(network: Network, image: Tensor, embedding: Tensor, device: torch.device) -> Tensor:
+def _logits(
+    network: Network, image: Tensor, channels: Sequence[int], device: torch.device
+) -> Tensor:
     mixed = torch.autocast("cuda") if device.type == "cuda" else nullcontext()
     with mixed:
-        pyramid = network.backbone.encode(image.to(embedding.dtype))
-        generated = network.head.generate(pyramid[-1], embedding)
-        logits: Tensor = network.head(network.backbone.decode(pyramid), generated)
-    return logits
+        pyramid = network.backbone.encode(image.to(network.prompt_embedding.dtype))
+        return read_out(network, network.backbone.decode(pyramid), pyramid, channels)
 
 
 def _pad(

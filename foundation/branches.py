@@ -1,0 +1,177 @@
+"""What classes that were added to trained weights have of their own, and how all are read out.
+
+The rows of the trained head are computed apart from the others, in calls of the same size as
+before anything was added: the old classes' logits stay the same, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from foundation.backbones import Backbone
+from foundation.config import BranchSpec, ModelConfig
+from foundation.head import TextDrivenHead
+
+_DEEPEST_STRIDE = 16  # coarser levels say little about where something is
+
+
+class Readable(Protocol):
+    """What reading out needs of a model."""
+
+    config: ModelConfig
+    head: TextDrivenHead
+    prompt_embedding: Tensor
+    branches: nn.ModuleList
+
+
+class SideDecoder(nn.Module):
+    """A small decoder over the encoder's features: what is added to the backbone's full feature.
+
+    Its last layer starts at zero, so that nothing is added before it has learnt something.
+    """
+
+    def __init__(self, backbone: Backbone, width: int) -> None:
+        super().__init__()
+        strides = backbone.strides
+        inner = [i for i, stride in enumerate(strides) if 1 < stride <= _DEEPEST_STRIDE]
+        self.levels = inner or [len(strides) - 1]
+        self.project = nn.ModuleList(nn.Conv3d(backbone.channels[i], width, 1) for i in self.levels)
+        self.merge = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv3d(width, width, 3, padding=1),
+                nn.InstanceNorm3d(width, affine=True),
+                nn.LeakyReLU(0.01, inplace=True),
+            )
+            for _ in self.levels
+        )
+        stride = strides[self.levels[0]]
+        self.full = nn.ConvTranspose3d(width, backbone.full_channels, stride, stride=stride)
+        for tensor in self.full.parameters():
+            nn.init.zeros_(tensor)
+
+    def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
+        """Features of all levels (B, C, x, y, z) each → (B, full_channels, X, Y, Z)."""
+        feature: Tensor | None = None
+        for level, project, merge in reversed(
+            list(zip(self.levels, self.project, self.merge, strict=True))
+        ):
+            here = project(pyramid[level])
+            if feature is not None:
+                here = here + functional.interpolate(feature, size=here.shape[2:], mode="nearest")
+            feature = merge(here)
+        added: Tensor = self.full(feature)
+        return added
+
+
+class Branch(nn.Module):
+    """One group of added classes; see `BranchSpec` for its kinds.
+
+    Every call takes the head of the model, which classes with nothing but a prompt are read by.
+    """
+
+    def __init__(self, spec: BranchSpec, backbone: Backbone, config: ModelConfig) -> None:
+        super().__init__()
+        self.spec = spec
+        self.head: TextDrivenHead | None = None
+        self.side: SideDecoder | None = None
+        if spec.kind != "prompt":
+            self.head = TextDrivenHead(
+                backbone.channels[-1],
+                backbone.full_channels,
+                config.text.dim,
+                config.standardise_text,
+            )
+        if spec.kind == "side":
+            self.side = SideDecoder(backbone, spec.width)
+
+    def forward(
+        self, head: TextDrivenHead, full: Tensor, pyramid: Sequence[Tensor], embedding: Tensor
+    ) -> Tensor:
+        """full (B, C, X, Y, Z), pyramid, embedding (k, D) → logits (B, k, X, Y, Z)."""
+        reader = self.head or head
+        generated = reader.generate(pyramid[-1], embedding)
+        logits: Tensor = reader(self._full(full, pyramid), generated)
+        return logits
+
+    def logits_at(
+        self,
+        head: TextDrivenHead,
+        full: Tensor,
+        pyramid: Sequence[Tensor],
+        embedding: Tensor,
+        voxels: Tensor,
+    ) -> Tensor:
+        """As `forward`, at flat voxel indices (B, M) only: logits (B, k, M)."""
+        reader = self.head or head
+        generated = reader.generate(pyramid[-1], embedding)
+        sampled = reader.sample(self._full(full, pyramid), voxels)
+        return reader.logits_at(sampled, generated)
+
+    def _full(self, full: Tensor, pyramid: Sequence[Tensor]) -> Tensor:
+        return full if self.side is None else full + self.side(pyramid)
+
+
+def trained_rows(config: ModelConfig) -> int:
+    """How many of the classes the weights' own head was trained with: those in no branch."""
+    return len(config.classes) - sum(len(spec.classes) for spec in config.branches)
+
+
+def rows_by_branch(config: ModelConfig) -> Iterator[tuple[int, range]]:
+    """Index of each branch, and its channels."""
+    start = trained_rows(config)
+    for index, spec in enumerate(config.branches):
+        yield index, range(start, start + len(spec.classes))
+        start += len(spec.classes)
+
+
+def read_out(
+    network: Readable,
+    full: Tensor,
+    pyramid: Sequence[Tensor],
+    channels: Sequence[int] | None = None,
+) -> Tensor:
+    """Logits (B, K, X, Y, Z) of a model's classes from its features.
+
+    channels: which classes, as indices; all if not given.
+    """
+    wanted = list(range(len(network.config.classes)) if channels is None else channels)
+    embedding = network.prompt_embedding
+    own = trained_rows(network.config)
+    parts: list[Tensor] = []
+    order: list[int] = []
+    trained = [channel for channel in wanted if channel < own]
+    if trained:
+        # Not a copy of the rows where all are wanted: the same memory gives the same sums.
+        rows = embedding[:own] if trained == list(range(own)) else embedding[trained]
+        generated = network.head.generate(pyramid[-1], rows)
+        parts.append(network.head(full, generated))
+        order += trained
+    for index, channels_of in rows_by_branch(network.config):
+        mine = [channel for channel in wanted if channel in channels_of]
+        if mine:
+            branch = network.branches[index]
+            parts.append(branch(network.head, full, pyramid, embedding[mine]))
+            order += mine
+    logits = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+    return logits if order == wanted else logits[:, [order.index(channel) for channel in wanted]]
+
+
+def read_out_at(
+    network: Readable, full: Tensor, pyramid: Sequence[Tensor], voxels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Logits (B, K, M) of all classes at flat voxel indices (B, M), and the features (B, C, M)."""
+    embedding = network.prompt_embedding
+    own = trained_rows(network.config)
+    generated = network.head.generate(pyramid[-1], embedding[:own])
+    sampled = network.head.sample(full, voxels)
+    parts = [network.head.logits_at(sampled, generated)]
+    for index, rows in rows_by_branch(network.config):
+        branch = network.branches[index]
+        mine = embedding[rows.start : rows.stop]
+        parts.append(branch.logits_at(network.head, full, pyramid, mine, voxels))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1), sampled
