@@ -71,9 +71,29 @@ class PatchSettings:
     voxels: int = 32768
 
 
-def draw_patch(anatomy: Anatomy, settings: PatchSettings, rng: np.random.Generator) -> Sample:
-    """One random view of an anatomy: deformed, with lesions grown in, rendered, windowed."""
-    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+@dataclass(frozen=True)
+class View:
+    """An anatomy as a scan of it shows it: deformed, rendered, cut off where scans end.
+
+    hu (X, Y, Z): AIR_HU where not `covered`. labels (X, Y, Z), names: label value → tissue.
+    membership (256, 32) bool: the classes of each label value. covered (X, Y, Z) bool.
+    """
+
+    hu: Tensor
+    labels: Tensor
+    names: Mapping[int, str]
+    membership: NDArray[np.bool_]
+    covered: Tensor
+
+
+def draw_view(
+    anatomy: Anatomy,
+    settings: PatchSettings,
+    rng: np.random.Generator,
+    generator: torch.Generator,
+    lesions: bool = True,
+) -> View:
+    """One random view of an anatomy: deformed, rendered, perhaps with lesions grown in."""
     size = settings.patch_size
     oversampled = anatomy.ct is None and rng.random() < settings.oversampled
     fine_per_voxel = 2 if oversampled else 1
@@ -87,7 +107,7 @@ def draw_patch(anatomy: Anatomy, settings: PatchSettings, rng: np.random.Generat
     fine_mm = settings.spacing_mm / fine_per_voxel
     if anatomy.ct is None:
         _remove_organ(fine_labels, names, rng)
-        if rng.random() < _LESION_SHARE:
+        if lesions and rng.random() < _LESION_SHARE:
             for _ in range(int(rng.integers(1, 4))):
                 _grow_lesion(
                     fine_labels, membership, names, anatomy.annotated, fine_mm, rng, generator
@@ -99,19 +119,26 @@ def draw_patch(anatomy: Anatomy, settings: PatchSettings, rng: np.random.Generat
     labels = _majority(fine_labels, fine_per_voxel)
     covered = _field_of_view(anatomy, positions, fine_per_voxel, rng)
     hu[~covered] = AIR_HU
+    return View(hu, labels, names, membership, covered)
 
-    voxels, weight = draw_voxels(labels, settings.voxels, generator)
-    belongs = torch.from_numpy(membership)[labels.reshape(-1)[voxels].long()]
+
+def draw_patch(anatomy: Anatomy, settings: PatchSettings, rng: np.random.Generator) -> Sample:
+    """One random view of an anatomy, windowed, with the voxels that the loss looks at."""
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    view = draw_view(anatomy, settings, rng, generator)
+    voxels, weight = draw_voxels(view.labels, settings.voxels, generator)
+    values = view.labels.reshape(-1)[voxels].long()
+    belongs = torch.from_numpy(view.membership)[values]
     annotated = torch.zeros(len(CLASSES), dtype=torch.bool)
     annotated[list(anatomy.annotated)] = True
     known = torch.ones(256)
     known[list(anatomy.unknown)] = 0
     return Sample(
-        image=window_hu(hu, settings.hu_windows),
+        image=window_hu(view.hu, settings.hu_windows),
         voxels=voxels,
         target=belongs.T.contiguous(),
         annotated=annotated,
-        weight=weight * covered.reshape(-1)[voxels] * known[labels.reshape(-1)[voxels].long()],
+        weight=weight * view.covered.reshape(-1)[voxels] * known[values],
     )
 
 

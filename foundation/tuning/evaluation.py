@@ -96,9 +96,8 @@ class Scores:
         """Mean over the classes that each scan shows; scans that show none are left out."""
         table = self.table(classes, metric)
         shown = ~np.isnan(table).all(axis=1)
-        means = np.nanmean(table[shown], axis=1)
-        keys = [key for key, any_ in zip(self.cases, shown, strict=True) if any_]
-        return dict(zip(keys, means.tolist(), strict=True))
+        keys = [self.cases[row] for row in np.flatnonzero(shown)]
+        return dict(zip(keys, np.nanmean(table[shown], axis=1).tolist(), strict=True))
 
     def write(self, path: str | Path) -> Path:
         """Write as .json, or the rows alone as .csv.
