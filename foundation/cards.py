@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from foundation.config import ModelConfig
+from foundation.config import ClassSpec, ModelConfig
 from foundation.errors import HubError, WeightsError
 from foundation.taxonomy import CLASSES
 
@@ -189,11 +189,8 @@ def generate_card(config: ModelConfig, parameters: int, sha256: Mapping[str, str
 
     parameters: number of the network's parameters; sha256: file name → hexadecimal digest.
     """
-    known = config.licence in _HUB_LICENCES
-    licence = {"license": config.licence} if known else {"license": "other"}
     metadata: dict[str, Any] = {
-        **licence,
-        **({} if known else {"license_name": config.licence}),
+        **_licence(config),
         "library_name": "universal-ct",
         "pipeline_tag": "image-segmentation",
         "tags": ["medical-imaging", "ct", "image-segmentation", "universal-ct", config.backbone],
@@ -209,13 +206,88 @@ def generate_card(config: ModelConfig, parameters: int, sha256: Mapping[str, str
     return Card(config.name, metadata, _generated_text(config, sha256))
 
 
-def _generated_text(config: ModelConfig, sha256: Mapping[str, str]) -> str:
+def adapter_card(
+    name: str,
+    config: ModelConfig,
+    *,
+    classes: Sequence[ClassSpec],
+    base_sha256: str,
+    parameters: int,
+    rank: int,
+    sha256: Mapping[str, str],
+) -> Card:
+    """The card of an adapter that comes without one: what it was made for, and what it brings.
+
+    config: of the base model. classes: that the adapter brings. base_sha256: see
+    `attachment.base_sha256`. parameters, sha256: as in `generate_card`.
+    """
+    block = {
+        "adapter_of": config.name,
+        "base_sha256": base_sha256,
+        "rank": rank,
+        "classes": len(classes),
+        "parameters": parameters,
+        "summary": f"adapter of {config.name}, {len(classes)} more classes",
+    }
+    metadata: dict[str, Any] = {
+        **_licence(config),
+        "library_name": "universal-ct",
+        "pipeline_tag": "image-segmentation",
+        "tags": ["medical-imaging", "ct", "image-segmentation", "universal-ct", "lora"],
+        "metrics": ["dice"],
+        "model-index": [{"name": name, "results": []}],
+        "universal_ct": block,
+    }
+    lines = [
+        f"# {name}",
+        "",
+        f"A low-rank adapter (LoRA, rank {rank}) of the CT segmentation model `{config.name}`, "
+        "saved by universal-ct. It fits these weights and no others; `load_adapter` checks.",
+        "",
+        _DISCLAIMER,
+        *(["", config.licence_notice] if config.licence_notice else []),
+        "",
+        "## Lineage",
+        "",
+        f"Base model: `{config.name}`, backbone `{config.backbone}`. "
+        f"SHA-256 of its weights, in half precision: `{base_sha256}`.",
+        "",
+        "## Classes it brings",
+        "",
+        *(_class_table(classes) if classes else ["None."]),
+        "",
+        "## SHA-256",
+        "",
+        *(f"- `{file}`: `{digest}`" for file, digest in sorted(sha256.items())),
+        "",
+        "## Results",
+        "",
+        "None recorded with this adapter.",
+    ]
+    return Card(name, metadata, "\n".join(lines) + "\n")
+
+
+def _licence(config: ModelConfig) -> dict[str, str]:
+    if config.licence in _HUB_LICENCES:
+        return {"license": config.licence}
+    return {"license": "other", "license_name": config.licence}
+
+
+def _class_table(classes: Sequence[ClassSpec]) -> list[str]:
     snomed = {known.name: known.snomed or "" for known in CLASSES}
     rows = [
         f"| {channel} | {spec.name} | {spec.prompt} | {spec.parent or ''} "
         f"| {snomed.get(spec.name, '')} |"
-        for channel, spec in enumerate(config.classes)
+        for channel, spec in enumerate(classes)
     ]
+    return [
+        "| channel | class | prompt | part of | SNOMED CT |",
+        "|-|-|-|-|-|",
+        *rows,
+    ]
+
+
+def _generated_text(config: ModelConfig, sha256: Mapping[str, str]) -> str:
     pre, text = config.preprocessing, config.text
     windows = "; ".join(f"{low:g} to {high:g} HU" for low, high in pre.hu_windows)
     lines = [
@@ -229,9 +301,7 @@ def _generated_text(config: ModelConfig, sha256: Mapping[str, str]) -> str:
         "",
         "## Classes",
         "",
-        "| channel | class | prompt | part of | SNOMED CT |",
-        "|-|-|-|-|-|",
-        *rows,
+        *_class_table(config.classes),
         "",
         "## Text encoder",
         "",

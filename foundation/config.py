@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar, cast
 from foundation.errors import UsageError, WeightsError
 
 FORMAT_VERSION = 1
+ADAPTER_VERSION = 1
 Triple = tuple[float, float, float]
 _Spec = TypeVar("_Spec")
 
@@ -158,6 +159,47 @@ class ModelConfig:
             return _strict(cls, raw)
         except (KeyError, TypeError, ValueError) as error:
             raise WeightsError(f"{source} does not describe a model: {error}.") from error
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """What adapter.json says.
+
+    base, base_sha256: the model that it was made for, see `attachment.base_sha256`.
+    rank, alpha: see `attachment.add_adapter`. classes, branches: that it brings. text: the encoder
+    that made their prompts' embeddings.
+    """
+
+    name: str
+    base: str
+    base_sha256: str
+    rank: int
+    alpha: float
+    classes: tuple[ClassSpec, ...]
+    branches: tuple[BranchSpec, ...]
+    text: TextSpec
+
+    def to_json(self) -> str:
+        """What `from_json` reads."""
+        return json.dumps({"format_version": ADAPTER_VERSION, **asdict(self)}, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, source: str) -> AdapterConfig:
+        """Read adapter.json strictly.
+
+        Raises:
+            WeightsError: it is not what this version writes.
+        """
+        try:
+            raw = json.loads(text)
+            if raw.pop("format_version") != ADAPTER_VERSION:
+                raise ValueError("another format version; update universal-ct")
+            raw["classes"] = tuple(_strict(ClassSpec, item) for item in raw["classes"])
+            raw["branches"] = tuple(_strict(BranchSpec, _tuples(item)) for item in raw["branches"])
+            raw["text"] = _strict(TextSpec, raw["text"])
+            return _strict(cls, raw)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise WeightsError(f"{source} does not describe an adapter: {error}.") from error
 
 
 def _strict(kind: type[_Spec], values: Mapping[str, Any]) -> _Spec:

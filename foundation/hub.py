@@ -21,6 +21,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, constants
 from foundation import __version__
 from foundation.backbones import build_backbone
 from foundation.cards import Card, HubFile, card_names, did_you_mean, list_models, read_card
+from foundation.config import ModelConfig
 from foundation.convert import (
     Converted,
     check_state,
@@ -36,7 +37,6 @@ from foundation.inference import choose_device
 from foundation.model import Encoder, UniversalModel
 from foundation.saved import (
     CARD,
-    CONFIG,
     REQUIRED,
     SUMS,
     build_model,
@@ -146,31 +146,61 @@ def push_to_hub(
         UsageError: the weights' licence forbids passing them on changed and `private` is not True.
         HubError: the Hub cannot be reached, or refuses.
     """
-    no_derivatives = "-nd" in model.config.licence.lower()
-    refusal = UsageError(
-        f"{model.config.name!r} is under {model.config.licence}, which forbids publishing changed "
-        "copies. For your own use, push it with private=True to a repository that is private."
-    )
-    if no_derivatives and not private:
-        raise refusal
-    api = HfApi(token=token, library_name=LIBRARY, library_version=__version__)
+    refuse_changed(model.config, private)
     with tempfile.TemporaryDirectory() as temporary:
         folder = save_pretrained(model, Path(temporary) / "model", card=card, dtype=dtype)
-        files = [CommitOperationAdd(path.name, path) for path in sorted(folder.iterdir())]
-        try:
-            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-            if no_derivatives and not api.model_info(repo_id).private:
-                raise refusal  # it was there before, and is public: `private` does not change that
-            if revision is not None:
-                api.create_branch(repo_id, branch=revision, exist_ok=True)
-            # One commit, not upload_folder: a reader never sees new weights under old sums.
-            commit = api.create_commit(
-                repo_id, files, commit_message=commit_message, revision=revision
-            )
-        except UsageError:
-            raise
-        except Exception as error:
-            raise explained(error, repo_id, CONFIG, Access(revision, token=token)) from error
+        access = Access(revision, token=token)
+        return upload(folder, repo_id, access, model.config, private, commit_message)
+
+
+def refuse_changed(config: ModelConfig, private: bool | None) -> None:
+    """Refuse to publish what was made of weights whose licence forbids it.
+
+    Raises:
+        UsageError: the licence of `config` allows no derivatives, and `private` is not True.
+    """
+    if _no_derivatives(config) and not private:
+        raise UsageError(
+            f"{config.name!r} is under {config.licence}, which forbids publishing changed copies. "
+            "For your own use, push it with private=True to a repository that is private."
+        )
+
+
+def upload(
+    folder: Path,
+    repo_id: str,
+    access: Access,
+    config: ModelConfig,
+    private: bool | None,
+    commit_message: str,
+) -> str:
+    """Put the files of `folder` into a repository in one commit; returns the commit's address.
+
+    access: the token, and the branch, which is made if it is not there. config: of the model that
+    the files are, or were made for.
+
+    Raises:
+        UsageError: the licence forbids it, see `refuse_changed`.
+        HubError: the Hub cannot be reached, or refuses.
+    """
+    refuse_changed(config, private)
+    api = HfApi(token=access.token, library_name=LIBRARY, library_version=__version__)
+    files = [CommitOperationAdd(path.name, path) for path in sorted(folder.iterdir())]
+    try:
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if _no_derivatives(config):
+            # It may have been there before, and be public: `private` does not change that.
+            refuse_changed(config, api.model_info(repo_id).private)
+        if access.revision is not None:
+            api.create_branch(repo_id, branch=access.revision, exist_ok=True)
+        # One commit, not upload_folder: a reader never sees new weights under old sums.
+        commit = api.create_commit(
+            repo_id, files, commit_message=commit_message, revision=access.revision
+        )
+    except UsageError:
+        raise
+    except Exception as error:
+        raise explained(error, repo_id, files[0].path_in_repo, access) from error
     return str(commit.commit_url)
 
 
@@ -226,6 +256,23 @@ def segment(
 @functools.lru_cache(maxsize=2)
 def _remembered(name: str, saved_ns: int) -> UniversalModel:
     return from_pretrained(name)
+
+
+def _no_derivatives(config: ModelConfig) -> bool:
+    return "-nd" in config.licence.lower()
+
+
+def locate(name_or_path: str | Path, files: Sequence[str], access: Access) -> Path:
+    """A folder on this disk, or one with `files` of `org/name` or `org/name@revision` on the Hub.
+
+    Raises:
+        HubError: there is no such folder or repository, or it cannot be reached.
+    """
+    name, revision = _split_revision(str(name_or_path), access.revision)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    return download_folder(_repo_id(name), files, replace(access, revision=revision))
 
 
 def _split_revision(name: str, revision: str | None) -> tuple[str, str | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +20,7 @@ from foundation.config import ModelConfig
 from foundation.convert import check_state, shapes_of
 from foundation.errors import UsageError, WeightsError, listed
 from foundation.files import file_sha256
+from foundation.lora import has_adapters
 from foundation.model import UniversalModel
 
 CONFIG, WEIGHTS, PROMPTS = "config.json", "model.safetensors", "prompt_embedding.safetensors"
@@ -44,23 +45,24 @@ def save_pretrained(
     dtype: of the stored weights (torch.float16 halves the file); the model's own if not given.
 
     Raises:
-        UsageError: `folder` is a file, or holds files that are not part of a saved model.
+        UsageError: `folder` is a file, or holds files that are not part of a saved model; or the
+            model has adapters.
     """
     folder = Path(folder)
-    _check_replaceable(folder)
-    with _written_at_once(folder) as temporary:
+    if has_adapters(model):
+        raise UsageError(
+            "The model has adapters, which are saved apart: save_adapter. For one folder with all "
+            "in it, save what merge_adapter returns."
+        )
+    with written_at_once(folder, SUMMED) as temporary:
         (temporary / CONFIG).write_text(model.config.to_json(), encoding="utf-8")
-        state = {name: _stored(tensor, dtype) for name, tensor in model.state_dict().items()}
+        state = {name: stored(tensor, dtype) for name, tensor in model.state_dict().items()}
         save_file(state, temporary / WEIGHTS, metadata={"format": "pt"})
         # Always float32: a few hundred kB, and new classes are compared with these rows.
-        prompts = _stored(model.prompt_embedding, torch.float32)
+        prompts = stored(model.prompt_embedding, torch.float32)
         metadata = {"format": "pt", **_origin(model.config)}
         save_file({_PROMPT_KEY: prompts}, temporary / PROMPTS, metadata=metadata)
-        for name in (WEIGHTS, PROMPTS):  # safetensors writes for the owner alone
-            shutil.copymode(temporary / CONFIG, temporary / name)
-        sums = {name: file_sha256(temporary / name) for name in SUMMED}
-        lines = [f"{digest}  {name}\n" for name, digest in sums.items()]
-        (temporary / SUMS).write_text("".join(lines), encoding="utf-8")
+        sums = write_sums(temporary, SUMMED)
         if card is None:
             parameters = sum(parameter.numel() for parameter in model.parameters())
             card = generate_card(model.config, parameters, sums)
@@ -82,7 +84,7 @@ def load_folder(folder: Path) -> UniversalModel:
     config_text = (folder / CONFIG).read_text(encoding="utf-8")
     config = ModelConfig.from_json(config_text, str(folder / CONFIG))
     prompt_embedding = _read_prompts(folder / PROMPTS, config)
-    return build_model(config, _read_tensors(folder / WEIGHTS), prompt_embedding, str(folder))
+    return build_model(config, read_tensors(folder / WEIGHTS), prompt_embedding, str(folder))
 
 
 def build_model(
@@ -104,22 +106,37 @@ def build_model(
     return model.eval()
 
 
-def verify_sums(folder: Path) -> None:
+def write_sums(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """Write the SHA-256 of a folder's files beside them, and return them.
+
+    names: of the files; the first is one that anybody may read, and so may the others then.
+    """
+    for name in names[1:]:  # safetensors writes for the owner alone
+        shutil.copymode(folder / names[0], folder / name)
+    sums = {name: file_sha256(folder / name) for name in names}
+    lines = [f"{digest}  {name}\n" for name, digest in sums.items()]
+    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
+    return sums
+
+
+def verify_sums(folder: Path, names: Sequence[str] = SUMMED) -> None:
     """Check that a saved folder is complete and that its files have their SHA-256.
 
     Raises:
         WeightsError: a file is missing, not summed, or differs; names it with both digests.
     """
-    missing = [name for name in REQUIRED if not (folder / name).is_file()]
+    missing = [name for name in (*names, SUMS) if not (folder / name).is_file()]
     if missing:
         raise WeightsError(
-            f"{folder} is not a complete saved model: it lacks {', '.join(missing)}. "
+            f"{folder} is not a complete saved {_what(names)}: it lacks {', '.join(missing)}. "
             "Save or download it again; universal-ct never leaves half a folder."
         )
     sums = _read_sums(folder / SUMS)
-    for name in SUMMED:
+    for name in names:
         if name not in sums:
-            raise WeightsError(f"{folder / SUMS} has no sum for {name}. Save the model again.")
+            raise WeightsError(
+                f"{folder / SUMS} has no sum for {name}. Save the {_what(names)} again."
+            )
         actual = file_sha256(folder / name)
         if actual != sums[name]:
             raise WeightsError(
@@ -139,7 +156,16 @@ def _read_sums(path: Path) -> dict[str, str]:
     return sums
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def _what(names: Sequence[str]) -> str:
+    return "model" if WEIGHTS in names else "adapter"
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU.
+
+    Raises:
+        WeightsError: it is not one.
+    """
     try:
         return load_file(path)
     except SafetensorError as error:
@@ -154,7 +180,7 @@ def _origin(config: ModelConfig) -> dict[str, str]:
 
 def _read_prompts(path: Path, config: ModelConfig) -> Tensor:
     """The prompt embeddings (K, D), which say themselves what they are the embeddings of."""
-    tensors = _read_tensors(path)
+    tensors = read_tensors(path)
     expected = (len(config.classes), config.text.dim)
     if set(tensors) != {_PROMPT_KEY} or tuple(tensors[_PROMPT_KEY].shape) != expected:
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -180,7 +206,8 @@ def _pointer_hint(path: Path) -> str:
     return " It is a Git LFS pointer: run `git lfs pull`." if is_pointer else ""
 
 
-def _stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+def stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A tensor as it is written: on the CPU, on its own, floats in `dtype` if one is given."""
     tensor = tensor.detach().cpu()
     if dtype is not None and tensor.is_floating_point():
         tensor = tensor.to(dtype)
@@ -188,23 +215,17 @@ def _stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor.clone(memory_format=torch.contiguous_format)
 
 
-def _check_replaceable(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file. A saved model is a folder: give another name.")
-    if folder.is_dir():
-        found = {path.name for path in folder.iterdir()}
-        # A README.md or config.json alone may be anybody's; the sums are ours.
-        foreign = sorted(found - {*REQUIRED, CARD} if SUMS in found else found)
-        if foreign:
-            raise UsageError(
-                f"{folder} holds other files ({listed(foreign)}). Saving replaces the whole "
-                "folder, so give a new or an empty one."
-            )
-
-
 @contextmanager
-def _written_at_once(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its name only when all is written."""
+def written_at_once(folder: Path, names: Sequence[str]) -> Iterator[Path]:
+    """A temporary folder beside `folder` that takes its name only when all is written.
+
+    names: of the files that it will have, beside sums and card; an older folder of such files is
+    replaced.
+
+    Raises:
+        UsageError: `folder` is a file, or holds other files.
+    """
+    _check_replaceable(folder, names)
     folder.parent.mkdir(parents=True, exist_ok=True)
     outer = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -222,3 +243,19 @@ def _written_at_once(folder: Path) -> Iterator[Path]:
             raise
     finally:
         shutil.rmtree(outer, ignore_errors=True)
+
+
+def _check_replaceable(folder: Path, names: Sequence[str]) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(
+            f"{folder} is a file. A saved {_what(names)} is a folder: give another name."
+        )
+    if folder.is_dir():
+        found = {path.name for path in folder.iterdir()}
+        # A README.md or config.json alone may be anybody's; the sums are ours.
+        foreign = sorted(found - {*names, SUMS, CARD} if SUMS in found else found)
+        if foreign:
+            raise UsageError(
+                f"{folder} holds other files ({listed(foreign)}). Saving replaces the whole "
+                "folder, so give a new or an empty one."
+            )

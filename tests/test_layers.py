@@ -23,7 +23,9 @@ LAYERS = {
     "model": 3,
     "prompts": 4,
     "saved": 4,
+    "attachment": 5,
     "hub": 5,
+    "adapters": 6,
     "pretraining": 6,
     "tuning": 6,
     "arguments": 6,
@@ -34,7 +36,7 @@ LAYERS = {
 }
 WITHOUT_TORCH = (
     *("errors", "taxonomy", "config", "cards", "files", "layout", "arguments"),
-    *("datasets.command", "preparation.command", "pretraining.command"),
+    *("datasets.command", "preparation.command", "pretraining.command", "tuning.command"),
 )
 
 

@@ -1,0 +1,161 @@
+"""Low-rank adapters in a module's convolutions and linear layers, by peft.
+
+Reference: LoRA, Hu et al., ICLR 2022 (arXiv 2106.09685). peft adapts 3-D convolutions too; it does
+not adapt transposed ones, nor ones in groups, which stay as they are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foundation.errors import MissingExtraError
+
+_A, _B = "lora_A", "lora_B"
+
+
+def adaptable(module: nn.Module) -> dict[str, nn.Module]:
+    """The layers of `module` that an adapter changes, by name, as they are without adapters."""
+    found = {}
+    for name, layer in module.named_modules():
+        inside = any(part == "base_layer" or _is_lora(part) for part in name.split("."))
+        plain = getattr(layer, "base_layer", layer)
+        if not inside and _takes_adapters(plain):
+            found[name] = plain
+    return found
+
+
+def adapted(module: nn.Module) -> dict[str, Any]:
+    """peft's layers in `module`, by name."""
+    return {name: layer for name, layer in module.named_modules() if hasattr(layer, _A)}
+
+
+def shapes(module: nn.Module, rank: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors that an adapter of this rank has for `module`."""
+    found: dict[str, tuple[int, ...]] = {}
+    for name, layer in adaptable(module).items():
+        weight: Any = layer.weight
+        outputs, inputs, *kernel = weight.shape
+        found[f"{name}.{_A}"] = (rank, inputs, *kernel)
+        found[f"{name}.{_B}"] = (outputs, rank, *(1 for _ in kernel))
+    return found
+
+
+def inject(
+    module: nn.Module,
+    adapter: str,
+    rank: int,
+    alpha: float,
+    *,
+    seed: int = 1,
+    values: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Give all adaptable layers of `module` an adapter.
+
+    alpha: what the adapter says is multiplied by alpha / rank. values: what it learnt, named as in
+    `shapes`; if not given, it starts by `seed` and changes nothing before it is trained. Which
+    parameters ask for gradients stays as it was; the new ones do.
+
+    Raises:
+        MissingExtraError: peft is not installed.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise MissingExtraError(
+            "Adapters need peft, which is not installed: pip install 'universal-ct[tune]'"
+        ) from error
+    asked = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    # A regular expression, since peft takes names in a list for the ends of names.
+    targets = "|".join(map(re.escape, adaptable(module)))
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets)  # type: ignore[arg-type]
+    training = module.training
+    if values is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            inject_adapter_in_model(config, module, adapter)
+    else:
+        inject_adapter_in_model(config, module, adapter, low_cpu_mem_usage=True)
+        _fill(module, adapter, values)
+    del module.peft_config  # peft would warn of a second adapter; the layers know theirs
+    module.train(training)
+    for parameter, wanted in asked:
+        parameter.requires_grad_(wanted)
+
+
+def switch(module: nn.Module, adapter: str | None) -> None:
+    """Let one adapter of `module` speak, or none: then it computes what it did without any."""
+    for layer in adapted(module).values():
+        if adapter is not None:
+            layer.set_adapter([adapter])
+        layer.enable_adapters(adapter is not None)
+
+
+def remove(module: nn.Module, adapter: str) -> None:
+    """Take an adapter out of the layers; the layers stay peft's."""
+    for layer in adapted(module).values():
+        layer.delete_adapter(adapter)
+
+
+def tensors(module: nn.Module, adapter: str) -> dict[str, Tensor]:
+    """What an adapter learnt, named as in `shapes`; the module's own, not copies."""
+    return {
+        f"{name}.{part}": getattr(layer, part)[adapter].weight
+        for name, layer in adapted(module).items()
+        if adapter in layer.lora_A
+        for part in (_A, _B)
+    }
+
+
+def _fill(module: nn.Module, adapter: str, values: Mapping[str, Tensor]) -> None:
+    """Put copies of `values` in the place of an adapter's weights, which have no memory yet."""
+    for name, layer in adapted(module).items():
+        like = layer.get_base_layer().weight
+        for part in (_A, _B):
+            value = values[f"{name}.{part}"].to(like, copy=True)
+            getattr(layer, part)[adapter].weight = nn.Parameter(value)
+
+
+@torch.no_grad()
+def plain_state(module: nn.Module, adapter: str | None = None) -> dict[str, Tensor]:
+    """The state dict of `module` as if it had no adapters, or had `adapter` in its weights."""
+    state = {
+        name.replace(".base_layer.", "."): value
+        for name, value in module.state_dict().items()
+        if not any(map(_is_lora, name.split(".")))
+    }
+    for name, layer in adapted(module).items():
+        if adapter is not None and adapter in layer.lora_A:
+            down, up = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+            # Not peft's own merging, which fails for convolutions of 1×1×1 voxels.
+            change = layer.scaling[adapter] * (up.flatten(1) @ down.flatten(1))
+            weight = state[f"{name}.weight"]
+            state[f"{name}.weight"] = weight + change.view_as(weight)
+    return state
+
+
+def below(values: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, without it."""
+    return {
+        key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)
+    }
+
+
+def has_adapters(module: nn.Module) -> bool:
+    """Whether any layer of `module` is peft's."""
+    return bool(adapted(module))
+
+
+def _is_lora(part: str) -> bool:
+    return part.startswith("lora_")
+
+
+def _takes_adapters(layer: nn.Module) -> bool:
+    if type(layer) is nn.Conv3d:
+        regular = layer.groups == 1 and layer.padding_mode == "zeros"
+        return regular and set(layer.dilation) == {1}  # peft's layers forget what else there is
+    return type(layer) is nn.Linear
