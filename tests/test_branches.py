@@ -102,12 +102,12 @@ def test_classes_are_read_out_in_the_order_asked_for() -> None:
 
 
 def test_branches_are_segmented_as_other_classes() -> None:
-    """The sliding window over one window of air around the body is the forward pass."""
+    """The sliding window reads them out with the others, and writes a mask."""
     model = tiny_model()
     grow(model, "side", "stent")
     with torch.no_grad():
         model.branches[0].head.controller.bias[-1] = 50.0
-    hu = torch.linspace(-300, 100, 16**3).view(16, 16, 16).numpy()
+    hu = torch.linspace(0, 100, 16**3).view(16, 16, 16).numpy()
     result = model.segment((hu, torch.eye(4).numpy() * 1.5), postprocess=False, progress=False)
     assert result.mask("stent").all()
 
