@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from foundation.prompts import add_class
     from foundation.segmentation import Segmentation
     from foundation.taxonomy import CLASSES, DATASETS, AnatomicalClass
+    from foundation.tuning.api import Tuned, finetune
+    from foundation.tuning.naming import NewClass
 
 _HOMES = {
     "cards": ("Card", "ModelSummary", "list_models"),
@@ -39,6 +41,8 @@ _HOMES = {
     "hub": ("from_pretrained", "model_card", "push_to_hub", "save_pretrained", "segment"),
     "model": ("Encoder", "UniversalModel"),
     "prompts": ("add_class",),
+    "tuning.api": ("Tuned", "finetune"),
+    "tuning.naming": ("NewClass",),
     "segmentation": ("Segmentation",),
     "taxonomy": ("CLASSES", "DATASETS", "AnatomicalClass"),
 }
@@ -55,15 +59,18 @@ __all__ = [
     "MissingExtraError",
     "ModelConfig",
     "ModelSummary",
+    "NewClass",
     "Preprocessing",
     "Segmentation",
     "TextSpec",
+    "Tuned",
     "UniversalCTError",
     "UniversalModel",
     "UsageError",
     "VolumeError",
     "WeightsError",
     "add_class",
+    "finetune",
     "from_pretrained",
     "list_models",
     "model_card",

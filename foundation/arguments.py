@@ -8,6 +8,7 @@ from typing import Any
 from foundation.datasets.command import add_arguments as _add_datasets
 from foundation.preparation.command import add_arguments as _add_prepare
 from foundation.pretraining.command import add_arguments as _add_pretrain
+from foundation.tuning.command import add_arguments as _add_tuning
 
 DEFAULT_MODEL = "universal-ct"
 DEMO_FOLDER = "universal-ct-demo"
@@ -19,6 +20,7 @@ _EXAMPLES = """examples:
   universal-ct models                               what can be loaded by name
   universal-ct prepare 04=LiTS -o store             a dataset, ready to train from
   universal-ct pretrain unet --store store          the paper's run
+  universal-ct add-class "vertebra L1" --data scans -o runs/l1
 """
 
 
@@ -46,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_datasets(verbs)
     _add_prepare(verbs)
     _add_pretrain(verbs)
+    _add_tuning(verbs)
     return parser
 
 

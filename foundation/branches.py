@@ -172,6 +172,7 @@ def read_out_at(
     parts = [network.head.logits_at(sampled, generated)]
     for index, rows in rows_by_branch(network.config):
         branch = network.branches[index]
+        assert isinstance(branch, Branch)
         mine = embedding[rows.start : rows.stop]
         parts.append(branch.logits_at(network.head, full, pyramid, mine, voxels))
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1), sampled

@@ -1,4 +1,4 @@
-"""The command line: universal-ct segment, models, info, classes, demo; datasets to pretrain.
+"""The command line: segment, models, info, classes, demo; datasets to pretrain; add-class.
 
 Everything heavy is imported by the verb that needs it: `--help`, `models`, `info` of a known model
 and `classes` answer without torch or numpy. Results go to files or, as text or JSON, to standard
@@ -148,6 +148,12 @@ def _prepare(args: argparse.Namespace) -> int:
 
 def _pretrain(args: argparse.Namespace) -> int:
     from foundation.pretraining.command import run
+
+    return run(args)
+
+
+def _add_class(args: argparse.Namespace) -> int:
+    from foundation.tuning.command import run
 
     return run(args)
 
@@ -356,6 +362,7 @@ _VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "datasets": _datasets,
     "prepare": _prepare,
     "pretrain": _pretrain,
+    "add-class": _add_class,
 }
 
 if __name__ == "__main__":

@@ -19,7 +19,9 @@ from foundation.taxonomy import normalise
 from foundation.text import check_compatible, class_prompt, encode_prompts
 
 Kind = Literal["prompt", "head", "side"]
-_NEAR, _FAR = 0.6, 0.3  # cosines of centred prompts: of near relatives, and of nothing in common
+# Of 17 untrained prompts on a CT, with the embedded weights: the five whose nearest class had a
+# cosine from 0.7 on agreed with its mask to a Dice of 0.54 to 0.96; of the others, none above 0.06.
+_NEAR = 0.7
 
 
 def add_class(
@@ -135,9 +137,7 @@ def zero_shot_note(name: str, neighbours: Sequence[Neighbour]) -> str:
         return f"{name}: the model has no class to compare with."
     nearest = neighbours[0]
     if nearest.cosine >= _NEAR:
-        says = f"untrained, it will probably be segmented as {nearest.name} is"
-    elif nearest.cosine >= _FAR:
-        says = f"untrained, it may light up parts of {nearest.name}"
+        says = f"untrained, it will be segmented much as {nearest.name} is"
     else:
-        says = "untrained, it will probably find nothing that is meant"
+        says = "none is near: untrained, it may be nothing, another organ or half of the body"
     return f"{name}: nearest in text {listed}; {says}."

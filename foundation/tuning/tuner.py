@@ -124,7 +124,7 @@ class Tuner:
             raise UsageError(
                 f"The loss is {float(loss.detach())} at step {self.step}: lower the learning rate."
             )
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(list(self.parameters.tensors.values()), _CLIP_NORM)
         self.optimizer.step()
         self.step += 1

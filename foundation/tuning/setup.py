@@ -1,0 +1,179 @@
+"""A method, a model and scans, made into a `Tuner`: what is trained, on what, against what."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from foundation.model import UniversalModel
+from foundation.pretraining.depth import rate_factors
+from foundation.pretraining.losses import EXCLUSIVE
+from foundation.pretraining.mixture import Mixture, PatchGrid
+from foundation.pretraining.validation import mean_dice, validate
+from foundation.taxonomy import NAMES
+from foundation.tuning.data import TuningData
+from foundation.tuning.feeds import CachedFeed, Feed, PatchFeed, cache_windows
+from foundation.tuning.methods import Method
+from foundation.tuning.samples import FewScans, pseudo_labels
+from foundation.tuning.tuner import Parameters, Tuner
+
+_VALIDATION_OVERLAP = 0.25
+
+
+def build_tuner(
+    model: UniversalModel,
+    base: UniversalModel,
+    data: TuningData,
+    method: Method,
+    folder: Path,
+    *,
+    seed: int,
+    device: torch.device,
+    progress: bool = True,
+) -> Tuner:
+    """The tuning of `model`, which has the new classes already (and the adapter, for `lora`).
+
+    base: the model as it was, the teacher. The data's new classes are the model's last.
+
+    Raises:
+        UsageError: no training scan shows a new class, or `folder` holds another tuning.
+    """
+    new = data.names
+    parameters = trained_parameters(model, method)
+    for name, tensor in model.named_parameters():
+        tensor.requires_grad_(name in parameters.tensors)
+    exclusive = exclusive_of(model.classes, new, model)
+    if method.trains == "branch":
+        feed, check = _cached(model, data, new, method, seed, device, progress)
+        exclusive = exclusive[-len(new) :]
+    else:
+        feed, check = _patches(model, base, data, new, method, seed, device, progress)
+    return Tuner(
+        model,
+        parameters,
+        feed,
+        exclusive.to(device),
+        method,
+        check,
+        folder,
+        identity(base, data, new, method, seed),
+        progress=progress,
+    )
+
+
+def trained_parameters(model: UniversalModel, method: Method) -> Parameters:
+    """What a method trains, by name, and how fast."""
+    tensors: dict[str, nn.Parameter] = {}
+    rates: dict[str, float] = {}
+    depth: dict[str, float] = {}
+    if method.trains == "all":
+        channels = len(model.config.preprocessing.hu_windows)
+        depth = rate_factors(model.backbone, channels, method.layer_decay)
+    for name, tensor in model.named_parameters():
+        rate = method.learning_rate
+        is_new = name.startswith("branches.")
+        if method.trains == "adapter":
+            if not tensor.requires_grad:  # `add_adapter` has chosen
+                continue
+        elif not is_new and method.trains == "branch":
+            continue
+        elif name.startswith("backbone."):
+            rate *= method.backbone_rate * depth[name.removeprefix("backbone.")]
+        elif not is_new:
+            rate *= method.backbone_rate
+        tensors[name], rates[name] = tensor, rate
+    return Parameters(tensors, rates)
+
+
+def exclusive_of(classes: Sequence[str], new: Sequence[str], model: UniversalModel) -> Tensor:
+    """Classes of which a voxel has at most one, bool (K,): organs, new ones without a parent."""
+    known = dict(zip(NAMES, EXCLUSIVE.tolist(), strict=True))
+    parents = {spec.name: spec.parent for spec in model.config.classes}
+    return torch.tensor(
+        [parents[name] is None if name in new else known.get(name, False) for name in classes]
+    )
+
+
+def identity(
+    base: UniversalModel, data: TuningData, new: Sequence[str], method: Method, seed: int
+) -> dict[str, object]:
+    """What a resumed tuning must agree in; the number of steps may change."""
+    settings = asdict(method)
+    for free in ("save_every", "patience"):
+        settings.pop(free)
+    state = hashlib.sha256()
+    for name, value in sorted(base.state_dict().items()):
+        state.update(name.encode())
+        state.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return {
+        "model": state.hexdigest(),
+        "data": data.digest,
+        "classes": list(new),
+        "method": json.loads(json.dumps(settings)),
+        "seed": seed,
+    }
+
+
+Check = Callable[[], dict[str, float]]
+
+
+def _cached(
+    model: UniversalModel,
+    data: TuningData,
+    new: Sequence[str],
+    method: Method,
+    seed: int,
+    device: torch.device,
+    progress: bool,
+) -> tuple[Feed, Check]:
+    model.eval()
+    windows = cache_windows(model, data.train, new, method.windows, device, progress)
+    same = {case.key for case in data.validation} == {case.key for case in data.train}
+    held_out = (
+        windows
+        if same
+        else cache_windows(model, data.validation, new, method.windows // 2, device, progress)
+    )
+    feed = CachedFeed(model, windows, new, method.voxels, seed, device)
+    return feed, lambda: feed.dice(held_out)
+
+
+def _patches(
+    model: UniversalModel,
+    base: UniversalModel,
+    data: TuningData,
+    new: Sequence[str],
+    method: Method,
+    seed: int,
+    device: torch.device,
+    progress: bool,
+) -> tuple[Feed, Check]:
+    pre = model.config.preprocessing
+    old = base.classes
+    base = base.to(device).eval()
+    pseudo = pseudo_labels(base, data.train, old, progress) if method.pseudo_labels else {}
+    scans = FewScans(
+        data.train,
+        tuple(new),
+        absent=old if method.protects == "nothing" else (),
+        pseudo=pseudo,
+    )
+    grid = PatchGrid(
+        pre.patch_size, pre.spacing_mm[0], pre.hu_windows, method.voxels, model.classes
+    )
+    teacher = base if method.protects == "distil" else None
+    feed = PatchFeed(model, Mixture([scans], seed), grid, method.batch_size, teacher, device)
+
+    def check() -> dict[str, float]:
+        model.eval()
+        totals = validate(model, data.validation, _VALIDATION_OVERLAP, tuple(new))
+        model.train()
+        return mean_dice(totals, model.classes)[0]
+
+    return feed, check

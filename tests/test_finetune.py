@@ -1,0 +1,143 @@
+"""Fine-tuning end to end: each method learns, forgets what it must not little, and resumes."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_model
+from tuning_trees import write_folders
+
+from foundation import cli, from_pretrained
+from foundation.adapters import load_adapter
+from foundation.config import Preprocessing
+from foundation.errors import UsageError
+from foundation.model import UniversalModel
+from foundation.saved import save_pretrained
+from foundation.text import MINILM
+from foundation.tuning.api import Tuned, finetune
+from foundation.tuning.naming import NewClass
+from foundation.tuning.tuner import Tuner
+
+L1 = NewClass("vertebra L1")
+QUICK = {"steps": 12, "validate_every": 6, "save_every": 4, "voxels": 2000, "windows": 4}
+
+
+@pytest.fixture(scope="module")
+def base() -> UniversalModel:
+    """The tiny model with the prompt bank's encoder, on the grid of the scans."""
+    tiny = tiny_model()
+    pre = Preprocessing(spacing_mm=(4.0,) * 3, patch_size=(16, 16, 16))
+    config = replace(tiny.config, text=MINILM, preprocessing=pre)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return UniversalModel(config, torch.randn(3, MINILM.dim)).eval()
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folders(tmp_path_factory.mktemp("scans"), cases=3)
+
+
+def tune(base: UniversalModel, scans: Path, run: Path, method: str, **changes: object) -> Tuned:
+    options = {**QUICK, **changes}
+    return finetune(
+        *(base, scans, [L1]), output=run, method=method, device="cpu", progress=False, **options
+    )  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", ["head", "lora", "full", "continual"])
+def test_what_a_method_leaves(
+    method: str, base: UniversalModel, scans: Path, tmp_path: Path
+) -> None:
+    state = {name: value.clone() for name, value in base.state_dict().items()}
+    tuned = tune(base, scans, tmp_path / "run", method)
+    assert tuned.new == ("vertebra L1",) and tuned.model.classes == (*base.classes, "vertebra L1")
+    assert all(torch.equal(value, base.state_dict()[name]) for name, value in state.items())
+    assert tuned.report.is_file() and (tmp_path / "run" / "report.csv").is_file()
+    assert set(tuned.summary()["dice"]) == {"vertebra L1", "liver"}
+    if method == "lora":
+        loaded = from_pretrained(save_pretrained(base, tmp_path / "base"))
+        load_adapter(loaded, tuned.saved)
+    else:
+        loaded = from_pretrained(tuned.saved)
+    assert loaded.classes == tuned.model.classes
+    image = torch.linspace(0, 1, 16**3).view(1, 1, 16, 16, 16)
+    with torch.no_grad():
+        found, kept, before = loaded(image), tuned.model(image), base(image)
+    torch.testing.assert_close(found, kept, rtol=0, atol=0.05)  # stored in half precision
+    if method == "head":
+        assert torch.equal(kept[:, :3], before), "it cannot change them"
+    if method != "lora":
+        assert "SHA-256 of its weights" in (tuned.saved / "README.md").read_text()
+
+
+@pytest.mark.parametrize("method", ["head", "lora", "full", "continual"])
+def test_a_killed_tuning_ends_as_the_unbroken_one(
+    method: str,
+    base: UniversalModel,
+    scans: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    unbroken = tune(base, scans, tmp_path / "unbroken", method)
+    step = Tuner._train_step
+
+    def broken(self: Tuner) -> None:
+        if self.step == 7:
+            raise KeyboardInterrupt
+        step(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Tuner, "_train_step", broken)
+        with pytest.raises(KeyboardInterrupt):
+            tune(base, scans, tmp_path / "broken", method)
+    resumed = tune(base, scans, tmp_path / "broken", method)
+    one, other = (found.model.state_dict() for found in (unbroken, resumed))
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+def test_head_learns_what_the_features_show(
+    base: UniversalModel, scans: Path, tmp_path: Path
+) -> None:
+    tuned = tune(base, scans, tmp_path / "run", "head", steps=60, validate_every=20, patience=9)
+    before, after = (found.mean(["vertebra L1"]) or 0.0 for found in (tuned.before, tuned.after))
+    assert after > before + 0.2
+
+
+def test_the_command_does_the_same(
+    base: UniversalModel, scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = save_pretrained(base, tmp_path / "base")
+    run = tmp_path / "run"
+    arguments = ["add-class", "vertebra L1", "--data", str(scans), "-m", str(model), "-o", str(run)]
+    arguments += ["--steps", "2", "--device", "cpu", "--json", "-q"]
+    assert cli.main(arguments) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["saved"] == str(run / "model") and "vertebra L1" in told["dice"]
+    assert len(told["nearest"]["vertebra L1"]) == 3
+    assert cli.main([*arguments, "--label", "hip=7"]) == 2
+    assert "with a class of vertebra L1" in capsys.readouterr().err
+
+
+def test_an_unknown_structure_is_refused_before_anything_is_trained(
+    base: UniversalModel, scans: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="pancreas duct"):
+        finetune(base, scans, ["pancreas duct"], output=tmp_path / "run", progress=False)
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_a_careless_tuning_says_that_old_classes_are_absent(
+    base: UniversalModel, scans: Path, tmp_path: Path
+) -> None:
+    """The scans label the liver but no spleen: without protection the spleen is pushed away."""
+    careless = tune(base, scans, tmp_path / "careless", "full", protect="nothing", steps=40)
+    kept = tune(base, scans, tmp_path / "kept", "full", steps=40)
+    image = torch.from_numpy(np.random.default_rng(0).random((1, 1, 16, 16, 16), np.float32))
+    with torch.no_grad():
+        before, lost, held = (m(image)[:, 1] for m in (base, careless.model, kept.model))
+    assert (held - before).abs().mean() < (lost - before).abs().mean()
+    assert lost.mean() < before.mean()
