@@ -14,6 +14,7 @@ from foundation.errors import UsageError
 from foundation.model import UniversalModel
 from foundation.prompts import add_classes, nearest_classes, zero_shot_note
 from foundation.saved import save_pretrained
+from foundation.text import class_prompt
 
 KINDS = ("prompt", "head", "side")
 
@@ -156,3 +157,17 @@ def test_neighbours_in_text_are_found_and_read() -> None:
     assert "as spleen is" in zero_shot_note("stent", found)
     far = nearest_classes(model, centre - (rows[1] - centre), count=3)
     assert far[-1].name == "spleen" and far[-1].cosine == pytest.approx(-1, abs=1e-5)
+    assert "none is near" in zero_shot_note("stent", far[-1:])
+
+
+def test_the_embedded_weights_know_what_is_near_in_text() -> None:
+    """Terms of the bank, so no encoder is needed; see the measurement beside the threshold."""
+    model = from_pretrained("universal-ct")
+    near = {
+        name: nearest_classes(model, class_prompt(name, model.config.text), count=2)
+        for name in ("left renal artery", "left kidney", "vertebra L1")
+    }
+    assert [each.name for each in near["left renal artery"]] == ["kidney_left", "kidney_right"]
+    assert near["left kidney"][0].cosine == pytest.approx(1, abs=1e-3)
+    assert "much as kidney_left is" in zero_shot_note("artery", near["left renal artery"])
+    assert "none is near" in zero_shot_note("L1", near["vertebra L1"])
