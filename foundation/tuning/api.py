@@ -130,6 +130,7 @@ def finetune(
         validation=validation,
         seed=seed,
         old_classes=base.classes,
+        workers=1,  # others would start the caller's script anew where it has no main guard
         progress=progress,
     )
     place = choose_device(device)
