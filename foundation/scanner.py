@@ -30,7 +30,7 @@ def scan(
     # Labels meet at sharp voxel edges; no scanner draws those, so there is always some blur.
     sigma_voxels = max(rng.uniform(0.3, 2.2) / spacing_mm, rng.uniform(0.35, 0.6))
     if sigma_voxels > 0.25:
-        ct = _blur(ct, sigma_voxels)
+        ct = blur(ct, sigma_voxels)
     noise_hu = (3 + 27 * rng.random() ** 2) * (2.0 / spacing_mm) ** 0.5
     grain = torch.randn(ct.shape, generator=generator)
     if rng.random() < 0.5:
@@ -95,7 +95,7 @@ def _thicken(ct: Tensor, slice_voxels: float) -> Tensor:
     return thick[0, 0]
 
 
-def _blur(ct: Tensor, sigma_voxels: float) -> Tensor:
+def blur(ct: Tensor, sigma_voxels: float) -> Tensor:
     """Gaussian point spread, one axis after the other."""
     reach = int(np.ceil(2.5 * sigma_voxels))
     offsets = torch.arange(-reach, reach + 1, dtype=torch.float32)

@@ -151,7 +151,7 @@ def render_ct(
     is air, unless `depth_mm` is given.
     depth_mm (X, Y, Z): depth below the skin, negative outside. Unlabelled voxels below the skin
     become, from outside in: skin, fat down to `fat_mm`, a muscle wall of `muscle_mm`, and then
-    fat with strands and blobs of soft tissue.
+    fat with strands and blobs of soft tissue; in places muscle covers what is labelled.
     pool: average that many voxels along each axis into one of the CT: partial volume.
     """
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
@@ -163,7 +163,9 @@ def render_ct(
         layers = ("skin", "fat", "muscle", "soft", "fluid")
         fill = dict(zip(layers, range(first, first + len(layers)), strict=True))
         kinds |= {value: kind for kind, value in fill.items()}
-        labels = _fill_unlabelled(labels, fill, depth_mm, fat_mm, muscle_mm, noise, rng)
+        layers_mm = depth_mm, fat_mm, muscle_mm
+        cover = _draw_cover(labels, kinds, spacing_mm, noise, rng)
+        labels = _fill_unlabelled(labels, fill, layers_mm, cover, noise, rng)
 
     phase = int(rng.choice(len(PHASES), p=PHASE_PROBABILITIES))
     mean, texture = _draw_means(kinds, names, phase, rng)
@@ -193,14 +195,17 @@ def _draw_noise(
 def _fill_unlabelled(
     labels: Tensor,
     fill: Mapping[str, int],
-    depth_mm: Tensor,
-    fat_mm: float,
-    muscle_mm: float,
+    layers_mm: tuple[Tensor, float, float],
+    cover: Tensor,
     noise: Noise,
     rng: np.random.Generator,
 ) -> Tensor:
-    """Labels with the unlabelled inside of the body filled, layer by layer; see `render_ct`."""
+    """Labels with the unlabelled inside of the body filled, layer by layer; see `render_ct`.
+
+    layers_mm: depth below the skin, and how thick fat and muscle are. cover: as `_draw_cover`.
+    """
     empty = (labels.reshape(-1) == 0).nonzero()[:, 0]
+    depth_mm, fat_mm, muscle_mm = layers_mm
     f, m, s, depth = (field.reshape(-1)[empty] for field in (*noise, depth_mm))
     depth = depth + 3.0 * s
     filled = torch.zeros(len(empty), dtype=labels.dtype)
@@ -213,11 +218,44 @@ def _fill_unlabelled(
     blobs = f + m > rng.uniform(1.6, 3.0)
     deep = depth > fat_mm + muscle_mm
     filled[deep & (strands | blobs)] = fill["soft"]
+    filled[cover.reshape(-1)[empty] & (depth > 4)] = fill["muscle"]
     if rng.random() < 0.12:  # ascites
         filled[deep & (s > rng.uniform(0.0, 1.5))] = fill["fluid"]
     labels = labels.clone()
     labels.view(-1)[empty] = filled
     return labels
+
+
+def _draw_cover(
+    labels: Tensor,
+    kinds: Mapping[int, str],
+    spacing_mm: float,
+    noise: Noise,
+    rng: np.random.Generator,
+) -> Tensor:
+    """Where muscle lies against what is labelled, bool (X, Y, Z).
+
+    Diaphragm, crura, intercostal and abdominal muscles have no labels and the grey values of the
+    organs they touch. Where organs bordered on fat alone, a network took muscle for liver.
+    """
+    _, m, s = noise
+    cover = torch.zeros_like(labels, dtype=torch.bool)
+    for touched, most_mm in ((labels > 0, 8.0), (_of_kind(labels, kinds, "bone"), 16.0)):
+        if rng.random() < 0.75:
+            reach = max(1, round(rng.uniform(0, most_mm) / spacing_mm))
+            cover |= _grown(touched, reach) & (0.7 * (s + m) > rng.normal(0, 1))
+    return cover
+
+
+def _grown(mask: Tensor, reach: int) -> Tensor:
+    """Mask (X, Y, Z) and all within `reach` voxels of it along each axis: a cube's dilation."""
+    for axis, size in enumerate(mask.shape):
+        grown = mask.clone()
+        for shift in range(1, min(reach, size - 1) + 1):
+            grown.narrow(axis, 0, size - shift).logical_or_(mask.narrow(axis, shift, size - shift))
+            grown.narrow(axis, shift, size - shift).logical_or_(mask.narrow(axis, 0, size - shift))
+        mask = grown
+    return mask
 
 
 def _draw_means(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from foundation import scanner, synthesis
 from foundation.phantom import TISSUES as PHANTOM_TISSUES
@@ -245,17 +246,41 @@ def test_the_body_wall_is_layered_from_outside_in() -> None:
     labels[-1] = 7  # labelled: it stays
     fill = {"skin": 1, "fat": 2, "muscle": 3, "soft": 4, "fluid": 5}
     still = torch.zeros(labels.shape)
-    filled = _fill_unlabelled(
-        labels,
-        fill,
-        depth_mm[:, None, None],
-        fat_mm=20.0,
-        muscle_mm=12.0,
-        noise=(still, still, still),
-        rng=np.random.default_rng(0),
+    layers_mm = (depth_mm[:, None, None], 20.0, 12.0)
+    noise = (still, still, still)
+    bare, covered = (
+        _fill_unlabelled(labels, fill, layers_mm, cover, noise, np.random.default_rng(0))
+        for cover in (still.bool(), ~still.bool())
     )
-    assert filled.flatten().tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 2, 7]
+    assert bare.flatten().tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 2, 7]
+    # Muscle lies on what is labelled, but in no skin, and in no air.
+    assert covered.flatten().tolist() == [0, 0, 1, 1, 2, 3, 3, 3, 3, 7]
     assert not labels[:-1].any()  # the given label map is left as it was
+
+
+def test_muscle_covers_what_is_labelled_and_lies_thicker_on_bones() -> None:
+    labels = torch.zeros(40, 40, 40, dtype=torch.int32)
+    labels[5, 5, 5], labels[30, 30, 30] = 1, 2
+    kinds = {0: "air", 1: "liver", 2: "bone"}
+    still = torch.zeros(labels.shape)
+    reached = {1: 0, 2: 0}
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        cover = synthesis._draw_cover(labels, kinds, 2.0, (still, still, still), rng)
+        for value, place in ((1, 5), (2, 30)):
+            near = cover[place - 4 : place + 9, place, place]
+            assert not near.any() or (near[3] and near[5]), "without a gap"
+            reached[value] = max(reached[value], int(near.sum()))
+        assert not cover[18:20].any()
+    assert 3 <= reached[1] <= 9 < reached[2], "at most 8 and 16 mm to either side"
+
+
+@pytest.mark.parametrize("reach", [1, 3, 50])
+def test_a_grown_mask_is_its_cube(reach: int) -> None:
+    mask = torch.zeros(20, 9, 7, dtype=torch.bool)
+    mask[10, 4, 0] = True
+    expected = functional.max_pool3d(mask[None].float(), 2 * min(reach, 20) + 1, 1, min(reach, 20))
+    assert torch.equal(synthesis._grown(mask, reach), expected[0] > 0)
 
 
 def test_depth_turns_unlabelled_voxels_into_a_body() -> None:

@@ -24,6 +24,7 @@ from foundation.errors import MissingExtraError, UsageError
 from foundation.files import replacing
 from foundation.memory import keep_freed_memory
 from foundation.model import UniversalModel
+from foundation.precision import computes_bfloat16
 from foundation.pretraining import checkpoints
 from foundation.pretraining.checkpoints import Checkpoint, recover_folder, replacing_folder
 from foundation.pretraining.config import RunConfig, StageConfig
@@ -109,6 +110,12 @@ def accelerator_for(config: RunConfig, cpu: bool = False) -> Accelerator:
             "Pretraining needs accelerate, which is not installed: "
             "pip install 'universal-ct[train]'"
         ) from error
+    on_cpu = cpu or not torch.cuda.is_available()
+    if config.precision == "bfloat16" and on_cpu and not computes_bfloat16("cpu"):
+        raise UsageError(
+            "precision is bfloat16, for which this CPU has no instructions: a step would take a "
+            "minute. Add precision=float32 to the command."
+        )
     # What an earlier run of this process chose would be kept; the process group may stay.
     AcceleratorState._reset_state()
     try:

@@ -201,7 +201,7 @@ def _deformed_grid(
     fine_size = size * fine_per_voxel
     angles = rng.normal(0, (0.07, 0.07, 0.14))
     scale = np.exp(rng.normal(0, 0.1) + rng.normal(0, 0.09, 3)).clip(0.7, 1.4)
-    matrix = _rotation(angles) @ np.diag(1 / scale) * (spacing_mm / fine_per_voxel / FINE_MM)
+    matrix = rotation(angles) @ np.diag(1 / scale) * (spacing_mm / fine_per_voxel / FINE_MM)
     line = torch.arange(fine_size, dtype=torch.float32) - (fine_size - 1) / 2
     grid = torch.stack(torch.meshgrid(line, line, line, indexing="ij")).reshape(3, -1)
     affine = torch.from_numpy(matrix).float() @ grid
@@ -276,7 +276,7 @@ def _elastic_field(nodes: int, amplitude_mm: float, generator: torch.Generator) 
     return enlarge(smooth[0], (16, 16, 16))
 
 
-def _rotation(angles: NDArray[np.float64]) -> NDArray[np.float64]:
+def rotation(angles: NDArray[np.float64]) -> NDArray[np.float64]:
     """Rotation matrix (3, 3) that turns about X, Y and Z by `angles`, in radians."""
     matrix = np.eye(3)
     for axis, angle in enumerate(angles):

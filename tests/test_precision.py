@@ -1,0 +1,36 @@
+"""bfloat16 is used where a processor has instructions for it, and nowhere else."""
+
+import pytest
+import torch
+
+from foundation.errors import UsageError
+from foundation.precision import autocast, computes_bfloat16
+from foundation.pretraining.engine import accelerator_for
+from foundation.pretraining.reading import load_config
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_a_cpu_computes_in_what_it_has_instructions_for(
+    able: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: able, raising=False)
+    assert computes_bfloat16("cpu") is able
+    with autocast("cpu"):
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == (torch.bfloat16 if able else torch.float32)
+
+
+def test_an_old_torch_or_another_device_stays_in_single_precision(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported", raising=False)
+    assert not computes_bfloat16("cpu") and not computes_bfloat16("mps")
+
+
+def test_pretraining_does_not_start_where_it_would_take_forever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("foundation.pretraining.engine.computes_bfloat16", lambda _: False)
+    config = load_config("universal-ct", ["precision=bfloat16", "sources=[{kind: phantoms}]"])
+    with pytest.raises(UsageError, match="Add precision=float32"):
+        accelerator_for(config, cpu=True)
