@@ -6,6 +6,8 @@ before anything was added: the old classes' logits stay the same, bit for bit.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -17,7 +19,8 @@ from foundation.backbones import Backbone
 from foundation.config import BranchSpec, ModelConfig
 from foundation.head import TextDrivenHead
 
-_DEEPEST_STRIDE = 16  # coarser levels say little about where something is
+_MOST_WIDENED = 4  # times the side decoder's width
+_SIDE_GROUPS = 4  # of its normalisation: the coarsest level may be a single voxel
 
 
 class Readable(Protocol):
@@ -32,22 +35,26 @@ class Readable(Protocol):
 class SideDecoder(nn.Module):
     """A small decoder over the encoder's features: what is added to the backbone's full feature.
 
-    Its last layer starts at zero, so that nothing is added before it has learnt something.
+    width: channels at the finest of the coarse levels; each coarser one has twice as many, up to
+    four times. Its last layer starts at zero, so that nothing is added before it has learnt
+    something.
     """
 
     def __init__(self, backbone: Backbone, width: int) -> None:
         super().__init__()
         strides = backbone.strides
-        inner = [i for i, stride in enumerate(strides) if 1 < stride <= _DEEPEST_STRIDE]
-        self.levels = inner or [len(strides) - 1]
-        self.project = nn.ModuleList(nn.Conv3d(backbone.channels[i], width, 1) for i in self.levels)
+        # The coarsest say which side of the body this is, and which of many alike vertebrae.
+        self.levels = [i for i, stride in enumerate(strides) if stride > 1] or [len(strides) - 1]
+        widths = [width * min(2**place, _MOST_WIDENED) for place in range(len(self.levels))]
+        self.project = nn.ModuleList(
+            nn.Conv3d(backbone.channels[level], own, 1)
+            for level, own in zip(self.levels, widths, strict=True)
+        )
+        self.narrow = nn.ModuleList(nn.Conv3d(b, a, 1) for a, b in itertools.pairwise(widths))
         self.merge = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv3d(width, width, 3, padding=1),
-                nn.InstanceNorm3d(width, affine=True),
-                nn.LeakyReLU(0.01, inplace=True),
-            )
-            for _ in self.levels
+            # Twice where that costs nothing.
+            nn.Sequential(*(_side_block(own) for _ in range(1 if place == 0 else 2)))
+            for place, own in enumerate(widths)
         )
         stride = strides[self.levels[0]]
         self.full = nn.ConvTranspose3d(width, backbone.full_channels, stride, stride=stride)
@@ -57,15 +64,22 @@ class SideDecoder(nn.Module):
     def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
         """Features of all levels (B, C, x, y, z) each → (B, full_channels, X, Y, Z)."""
         feature: Tensor | None = None
-        for level, project, merge in reversed(
-            list(zip(self.levels, self.project, self.merge, strict=True))
-        ):
-            here = project(pyramid[level])
+        for place in reversed(range(len(self.levels))):
+            here = self.project[place](pyramid[self.levels[place]])
             if feature is not None:
-                here = here + functional.interpolate(feature, size=here.shape[2:], mode="nearest")
-            feature = merge(here)
+                coarse = self.narrow[place](feature)
+                here = here + functional.interpolate(coarse, size=here.shape[2:], mode="nearest")
+            feature = self.merge[place](here)
         added: Tensor = self.full(feature)
         return added
+
+
+def _side_block(width: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv3d(width, width, 3, padding=1, bias=False),
+        nn.GroupNorm(math.gcd(_SIDE_GROUPS, width), width),
+        nn.LeakyReLU(0.01, inplace=True),
+    )
 
 
 class Branch(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Protocol
@@ -16,15 +16,18 @@ from tqdm import tqdm
 from foundation.branches import Branch
 from foundation.errors import UsageError
 from foundation.model import UniversalModel
+from foundation.precision import autocast, computes_bfloat16
 from foundation.preparation.store import StoredCase
 from foundation.pretraining.mixture import Mixture, PatchGrid
 from foundation.pretraining.sampler import draw_voxels
 from foundation.sliding_window import window_starts
 from foundation.transforms import window_hu
 from foundation.tuning.objective import Forward
+from foundation.tuning.samples import FewScans, Patch
 
 _WITHOUT_NEW = 0.25  # share of the cached windows that show no new class
 _CACHE_OVERLAP = 0.25
+_OF_CACHE = 1  # tells the chance of the cache from that of the steps
 
 
 class Feed(Protocol):
@@ -56,11 +59,14 @@ class PatchFeed:
             key: torch.stack([sample[key] for sample in samples]).to(self.device)
             for key in ("image", "voxels", "target", "annotated", "weight")
         }
-        logits, _ = self.model.logits_at(batch["image"], batch["voxels"])
         taught = None
-        if self.teacher is not None:
-            with torch.no_grad():
-                taught, _ = self.teacher.logits_at(batch["image"], batch["voxels"])
+        with autocast(self.device):
+            logits, _ = self.model.logits_at(batch["image"], batch["voxels"])
+            if self.teacher is not None:
+                with torch.no_grad():
+                    taught, _ = self.teacher.logits_at(batch["image"], batch["voxels"])
+                    taught = taught.float()
+        logits = logits.float()
         return Forward(logits, batch["target"], batch["annotated"], batch["weight"], taught)
 
 
@@ -68,8 +74,9 @@ class PatchFeed:
 class CachedWindow:
     """A window of a scan as the frozen network sees it.
 
-    full (C, X, Y, Z), pyramid: features in half precision. labels (X, Y, Z): label values.
-    known (X, Y, Z) bool: voxels that the loss may look at. case: whose it is.
+    full (C, X, Y, Z), pyramid: features in 16 bits; levels that no branch reads are left out as
+    tensors without channels. labels (X, Y, Z): label values. known (X, Y, Z) bool: voxels that the
+    loss may look at. case: whose it is.
     """
 
     full: Tensor
@@ -131,9 +138,11 @@ class CachedFeed:
         embedding = self.model.prompt_embedding[-len(self.new) :]
         branch = self.model.branches[-1]
         assert isinstance(branch, Branch)
-        return branch.logits_at(
-            self.model.head, full, pyramid, embedding, voxels[None].to(self.device)
-        )
+        with autocast(self.device):
+            logits = branch.logits_at(
+                self.model.head, full, pyramid, embedding, voxels[None].to(self.device)
+            )
+        return logits.float()
 
     @torch.no_grad()
     def dice(self, windows: Sequence[CachedWindow]) -> dict[str, float]:
@@ -146,7 +155,9 @@ class CachedFeed:
         reference = np.zeros(len(self.new))
         for window in windows:
             full, pyramid = _whole(window, self.device)
-            logits = self.model.branches[-1](self.model.head, full, pyramid, embedding)[0].cpu()
+            with autocast(self.device):
+                logits = self.model.branches[-1](self.model.head, full, pyramid, embedding)[0]
+            logits = logits.cpu()
             annotated = np.isin(self.new, list(window.case.annotated))
             table = torch.from_numpy(window.case.membership(self.new) & annotated)
             truth = table[window.labels.long()].movedim(-1, 0) & window.known
@@ -162,9 +173,10 @@ class CachedFeed:
 
 
 def _whole(window: CachedWindow, device: torch.device) -> tuple[Tensor, list[Tensor]]:
-    """Features in single precision on the device, as a batch of one."""
-    full = window.full[None].to(device, torch.float32)
-    return full, [level[None].to(device, torch.float32) for level in window.pyramid]
+    """Features on the device, as a batch of one: as they are cached, or in single precision."""
+    dtype = torch.bfloat16 if computes_bfloat16(device) else torch.float32
+    full = window.full[None].to(device, dtype)
+    return full, [level[None].to(device, dtype) for level in window.pyramid]
 
 
 def shows(window: CachedWindow, name: str) -> bool:
@@ -175,7 +187,6 @@ def shows(window: CachedWindow, name: str) -> bool:
     return bool(np.isin(window.labels.numpy(), values).any())
 
 
-@torch.inference_mode()
 def cache_windows(
     model: UniversalModel,
     cases: Sequence[StoredCase],
@@ -193,24 +204,66 @@ def cache_windows(
     for number, case in enumerate(cases):
         share = (most * (number + 1)) // len(cases) - (most * number) // len(cases)
         chosen += [(case, start) for start in choose_windows(case, size, new, max(1, share))]
+
+    def windows() -> Iterator[Patch]:
+        for case, start in chosen:
+            hu, labels, inside = case.read(start, size)
+            assert hu is not None
+            values = torch.from_numpy(labels.astype(np.int32))
+            known = torch.from_numpy(inside & ~np.isin(labels, list(case.unknown)))
+            image = torch.from_numpy(hu.astype(np.float32))
+            yield Patch(case, image, values, known, (list(start), list(size)), None)
+
+    return _cache(model, windows(), len(chosen), device, progress)
+
+
+def cache_patches(
+    model: UniversalModel,
+    scans: FewScans,
+    grid: PatchGrid,
+    count: int,
+    seed: int,
+    device: torch.device,
+    progress: bool = True,
+) -> list[CachedWindow]:
+    """Features of random patches of the scans, turned, stretched and varied as `scans` says."""
+
+    def patches() -> Iterator[Patch]:
+        for number in range(count):
+            rng = np.random.default_rng((seed, _OF_CACHE, number))
+            generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+            yield scans.patch(rng, generator, grid)
+
+    return _cache(model, patches(), count, device, progress)
+
+
+@torch.no_grad()  # not inference_mode: its tensors cannot take part in a step
+def _cache(
+    model: UniversalModel,
+    patches: Iterator[Patch],
+    count: int,
+    device: torch.device,
+    progress: bool,
+) -> list[CachedWindow]:
     model.eval()
+    branch = model.branches[-1]
+    assert isinstance(branch, Branch)
+    read = {len(model.backbone.strides) - 1, *(branch.side.levels if branch.side else ())}
+    dtype = torch.bfloat16 if computes_bfloat16(device) else torch.float16
     cached = []
-    for case, start in tqdm(chosen, desc="features", unit="window", disable=not progress):
-        hu, labels, inside = case.read(start, size)
-        assert hu is not None
-        image = window_hu(
-            torch.from_numpy(hu.astype(np.float32)), model.config.preprocessing.hu_windows
-        )
-        pyramid = model.backbone.encode(image[None].to(device))
-        full = model.backbone.decode(pyramid)
-        known = inside & ~np.isin(labels, list(case.unknown))
+    for patch in tqdm(patches, desc="features", unit="window", total=count, disable=not progress):
+        image = window_hu(patch.hu, model.config.preprocessing.hu_windows)
+        with autocast(device):
+            pyramid = model.backbone.encode(image[None].to(device))
+            full = model.backbone.decode(pyramid)
+        kept = (f[0] if level in read else f[0, :0] for level, f in enumerate(pyramid))
         cached.append(
             CachedWindow(
-                full[0].half().cpu(),
-                tuple(level[0].half().cpu() for level in pyramid),
-                torch.from_numpy(labels.astype(np.int32)),
-                torch.from_numpy(known),
-                case,
+                full[0].to("cpu", dtype),
+                tuple(level.to("cpu", dtype) for level in kept),
+                patch.labels,
+                patch.known,
+                patch.case,
             )
         )
     return cached

@@ -18,12 +18,13 @@ from foundation.pretraining.mixture import Mixture, PatchGrid
 from foundation.pretraining.validation import mean_dice, validate
 from foundation.taxonomy import NAMES
 from foundation.tuning.data import TuningData
-from foundation.tuning.feeds import CachedFeed, Feed, PatchFeed, cache_windows
+from foundation.tuning.feeds import CachedFeed, Feed, PatchFeed, cache_patches, cache_windows
 from foundation.tuning.methods import Method
 from foundation.tuning.samples import FewScans, pseudo_labels
 from foundation.tuning.tuner import Parameters, Tuner
 
 _VALIDATION_OVERLAP = 0.25
+_VALIDATION_WINDOWS = 12  # that are cached
 
 
 def build_tuner(
@@ -132,16 +133,31 @@ def _cached(
     device: torch.device,
     progress: bool,
 ) -> tuple[Feed, Check]:
-    model.eval()
-    windows = cache_windows(model, data.train, new, method.windows, device, progress)
+    plain = cache_windows(model, data.train, new, method.windows // 2, device, progress)
+    varied = cache_patches(
+        model,
+        FewScans(data.train, tuple(new)),
+        _grid(model, method),
+        method.windows - method.windows // 2,
+        seed,
+        device,
+        progress,
+    )
     same = {case.key for case in data.validation} == {case.key for case in data.train}
     held_out = (
-        windows
+        plain
         if same
-        else cache_windows(model, data.validation, new, method.windows // 2, device, progress)
+        else cache_windows(model, data.validation, new, _VALIDATION_WINDOWS, device, progress)
     )
-    feed = CachedFeed(model, windows, new, method.voxels, seed, device)
+    feed = CachedFeed(model, [*plain, *varied], new, method.voxels, seed, device)
     return feed, lambda: feed.dice(held_out)
+
+
+def _grid(model: UniversalModel, method: Method) -> PatchGrid:
+    pre = model.config.preprocessing
+    return PatchGrid(
+        pre.patch_size, pre.spacing_mm[0], pre.hu_windows, method.voxels, model.classes
+    )
 
 
 def _patches(
@@ -154,7 +170,6 @@ def _patches(
     device: torch.device,
     progress: bool,
 ) -> tuple[Feed, Check]:
-    pre = model.config.preprocessing
     old = base.classes
     base = base.to(device).eval()
     pseudo = pseudo_labels(base, data.train, old, progress) if method.pseudo_labels else {}
@@ -164,11 +179,9 @@ def _patches(
         absent=old if method.protects == "nothing" else (),
         pseudo=pseudo,
     )
-    grid = PatchGrid(
-        pre.patch_size, pre.spacing_mm[0], pre.hu_windows, method.voxels, model.classes
-    )
     teacher = base if method.protects == "distil" else None
-    feed = PatchFeed(model, Mixture([scans], seed), grid, method.batch_size, teacher, device)
+    mixture = Mixture([scans], seed)
+    feed = PatchFeed(model, mixture, _grid(model, method), method.batch_size, teacher, device)
 
     def check() -> dict[str, float]:
         model.eval()
