@@ -24,7 +24,7 @@ from foundation.errors import MissingExtraError, UsageError
 from foundation.files import replacing
 from foundation.memory import keep_freed_memory
 from foundation.model import UniversalModel
-from foundation.precision import computes_bfloat16
+from foundation.precision import computes_bfloat16, trains_in_bfloat16
 from foundation.pretraining import checkpoints
 from foundation.pretraining.checkpoints import Checkpoint, recover_folder, replacing_folder
 from foundation.pretraining.config import RunConfig, StageConfig
@@ -124,6 +124,16 @@ def accelerator_for(config: RunConfig, cpu: bool = False) -> Accelerator:
         raise UsageError(f"precision {config.precision} does not work here: {error}") from error
 
 
+def _check_bfloat16(config: RunConfig, stride: int, device: torch.device) -> None:
+    for stage in config.stages:
+        if not trains_in_bfloat16(device, [side // stride for side in stage.patch_size]):
+            raise UsageError(
+                f"patch_size is {stage.patch_size}, which leaves {config.model.backbone} "
+                f"{min(stage.patch_size) // stride} voxels at its coarsest level, too few for "
+                f"bfloat16 on a CPU. Give {3 * stride} or more, or precision=float32."
+            )
+
+
 class Engine:
     """A run in memory. Every method is called by all processes; rank 0 alone writes."""
 
@@ -150,6 +160,8 @@ class Engine:
     def _build(self) -> None:
         config, accelerator = self.config, self.accelerator
         network = build_network(config)
+        if config.precision == "bfloat16":
+            _check_bfloat16(config, network.model.backbone.strides[-1], accelerator.device)
         self.classes = network.model.classes
         self.exclusive = exclusive_classes(config).to(accelerator.device)
         network.to(accelerator.device)

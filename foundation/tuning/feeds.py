@@ -16,7 +16,7 @@ from tqdm import tqdm
 from foundation.branches import Branch
 from foundation.errors import UsageError
 from foundation.model import UniversalModel
-from foundation.precision import autocast, computes_bfloat16
+from foundation.precision import autocast, trains_in_bfloat16
 from foundation.preparation.store import StoredCase
 from foundation.pretraining.mixture import Mixture, PatchGrid
 from foundation.pretraining.sampler import draw_voxels
@@ -60,7 +60,7 @@ class PatchFeed:
             for key in ("image", "voxels", "target", "annotated", "weight")
         }
         taught = None
-        with autocast(self.device):
+        with autocast(self.device, fast(self.model, self.grid.size, self.device)):
             logits, _ = self.model.logits_at(batch["image"], batch["voxels"])
             if self.teacher is not None:
                 with torch.no_grad():
@@ -104,6 +104,7 @@ class CachedFeed:
     ) -> None:
         self.model, self.windows, self.new = model, windows, tuple(new)
         self.voxels, self.seed, self.device = voxels, seed, device
+        self.fast = fast(model, model.config.preprocessing.patch_size, device)
         self.showing = [
             [i for i, each in enumerate(windows) if shows(each, name)] for name in self.new
         ]
@@ -134,11 +135,11 @@ class CachedFeed:
         )
 
     def _logits(self, window: CachedWindow, voxels: Tensor) -> Tensor:
-        full, pyramid = _whole(window, self.device)
+        full, pyramid = _whole(window, self.device, self.fast)
         embedding = self.model.prompt_embedding[-len(self.new) :]
         branch = self.model.branches[-1]
         assert isinstance(branch, Branch)
-        with autocast(self.device):
+        with autocast(self.device, self.fast):
             logits = branch.logits_at(
                 self.model.head, full, pyramid, embedding, voxels[None].to(self.device)
             )
@@ -154,8 +155,8 @@ class CachedFeed:
         counts = np.zeros((2, len(self.new)))
         reference = np.zeros(len(self.new))
         for window in windows:
-            full, pyramid = _whole(window, self.device)
-            with autocast(self.device):
+            full, pyramid = _whole(window, self.device, self.fast)
+            with autocast(self.device, self.fast):
                 logits = self.model.branches[-1](self.model.head, full, pyramid, embedding)[0]
             logits = logits.cpu()
             annotated = np.isin(self.new, list(window.case.annotated))
@@ -172,9 +173,15 @@ class CachedFeed:
         }
 
 
-def _whole(window: CachedWindow, device: torch.device) -> tuple[Tensor, list[Tensor]]:
-    """Features on the device, as a batch of one: as they are cached, or in single precision."""
-    dtype = torch.bfloat16 if computes_bfloat16(device) else torch.float32
+def fast(model: UniversalModel, size: Sequence[int], device: torch.device) -> bool:
+    """Whether patches of `size` voxels can be learnt from in bfloat16."""
+    stride = model.backbone.strides[-1]
+    return trains_in_bfloat16(device, [side // stride for side in size])
+
+
+def _whole(window: CachedWindow, device: torch.device, fast: bool) -> tuple[Tensor, list[Tensor]]:
+    """Features on the device, as a batch of one; in bfloat16 if `fast`."""
+    dtype = torch.bfloat16 if fast else torch.float32
     full = window.full[None].to(device, dtype)
     return full, [level[None].to(device, dtype) for level in window.pyramid]
 
@@ -249,11 +256,12 @@ def _cache(
     branch = model.branches[-1]
     assert isinstance(branch, Branch)
     read = {len(model.backbone.strides) - 1, *(branch.side.levels if branch.side else ())}
-    dtype = torch.bfloat16 if computes_bfloat16(device) else torch.float16
+    in_bfloat16 = fast(model, model.config.preprocessing.patch_size, device)
+    dtype = torch.bfloat16 if in_bfloat16 else torch.float16
     cached = []
     for patch in tqdm(patches, desc="features", unit="window", total=count, disable=not progress):
         image = window_hu(patch.hu, model.config.preprocessing.hu_windows)
-        with autocast(device):
+        with autocast(device, in_bfloat16):
             pyramid = model.backbone.encode(image[None].to(device))
             full = model.backbone.decode(pyramid)
         kept = (f[0] if level in read else f[0, :0] for level, f in enumerate(pyramid))
