@@ -315,6 +315,25 @@ def test_a_process_that_dies_costs_one_case() -> None:
     assert results == {0: 0, 1: 1, 2: None, 3: 9, 4: 16}
 
 
+@pytest.mark.slow
+def test_a_script_without_a_main_guard_is_told_so(data: Data, tmp_path: Path) -> None:
+    """Each process that is spawned runs the script anew, which would start processes again."""
+    call = f"prepare([({str(data.yaml)!r}, {str(data.root)!r})], 'store', workers=2, spacing_mm=8)"
+    script = tmp_path / "script.py"
+    script.write_text(f"from foundation.preparation.prepare import prepare\n{call}\n")
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1
+    assert 'Put what the script does under `if __name__ == "__main__":`' in last
+    assert "This is a worker process that is starting" in done.stderr
+    assert "out of memory" not in done.stderr
+    assert Store(tmp_path / "store").keys() == [], "nothing is prepared"
+    guarded = script.read_text().replace("prepare([", 'if __name__ == "__main__":\n    prepare([')
+    script.write_text(guarded)
+    subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, check=True)
+    assert Store(tmp_path / "store").keys() == list(KEYS)
+
+
 # --- manifests ------------------------------------------------------------------------------------
 
 

@@ -35,7 +35,7 @@ from foundation.preparation.manifest import (
     relative,
     source_files,
 )
-from foundation.preparation.processes import in_processes
+from foundation.preparation.processes import in_processes, refuse_while_starting
 from foundation.preparation.store import (
     CASE,
     CASES,
@@ -116,9 +116,12 @@ def prepare(
 
     Raises:
         UsageError: unknown dataset, no case found, settings that do not fit the store, two cases
-            of one name, or another run is writing to the store.
+            of one name, another run is writing to the store, or a script without a main guard
+            asks for several workers.
         UniversalCTError: the sources differ from `manifest`.
     """
+    if workers != 1:
+        refuse_while_starting()
     store = Path(store)
     settings = Settings(spacing_mm, femoral_heads)
     _check_settings(settings)
