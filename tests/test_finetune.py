@@ -1,5 +1,6 @@
 """Fine-tuning end to end: each method learns, forgets what it must not little, and resumes."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -100,6 +101,27 @@ def test_a_killed_tuning_ends_as_the_unbroken_one(
     resumed = tune(base, scans, tmp_path / "broken", method)
     one, other = (found.model.state_dict() for found in (unbroken, resumed))
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+@pytest.mark.parametrize("method", ["head", "full"])
+def test_old_classes_that_no_scan_labels_are_compared_with_the_model_before(
+    method: str, base: UniversalModel, scans: Path, tmp_path: Path
+) -> None:
+    """The scans label the liver; an untrained model sees a spleen at a low threshold only."""
+    seeing = copy.deepcopy(base)
+    pre = replace(base.config.preprocessing, threshold=0.1)
+    seeing.config = replace(base.config, preprocessing=pre)
+    tuned = tune(seeing, scans, tmp_path / "run", method, protect="nothing")
+    told = tuned.summary()["agreement"]
+    assert "spleen" in told and set(told) <= {"spleen", "liver_tumor"}
+    agreed = {(row.dice, row.nsd) for row in tuned.agreement.rows}
+    if method == "head":
+        assert agreed == {(1.0, 1.0)}, "a frozen network gives the same masks, voxel by voxel"
+    else:
+        assert min(agreed) < (1.0, 1.0), "what was trained as absent has changed"
+    assert "agreement with the model before" in tuned.report.read_text()
+    assert f"{len(told)} old classes, not labelled" in tuned.table()
+    assert "| spleen | " in (tuned.saved / "README.md").read_text().partition("## Agreement")[2]
 
 
 def test_head_learns_what_the_features_show(

@@ -143,10 +143,10 @@ def test_a_model_is_measured_as_validation_measures_it(store: Path, tmp_path: Pa
     assert set(found.table(["spleen"])[:, 0].tolist()[2:]) == {found.mean(["spleen"])}
     # The masks that are kept are those that were measured.
     reference = cases[0].membership(["liver"])[:, 0][cases[0].read_labels()]
-    mask = read_masks(tmp_path, cases[0])["liver"]
+    mask = read_masks(tmp_path, cases[0], ["liver"])["liver"]
     agreement = 2 * (mask & reference).sum() / (mask.sum() + reference.sum())
     assert agreement == pytest.approx(found.rows[0].dice)
-    assert read_masks(tmp_path, whole.case("03/case_0")) == {}
+    assert read_masks(tmp_path, whole.case("03/case_0"), ["liver"]) == {}
 
 
 def test_nothing_to_measure(store: Path) -> None:

@@ -27,6 +27,12 @@ def scores(shift: dict[str, float], cases: int = 5) -> Scores:
     return Scores(tuple(rows), 2.0, 3.0)
 
 
+def agreeing(**dice: float) -> Scores:
+    """Agreement of classes with the model before, alike in two scans; the NSD is half of it."""
+    rows = [Score(f"maps/{n}", name, d, d / 2) for n in range(2) for name, d in dice.items()]
+    return Scores(tuple(rows), 2.0, 3.0)
+
+
 def report(after: Scores, cases: int = 5) -> Report:
     return Report(
         title="vertebra L1 <by> head",
@@ -139,6 +145,23 @@ def test_forgetting_that_was_not_measured_is_said() -> None:
     assert "the model forgot" not in text
 
 
+def test_unlabelled_old_classes_have_agreement_with_the_model_before() -> None:
+    heading = "Old classes that the scans do not label: agreement with the model before"
+    unlabelled = replace(report(scores({})), old=("aorta", "colon", "stomach"))
+    text = page(replace(unlabelled, agreement=agreeing(aorta=1.0, colon=0.5, stomach=0.95)))
+    assert "Forgetting: not measured" not in text
+    assert "Old classes (3), none labelled: agreement with the model before, mean Dice" in text
+    assert "not accuracy; least: Colon 0.500; 1 of 3 below 0.95" in text
+    assert heading in text and "This is agreement, not accuracy" in text
+    marked = re.findall(r'<tr class="forgot"><td>(\w+)</td><td>2</td><td>0.500 .*?<td>0.250 ', text)
+    assert marked == ["Colon"], "at 0.95 it is not marked"
+    assert text.count('forgot"') == 1
+    # Where some old class is labelled, the card is of its Dice, and the table is there as well.
+    both = page(replace(report(scores({})), agreement=agreeing(aorta=1.0)))
+    assert "nothing forgotten on average" in both and "none labelled" not in both
+    assert heading in both and heading not in page(report(scores({})))
+
+
 def test_changes_are_of_pairs() -> None:
     before, after = scores({}), scores({"liver": -0.02})
     found = change(before, after, "liver", ["liver"])
@@ -165,3 +188,20 @@ def test_the_table_has_the_figures(tmp_path: Path) -> None:
         "mean of old classes",
     ]
     assert float(rows["vertebra L1"]["dice_low"]) < float(rows["vertebra L1"]["dice_after"])
+
+
+def test_the_table_names_agreement_and_gives_it_no_dice(tmp_path: Path) -> None:
+    write_report(tmp_path, replace(report(scores({})), agreement=agreeing(aorta=1.0, colon=0.5)))
+    with (tmp_path / "report.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert all(None not in row and None not in row.values() for row in rows), "no ragged line"
+    unlabelled = [row for row in rows if row["group"] == "unlabelled"]
+    assert [(row["class"], row["dice_agreement"], row["nsd_agreement"]) for row in unlabelled] == [
+        ("aorta", "1.0000", "0.5000"),
+        ("colon", "0.5000", "0.2500"),
+        ("mean of unlabelled classes", "0.7500", "0.3750"),
+    ]
+    assert {row["scans"] for row in unlabelled} == {"2"}
+    others = [row for row in rows if row["group"] != "unlabelled"]
+    assert {row["dice_agreement"] for row in others} == {""}
+    assert {row["dice_before"] + row["dice_after"] + row["forgotten"] for row in unlabelled} == {""}

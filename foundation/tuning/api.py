@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import copy
 import csv
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from foundation.adapters import add_adapter, save_adapter
 from foundation.attachment import base_sha256
@@ -23,10 +25,12 @@ from foundation.cards import Card, generate_card
 from foundation.config import ClassSpec
 from foundation.hub import from_pretrained
 from foundation.inference import choose_device
+from foundation.memory import keep_freed_memory
 from foundation.model import UniversalModel
 from foundation.prompts import Neighbour, add_classes, nearest_classes, zero_shot_note
 from foundation.saved import save_pretrained
 from foundation.text import class_prompt
+from foundation.tuning.agreement import agreement, card_section, summary
 from foundation.tuning.charts import Curve
 from foundation.tuning.data import TuningData, read_data
 from foundation.tuning.evaluation import Scores, evaluate
@@ -37,6 +41,7 @@ from foundation.tuning.setup import build_tuner
 from foundation.tuning.tuner import VALIDATION, Tuner
 
 MODEL, ADAPTER, TUNING, DATA, MASKS = "model", "adapter", "tuning", "data", "masks"
+BEFORE, AFTER = "before", "after"  # within the masks
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,8 @@ class Tuned:
     """What a tuning gave.
 
     model: with the new classes, in evaluation mode. saved: folder of the model, or of the adapter.
-    before, after: scores of new and old classes on the same scans. neighbours: new class → the
+    before, after: scores of new and old classes on the same scans. agreement: of old classes with
+    the model before, in scans that do not label them; no accuracy. neighbours: new class → the
     known ones nearest in text. best_step: which the validation chose. report: an HTML file.
     """
 
@@ -54,6 +60,7 @@ class Tuned:
     old: tuple[str, ...]
     before: Scores
     after: Scores
+    agreement: Scores
     neighbours: dict[str, tuple[Neighbour, ...]]
     best_step: int
     report: Path
@@ -64,6 +71,8 @@ class Tuned:
             "saved": str(self.saved),
             "report": str(self.report),
             "best_step": self.best_step,
+            "new": list(self.new),
+            "old": list(self.old),
             "nearest": {
                 name: [asdict(each) for each in found] for name, found in self.neighbours.items()
             },
@@ -72,19 +81,28 @@ class Tuned:
                 for name in (*self.new, *self.old)
                 if name in self.after.classes
             },
+            "agreement": summary(self.agreement),
         }
 
     def table(self) -> str:
-        """Dice of each new class and the mean over old ones, before and after, as text."""
+        """Dice of each new class and the mean over old ones, before and after, as text.
+
+        Of old classes in scans that do not label them: how far they agree with the model before.
+        """
         rows = [(name, [name]) for name in self.new if name in self.after.classes]
         measured = [name for name in self.old if name in self.after.classes]
         if measured:
             rows.append((f"mean of {len(measured)} old classes", measured))
-        return "\n".join(
+        lines = [
             f"{title:<32} Dice {self.before.mean(names) or 0:.3f} → "
             f"{self.after.mean(names) or 0:.3f}"
             for title, names in rows
-        )
+        ]
+        if kept := self.agreement.classes:
+            title = f"{len(kept)} old classes, not labelled"
+            mean = self.agreement.mean(kept)
+            lines.append(f"{title:<32} Dice agreement with the model before {mean:.3f}")
+        return "\n".join(lines)
 
 
 def finetune(
@@ -134,12 +152,18 @@ def finetune(
         progress=progress,
     )
     place = choose_device(device)
+    if place.type == "cpu":
+        keep_freed_memory()  # as `pretrain` does: half of a step's time
     tuned = with_classes(base, wanted, chosen, seed).to(place)
     neighbours = {spec.name: nearest_classes(base, spec.prompt) for spec in specs_of(base, wanted)}
+    notes = [zero_shot_note(new, near) for new, near in neighbours.items()]
+    if progress:
+        tqdm.write("\n".join(notes), file=sys.stderr)  # before hours of training, not after
     measured = found.test or found.validation
     compared = (*found.names, *base.classes)
     options: dict[str, Any] = {"tolerance_mm": tolerance_mm, "progress": progress}
-    before = evaluate(tuned, measured, compared, **options)
+    masks = run / MASKS
+    before = evaluate(tuned, measured, compared, masks=masks / BEFORE, keep=base.classes, **options)
     if chosen.trains == "adapter":
         add_adapter(tuned, name or found.names[0].replace(" ", "-"), rank=chosen.rank, seed=seed)
     tuner = build_tuner(
@@ -147,10 +171,10 @@ def finetune(
     )
     tuner.train()
     tuned.eval()
-    after = evaluate(tuned, measured, compared, masks=run / MASKS, keep=found.names, **options)
+    after = evaluate(tuned, measured, compared, masks=masks / AFTER, keep=compared, **options)
+    agreed = agreement(masks / BEFORE, masks / AFTER, measured, base.classes, tolerance_mm)
     tuned.config = replace(tuned.config, name=name or run.name)
-    saved = save(tuned, base, found, chosen, tuner, after, run)
-    notes = [zero_shot_note(new, near) for new, near in neighbours.items()]
+    saved = save(tuned, base, found, chosen, tuner, after, agreed, run)
     report = write_report(
         run,
         Report(
@@ -160,15 +184,16 @@ def finetune(
             old=base.classes,
             before=before,
             after=after,
+            agreement=agreed,
             measured_on="test scans" if found.test else "validation scans",
             training=(Curve("validation Dice", validation_curve(run / TUNING)),),
             cases=measured,
-            masks=run / MASKS,
+            masks=masks / AFTER,
             notes=(*found.notes, *notes),
         ),
     )
     return Tuned(
-        *(tuned, saved, found.names, base.classes, before, after, neighbours),
+        *(tuned, saved, found.names, base.classes, before, after, agreed, neighbours),
         best_step=tuner.best_step,
         report=report,
     )
@@ -203,6 +228,7 @@ def save(
     method: Method,
     tuner: Tuner,
     scores: Scores,
+    agreed: Scores,
     run: Path,
 ) -> Path:
     """Write the model, or the adapter alone, with a card that tells where it comes from."""
@@ -229,6 +255,7 @@ def save(
         "| class | Dice | surface Dice |",
         "|-|-|-|",
         *rows,
+        *card_section(agreed),
     ]
     text = plain.text.partition("## SHA-256")[0] + "\n".join(facts) + "\n"
     card = Card(tuned.config.name, plain.metadata, text)

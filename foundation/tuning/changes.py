@@ -12,6 +12,10 @@ import numpy as np
 from foundation.tuning.evaluation import Interval, Metric, Scores, bootstrap, mean_of
 
 FORGOTTEN = 0.01  # a fall of Dice by more than this is marked
+METRICS: tuple[Metric, ...] = ("dice", "nsd")
+PARTS = ("before", "after", "low", "high", "change", "change_low", "change_high")
+AGREEMENT_PARTS = ("agreement", "agreement_low", "agreement_high")
+NONE = (None, None)  # where there is no interval
 
 
 @dataclass(frozen=True)
@@ -56,24 +60,44 @@ def change(
 
 
 def write_table(
-    path: Path, before: Scores, after: Scores, new: Sequence[str], old: Sequence[str]
+    path: Path,
+    before: Scores,
+    after: Scores,
+    new: Sequence[str],
+    old: Sequence[str],
+    agreement: Scores,
 ) -> None:
-    """Write a CSV: a line per class, new ones first, and the mean of each group."""
-    metrics: tuple[Metric, ...] = ("dice", "nsd")
-    parts = ("before", "after", "low", "high", "change", "change_low", "change_high")
-    columns = [f"{metric}_{part}" for metric in metrics for part in parts]
+    """Write a CSV: a line per class, new ones first, and the mean of each group.
+
+    Old classes in scans that do not label them are the group "unlabelled": they have agreement
+    with the model before, and no Dice of their own.
+    """
+    columns = [f"{metric}_{part}" for metric in METRICS for part in PARTS]
+    agreements = [f"{metric}_{part}" for metric in METRICS for part in AGREEMENT_PARTS]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["class", "group", "scans", *columns, "forgotten"])
+        writer.writerow(["class", "group", "scans", *columns, "forgotten", *agreements])
         for group, classes in (("new", new), ("old", old)):
-            rows: list[tuple[str, Sequence[str]]] = [(name, [name]) for name in classes]
-            rows += [(f"mean of {group} classes", classes)] if classes else []
-            for title, names in rows:
-                found = [change(before, after, title, names, metric) for metric in metrics]
+            for title, names in _with_mean(group, classes):
+                found = [change(before, after, title, names, metric) for metric in METRICS]
                 cells: list[object] = [title, group, found[0].scans]
                 for each in found:
-                    none = (None, None)
-                    values = (each.before, each.after, *(each.interval or none), each.change)
-                    values += each.change_interval or none
-                    cells += ["" if value is None else f"{value:.4f}" for value in values]
-                writer.writerow([*cells, "yes" if group == "old" and found[0].forgotten else ""])
+                    values = (each.before, each.after, *(each.interval or NONE), each.change)
+                    cells += _texts(*values, *(each.change_interval or NONE))
+                forgotten = "yes" if group == "old" and found[0].forgotten else ""
+                writer.writerow([*cells, forgotten, *("" for _ in agreements)])
+        for title, names in _with_mean("unlabelled", agreement.classes):
+            cells = [title, "unlabelled", len(agreement.by_case(names)), *("" for _ in columns), ""]
+            for metric in METRICS:
+                interval = agreement.interval(names, metric) or NONE
+                cells += _texts(agreement.mean(names, metric), *interval)
+            writer.writerow(cells)
+
+
+def _with_mean(group: str, classes: Sequence[str]) -> list[tuple[str, Sequence[str]]]:
+    rows: list[tuple[str, Sequence[str]]] = [(name, [name]) for name in classes]
+    return [*rows, (f"mean of {group} classes", classes)] if classes else []
+
+
+def _texts(*values: float | None) -> list[str]:
+    return ["" if value is None else f"{value:.4f}" for value in values]

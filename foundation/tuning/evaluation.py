@@ -211,7 +211,7 @@ def evaluate(
 
     classes: of the model's, all if not given; in each scan those count that it labels and shows,
     as in the paper. overlap, postprocess, device: see `segment_volume`. masks: a folder that
-    receives the masks of the classes `keep` for pictures, see `read_masks`.
+    receives the masks of the classes `keep`, see `read_masks`.
 
     Raises:
         UsageError: no scan, or none of the classes is labelled and present in one.
@@ -238,7 +238,7 @@ def evaluate(
             )
         rows += _compare(predicted.mask, case, wanted, tolerance_mm)
         if masks is not None:
-            _keep_masks(masks, case, {name: predicted.mask(name) for name in kept})
+            _keep_masks(masks, case, kept, predicted.mask)
     if not rows:
         raise UsageError(f"None of the {len(cases)} scans shows any of the classes asked for.")
     return Scores(tuple(rows), tolerance_mm, cases[0].spacing_mm)
@@ -262,23 +262,34 @@ def _compare(
             yield Score(case.key, name, overlap, surface)
 
 
-# --- masks for pictures ---------------------------------------------------------------------------
+# --- masks that are kept --------------------------------------------------------------------------
 
 
-def _keep_masks(folder: Path, case: StoredCase, masks: dict[str, NDArray[np.bool_]]) -> None:
+def _keep_masks(
+    folder: Path,
+    case: StoredCase,
+    names: Sequence[str],
+    mask_of: Callable[[str], NDArray[np.bool_]],
+) -> None:
     with replacing(_masks_file(folder, case)) as temporary:
-        bits = {name: np.packbits(mask, axis=-1) for name, mask in masks.items()}
+        # Packed one by one: as a byte a voxel, all classes of a large scan would fill the memory.
+        bits = {name: np.packbits(mask_of(name), axis=-1) for name in names}
         np.savez_compressed(temporary, **bits)  # type: ignore[arg-type]
 
 
-def read_masks(folder: Path, case: StoredCase) -> dict[str, NDArray[np.bool_]]:
-    """Masks (X, Y, Z) that `evaluate` kept of a scan, on its grid; nothing where it kept none."""
+def read_masks(
+    folder: Path, case: StoredCase, names: Sequence[str]
+) -> dict[str, NDArray[np.bool_]]:
+    """Masks (X, Y, Z) of classes that `evaluate` kept of a scan, on its grid; others are left out.
+
+    A mask takes a byte a voxel: ask for few at a time.
+    """
     path = _masks_file(folder, case)
     if not path.is_file():
         return {}
     with np.load(path, allow_pickle=False) as bits:
-        count = case.shape[2]
-        return {n: np.unpackbits(bits[n], axis=-1, count=count).astype(bool) for n in bits.files}
+        count, kept = case.shape[2], [name for name in names if name in bits.files]
+        return {n: np.unpackbits(bits[n], axis=-1, count=count).astype(bool) for n in kept}
 
 
 def _masks_file(folder: Path, case: StoredCase) -> Path:

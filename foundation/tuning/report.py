@@ -10,11 +10,14 @@ from pathlib import Path
 from foundation.files import replacing
 from foundation.legend import display_name
 from foundation.preparation.store import StoredCase
-from foundation.tuning.changes import FORGOTTEN, Change, change, write_table
+from foundation.tuning.agreement import CHANGED, NOT_COMPARED, changed
+from foundation.tuning.changes import FORGOTTEN, METRICS, Change, change, write_table
 from foundation.tuning.charts import Curve, case_png, changes_svg, curves_svg
 from foundation.tuning.evaluation import Interval, Metric, Scores, read_masks
+from foundation.tuning.html import document, number, section, signed
 
 PAGE, TABLE = "report.html", "report.csv"
+_AGREEMENT = "Old classes that the scans do not label: agreement with the model before"
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class Report:
 
     lineage: what → value, e.g. "base model", its SHA-256, data, method. new, old: names of classes.
     before, after: scores on the same scans. measured_on: what these are, in words.
+    agreement: of old classes with the model before, in scans that do not label them.
     training: validation Dice by step; fewshot: Dice by number of training scans.
     cases: that were measured; masks: the folder in which `evaluate` kept masks of new classes.
     notes: what a reader should know, e.g. which neighbours in text a new class has.
@@ -34,6 +38,7 @@ class Report:
     old: tuple[str, ...]
     before: Scores
     after: Scores
+    agreement: Scores = NOT_COMPARED
     measured_on: str = "test scans"
     training: tuple[Curve, ...] = ()
     fewshot: tuple[Curve, ...] = ()
@@ -60,7 +65,7 @@ def write_report(folder: str | Path, report: Report) -> Path:
     """Write report.html and report.csv into a folder; returns the path of the page."""
     folder = Path(folder)
     with replacing(folder / TABLE) as temporary:
-        write_table(temporary, report.before, report.after, *report.groups())
+        write_table(temporary, report.before, report.after, *report.groups(), report.agreement)
     with replacing(folder / PAGE) as temporary:
         temporary.write_text(page(report), encoding="utf-8")
     return folder / PAGE
@@ -68,56 +73,33 @@ def write_report(folder: str | Path, report: Report) -> Path:
 
 # --- page -----------------------------------------------------------------------------------------
 
-_STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;color:#1b1f24;max-width:960px;margin:2rem auto;
-padding:0 1rem}
-h1{font-size:1.6rem;margin-bottom:.3rem}h2{font-size:1.15rem;margin:2.2rem 0 .6rem}
-table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
-th,td{padding:.28rem .6rem;text-align:right;border-bottom:1px solid #e3e7eb;white-space:nowrap}
-th:first-child,td:first-child{text-align:left}th{color:#57606a;font-weight:600;font-size:.86rem}
-td small{color:#57606a}tr.mean td{font-weight:600;border-top:2px solid #8b949e}
-tr.forgot td{background:#fdecea}.up{color:#1a7f37}.down{color:#c62828}
-.cards{display:flex;gap:1rem;flex-wrap:wrap;margin:1.2rem 0}
-.card{flex:1 1 280px;border:1px solid #d5dae0;border-left:6px solid #1f6feb;border-radius:6px;
-padding:.7rem 1rem}.card.good{border-left-color:#1a7f37}.card.bad{border-left-color:#c62828;
-background:#fdecea}.card b{display:block;font-size:1.35rem}.card span{color:#57606a}
-dl{display:grid;grid-template-columns:max-content 1fr;gap:.15rem 1.2rem}dt{color:#57606a}
-dd{margin:0;overflow-wrap:anywhere}figure{margin:.6rem 0 1.4rem}img,svg{max-width:100%;height:auto}
-figcaption{color:#57606a;font-size:.9rem}.note{color:#57606a}
-"""
-
 
 def page(report: Report) -> str:
     """The report as one HTML page without any link to the outside."""
     new, old = report.groups()
     parts = [
-        f"<h1>{escape(report.title)}</h1>",
         f'<p class="note">{_measured(report)}</p>',
         f'<div class="cards">{_card_of_new(report, new)}{_card_of_old(report, old)}</div>',
         "".join(f'<p class="note">{escape(note)}</p>' for note in report.notes),
-        _section("New classes", _class_table(report, new, "new")),
+        section("New classes", _class_table(report, new, "new")),
         _pictures(report, new),
-        _section("Old classes: what was forgotten", _class_table(report, old, "old")),
+        section("Old classes: what was forgotten", _class_table(report, old, "old")),
     ]
+    if report.agreement.rows:
+        parts.append(section(_AGREEMENT, _agreement_table(report.agreement)))
     if report.training:
         text = "Mean Dice of the new classes in the validation scans; the best step is kept."
         chart = curves_svg(report.training, "step", "validation Dice")
-        parts.append(_section("Training", f"<p>{text}</p>{chart}"))
+        parts.append(section("Training", f"<p>{text}</p>{chart}"))
     if report.fewshot:
         text = "Mean Dice of the new classes by the number of training scans."
         chart = curves_svg(report.fewshot, "training scans", "Dice", counts=True)
-        parts.append(_section("How many scans it takes", f"<p>{text}</p>{chart}"))
+        parts.append(section("How many scans it takes", f"<p>{text}</p>{chart}"))
     entries = "".join(
         f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in report.lineage.items()
     )
-    parts.append(_section("Lineage", f"<dl>{entries}</dl>"))
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(report.title)}</title><style>{_STYLE}</style></head><body>\n"
-        + "\n".join(part for part in parts if part)
-        + "\n</body></html>\n"
-    )
+    parts.append(section("Lineage", f"<dl>{entries}</dl>"))
+    return document(report.title, parts)
 
 
 def _measured(report: Report) -> str:
@@ -141,12 +123,14 @@ def _card_of_new(report: Report, new: Sequence[str]) -> str:
     mean = report.change("", new)
     return (
         f'<div class="card"><span>New classes ({len(new)}), mean Dice</span>'
-        f"<b>{_number(mean.before)} → {_number(mean.after)} {_interval(mean.interval)}</b>"
+        f"<b>{number(mean.before)} → {number(mean.after)} {_interval(mean.interval)}</b>"
         f"<span>before: by the prompt alone; after: tuned</span></div>"
     )
 
 
 def _card_of_old(report: Report, old: Sequence[str]) -> str:
+    if not old and report.agreement.rows:
+        return _card_of_agreement(report.agreement)
     if not old:
         return (
             '<div class="card"><b>Forgetting: not measured</b><span>no old class is labelled in '
@@ -160,9 +144,44 @@ def _card_of_old(report: Report, old: Sequence[str]) -> str:
         f'<div class="card {"bad" if mean.forgotten else "good"}">'
         f"<span>Old classes ({len(old)}), mean Dice: "
         f"{'the model forgot' if mean.forgotten else 'nothing forgotten on average'}</span>"
-        f"<b>{_number(mean.before)} → {_number(mean.after)} ({_signed(mean.change)})</b>"
-        f"<span>worst: {escape(display_name(worst.name))} {_signed(worst.change)}{lost}"
+        f"<b>{number(mean.before)} → {number(mean.after)} ({signed(mean.change)})</b>"
+        f"<span>worst: {escape(display_name(worst.name))} {signed(worst.change)}{lost}"
         f"</span></div>"
+    )
+
+
+def _card_of_agreement(scores: Scores) -> str:
+    names, marked = scores.classes, changed(scores)
+    worst = min(names, key=lambda name: scores.mean([name]) or 0.0)
+    return (
+        f'<div class="card {"bad" if marked else "good"}">'
+        f"<span>Old classes ({len(names)}), none labelled: agreement with the model before, mean "
+        f"Dice</span><b>{number(scores.mean(names))} {_interval(scores.interval(names))}</b>"
+        f"<span>not accuracy; least: {escape(display_name(worst))} "
+        f"{number(scores.mean([worst]))}; {len(marked)} of {len(names)} below {CHANGED:g}"
+        f"</span></div>"
+    )
+
+
+def _agreement_table(scores: Scores) -> str:
+    names, marked = scores.classes, changed(scores)
+    rows = [(display_name(n), [n], "forgot" if n in marked else "") for n in names]
+    if len(names) > 1:
+        rows.append((f"Mean of {len(names)}", list(names), "mean"))
+    body = ""
+    for title, group, kind in rows:
+        body += f'<tr class="{kind}"><td>{escape(title)}</td><td>{len(scores.by_case(group))}</td>'
+        for metric in METRICS:
+            interval = _interval(scores.interval(group, metric))
+            body += f"<td>{number(scores.mean(group, metric))} <small>{interval}</small></td>"
+        body += "</tr>"
+    heads = "<th>Class</th><th>Scans</th><th>Dice agreement</th><th>NSD agreement</th>"
+    return (
+        "<p>The tuned model's masks compared with those of the model before: 1 says that nothing "
+        "changed. This is agreement, not accuracy: no reference says which of the two is right. "
+        "Scans in which neither model sees a class are left out; where it was not seen before and "
+        f"is now, that is a 0.</p><table><tr>{heads}</tr>{body}</table><p class='note'>Marked: "
+        f"Dice agreement below {CHANGED:g}; {len(marked)} of {len(names)} classes.</p>"
     )
 
 
@@ -174,7 +193,7 @@ def _class_table(report: Report, classes: Sequence[str], group: str) -> str:
         rows.append((f"Mean of {len(classes)}", list(classes), "mean"))
     body, lines = "", {}
     for title, names, kind in rows:
-        dice, nsd = (report.change(title, names, metric) for metric in ("dice", "nsd"))
+        dice, nsd = (report.change(title, names, metric) for metric in METRICS)
         kinds = f"{kind} forgot" if group == "old" and dice.forgotten else kind
         body += f'<tr class="{kinds}"><td>{escape(title)}</td><td>{dice.scans}</td>'
         body += "".join(_cells(each) for each in (dice, nsd)) + "</tr>"
@@ -190,9 +209,9 @@ def _class_table(report: Report, classes: Sequence[str], group: str) -> str:
 def _cells(found: Change) -> str:
     direction = "" if not found.change else "up" if found.change > 0 else "down"
     return (
-        f"<td>{_number(found.before)}</td>"
-        f"<td>{_number(found.after)} <small>{_interval(found.interval)}</small></td>"
-        f'<td class="{direction}">{_signed(found.change)}</td>'
+        f"<td>{number(found.before)}</td>"
+        f"<td>{number(found.after)} <small>{_interval(found.interval)}</small></td>"
+        f'<td class="{direction}">{signed(found.change)}</td>'
     )
 
 
@@ -211,7 +230,7 @@ def _pictures(report: Report, new: Sequence[str]) -> str:
     figures = ""
     for place in sorted(places):
         case = cases.get(order[place])
-        masks = read_masks(report.masks, case) if case else {}
+        masks = read_masks(report.masks, case, new) if case else {}
         names = [name for name in new if case and name in case.annotated and name in masks]
         if case is None or not names:
             continue
@@ -223,19 +242,7 @@ def _pictures(report: Report, new: Sequence[str]) -> str:
             f'<figure><img alt="{escape(caption)}" src="{picture}">'
             f"<figcaption>{escape(caption)}</figcaption></figure>"
         )
-    return _section("Best, median and worst scan", figures) if figures else ""
-
-
-def _section(title: str, content: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>{content}</section>"
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
-def _signed(value: float | None) -> str:
-    return "–" if value is None else f"{value:+.3f}".replace("-", "−")
+    return section("Best, median and worst scan", figures) if figures else ""
 
 
 def _interval(interval: Interval) -> str:
