@@ -8,7 +8,8 @@ with machine labels, so that scores are agreement. The released weights have see
 labels of their own classes, but none of the classes that are added here.
 
 One folder a method: model or adapter, report.html, report.csv; and careless/, which is `full`
-without any protection of the old classes, to see what forgetting looks like.
+without any protection of the old classes, to see what forgetting looks like. `--smoke` takes two
+steps of `head` on generated scans instead, to see that everything works.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ import argparse
 import json
 import subprocess
 import sys
-from dataclasses import replace
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from foundation import NewClass, finetune
 from foundation.tuning.methods import METHODS
+from foundation.tuning.recipe import SMOKE_CLASS, write_scans
 
 MAPS = ("totalsegmentator_s0327", "totalsegmentator_s0328")
 TEST = "totalsegmentator_example"
@@ -37,43 +41,76 @@ CLASSES = (
 OLD = ("liver", "spleen", "kidney_left", "kidney_right", "aorta", "urinary_bladder", "colon")
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     """Render training scans, tune by each method, and print what each reached."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("data", type=Path)
+    parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/walkthrough"))
     parser.add_argument("--methods", nargs="+", choices=[*METHODS, "careless"], default=["head"])
     parser.add_argument("--scans", type=int, default=5, help="synthetic training scans")
     parser.add_argument("--steps", type=int, help="of each method; its own if not given")
-    given = parser.parse_args()
+    parser.add_argument("--smoke", action="store_true", help="two steps on generated scans")
+    args = parser.parse_args(given)
+    if args.smoke:
+        smoke()
+        return
+    if args.data is None:
+        parser.error("give DATA, or --smoke to try it on generated scans")
+    scans, test = prepare(args.data, args.output, args.scans)
+    for method in args.methods:
+        tune(method, scans, test, args.output, CLASSES, steps=args.steps)
 
-    # 1. Training scans, rendered from label maps with all the labels that are compared below.
-    scans = given.output / "scans"
+
+def prepare(data: Path, output: Path, count: int) -> tuple[Path, Path]:
+    """Folders of training and test scans.
+
+    The training scans are rendered from label maps, with all the labels that are compared later.
+    """
+    scans, test = output / "scans", output / "test"
     labels = [label for each in CLASSES for label in each.labels]
     script = Path(__file__).with_name("synthesise.py")
-    command = [sys.executable, str(script), str(given.data), str(scans), "-n", str(given.scans)]
+    command = [sys.executable, str(script), str(data), str(scans), "-n", str(count)]
     subprocess.run([*command, "--cases", *MAPS, "--keep", *labels, *OLD], check=True)
-
-    # 2. Each method from the same weights, on the same scans, measured on the same real CT.
-    test = given.output / "test"
     test.mkdir(parents=True, exist_ok=True)
     if not (test / TEST).exists():
-        (test / TEST).symlink_to((given.data / TEST).resolve(), target_is_directory=True)
-    for method in given.methods:
-        careless = method == "careless"
-        tuned = finetune(
-            "universal-ct",
-            scans,
-            [replace(each) for each in CLASSES],
-            output=given.output / method,
-            method="full" if careless else method,
-            protect="nothing" if careless else None,
-            test=test,
-            steps=given.steps,
-        )
-        # 3. What it learnt, and what it forgot.
-        print(f"\n{method}\n{tuned.table()}\nreport: {tuned.report}", file=sys.stderr)
-        (given.output / f"{method}.json").write_text(json.dumps(tuned.summary(), indent=2))
+        (test / TEST).symlink_to((data / TEST).resolve(), target_is_directory=True)
+    return scans, test
+
+
+def tune(
+    method: str,
+    scans: Path,
+    test: Path,
+    output: Path,
+    classes: Sequence[NewClass],
+    **settings: Any,
+) -> None:
+    """Tune by one method, from the same weights on the same scans as by any other one.
+
+    Prints what it learnt and what it forgot, and writes it to METHOD.json.
+    """
+    careless = method == "careless"
+    tuned = finetune(
+        "universal-ct",
+        scans,
+        classes,
+        output=output / method,
+        method="full" if careless else method,
+        protect="nothing" if careless else None,
+        test=test,
+        **settings,
+    )
+    print(f"\n{method}\n{tuned.table()}\nreport: {tuned.report}", file=sys.stderr)
+    (output / f"{method}.json").write_text(json.dumps(tuned.summary(), indent=2))
+
+
+def smoke() -> None:
+    """Two steps on generated scans, with a generated one to test on; nothing is kept."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        scans, test = write_scans(root / "scans", 2), write_scans(root / "test", 1, first_seed=2)
+        few = {"steps": 2, "validate_every": 2, "windows": 4, "voxels": 4096}
+        tune("head", scans, test, root, [NewClass(SMOKE_CLASS)], **few)
 
 
 if __name__ == "__main__":

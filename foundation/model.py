@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from foundation.backbones import Backbone, build_backbone
 from foundation.branches import Branch, read_out, read_out_at
-from foundation.config import ModelConfig
+from foundation.config import ModelConfig, TextSpec
 from foundation.errors import UsageError
 from foundation.head import TextDrivenHead
 from foundation.inference import segment_volume
+from foundation.prompts import Expectation, Kind, add_class
 from foundation.segmentation import Segmentation
 from foundation.volumes import Source
 
@@ -118,6 +119,29 @@ class UniversalModel(nn.Module):
                 f"The patch is {shape} voxels, which leaves {name} a single one at its deepest "
                 f"level, too few for instance normalisation. Make one side {2 * deepest} or more."
             )
+
+    def add_class(
+        self,
+        name: str,
+        *,
+        prompt: str | None = None,
+        parent: str | None = None,
+        embedding: Tensor | None = None,
+        text: TextSpec | None = None,
+        kind: Kind = "prompt",
+    ) -> Expectation:
+        """Add a class by its prompt, as the last channel; returns what to expect before training.
+
+        No weight and no other class changes. prompt: the sentence; made from `name` if not given.
+        parent: the organ that a lesion lies in. See `foundation.prompts.add_class`.
+
+        Raises:
+            UsageError: the model has that class, or `embedding` cannot be mixed with its own.
+            MissingExtraError, HubError, WeightsError: the encoder is needed and cannot be used.
+        """
+        return add_class(
+            self, name, prompt=prompt, parent=parent, embedding=embedding, text=text, kind=kind
+        )
 
     def segment(
         self,

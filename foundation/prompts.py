@@ -14,7 +14,7 @@ from foundation import lora
 from foundation.branches import Branch
 from foundation.config import BranchSpec, ClassSpec, TextSpec
 from foundation.errors import UsageError
-from foundation.model import UniversalModel
+from foundation.sliding_window import Network
 from foundation.taxonomy import normalise
 from foundation.text import check_compatible, class_prompt, encode_prompts
 
@@ -25,8 +25,35 @@ Kind = Literal["prompt", "head", "side"]
 _NEAR = 0.65
 
 
+@dataclass(frozen=True)
+class Neighbour:
+    """A known class, and the cosine of its prompt with another, both centred; in [-1, 1]."""
+
+    name: str
+    cosine: float
+
+
+@dataclass(frozen=True, repr=False)
+class Expectation:
+    """What is to be expected of a new class before any training; shown as a sentence.
+
+    name: the new class. neighbours: the classes known before, nearest in text first.
+    """
+
+    name: str
+    neighbours: tuple[Neighbour, ...]
+
+    @property
+    def note(self) -> str:
+        """The sentence of `zero_shot_note`."""
+        return zero_shot_note(self.name, self.neighbours)
+
+    def __repr__(self) -> str:
+        return self.note
+
+
 def add_class(
-    model: UniversalModel,
+    model: Network,
     name: str,
     *,
     prompt: str | None = None,
@@ -34,13 +61,13 @@ def add_class(
     embedding: Tensor | None = None,
     text: TextSpec | None = None,
     kind: Kind = "prompt",
-) -> None:
+) -> Expectation:
     """Give `model` a further class, known by its prompt alone, as its last channel.
 
     A term of the prompt bank needs no encoder; any other prompt is encoded by the weights' own.
-    What a network makes of a prompt that it was not trained with is a guess: fine-tune it, and see
-    `nearest_classes`. No weight changes, and the logits of the other classes stay as they are, bit
-    for bit.
+    No weight changes, and the logits of the other classes stay as they are, bit for bit. What a
+    network makes of a prompt that it was not trained with is a guess, which is returned: the known
+    classes nearest in text, and what that predicts. Fine-tune it.
 
     prompt: the sentence; made from `name` by the weights' template if not given.
     parent: the organ that a lesion lies in. embedding (D,), text: your own embedding of `prompt`,
@@ -58,20 +85,23 @@ def add_class(
         check_compatible(model.config.text, text)
     sentence = class_prompt(name, model.config.text) if prompt is None else prompt
     rows = None if embedding is None else embedding[None]
-    add_classes(model, [ClassSpec(name, sentence, parent)], kind=kind, embeddings=rows)
+    spec = ClassSpec(name, sentence, parent)
+    (expected,) = add_classes(model, [spec], kind=kind, embeddings=rows)
+    return expected
 
 
 def add_classes(
-    model: UniversalModel,
+    model: Network,
     specs: Sequence[ClassSpec],
     *,
     kind: Kind = "prompt",
     width: int = 16,
     embeddings: Tensor | None = None,
-) -> None:
+) -> tuple[Expectation, ...]:
     """Give `model` further classes that share what `kind` gives them of their own: one branch.
 
     A head of their own starts as a copy of the model's, so that they begin as a prompt alone would.
+    Returns what to expect of each before training, by the classes that the model had.
     embeddings (k, D): of the prompts, by the weights' own encoder; made here if not given.
     width: of the side decoder. Otherwise as `add_class`.
 
@@ -80,7 +110,7 @@ def add_classes(
         MissingExtraError, HubError, WeightsError: as `add_class`.
     """
     config = model.config
-    known = {normalise(name): name for name in model.classes}
+    known = {normalise(name): name for name in config.class_names}
     for spec in specs:
         if same := known.get(normalise(spec.name)):
             raise UsageError(f"The model has a class {same!r} already. Give another name.")
@@ -92,6 +122,10 @@ def add_classes(
             f"The embedding has shape {tuple(embeddings.shape[1:])}; the weights need one vector "
             f"of {config.text.dim} for each of the {len(specs)} classes."
         )
+    expected = tuple(
+        Expectation(spec.name, nearest_classes(model, row))
+        for spec, row in zip(specs, embeddings, strict=True)
+    )
     added = BranchSpec(tuple(spec.name for spec in specs), kind, width)
     grown = replace(config, classes=(*config.classes, *specs), branches=(*config.branches, added))
     rows = model.prompt_embedding
@@ -102,19 +136,10 @@ def add_classes(
     model.config = grown
     model.branches.append(branch)
     model.prompt_embedding = torch.cat([rows, embeddings.to(rows)])
+    return expected
 
 
-@dataclass(frozen=True)
-class Neighbour:
-    """A known class, and the cosine of its prompt with another, both centred; in [-1, 1]."""
-
-    name: str
-    cosine: float
-
-
-def nearest_classes(
-    model: UniversalModel, prompt: str | Tensor, count: int = 3
-) -> tuple[Neighbour, ...]:
+def nearest_classes(model: Network, prompt: str | Tensor, count: int = 3) -> tuple[Neighbour, ...]:
     """The model's classes whose prompts are nearest to `prompt`, nearest first.
 
     prompt: a sentence, or its embedding (D,). Prompts of one template lie close together, so they
@@ -128,7 +153,7 @@ def nearest_classes(
     centre = model.head.text_shift if model.head.standardise_text else rows.mean(0)
     cosines = functional.cosine_similarity(rows - centre, given.to(rows)[None] - centre, dim=1)
     order = cosines.argsort(descending=True, stable=True)[:count]
-    return tuple(Neighbour(model.classes[int(i)], float(cosines[i])) for i in order)
+    return tuple(Neighbour(config.class_names[int(i)], float(cosines[i])) for i in order)
 
 
 def zero_shot_note(name: str, neighbours: Sequence[Neighbour]) -> str:

@@ -20,8 +20,8 @@ LAYERS = {
     "taxonomy": 0,
     "config": 0,
     "inference": 2,  # works on any network with the model's attributes
+    "prompts": 2,  # so does this
     "model": 3,
-    "prompts": 4,
     "saved": 4,
     "attachment": 5,
     "hub": 5,

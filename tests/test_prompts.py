@@ -10,6 +10,7 @@ from tiny import logits, tiny_model
 from foundation import add_class, from_pretrained, text
 from foundation.errors import MissingExtraError, UsageError
 from foundation.model import UniversalModel
+from foundation.prompts import nearest_classes, zero_shot_note
 from foundation.saved import save_pretrained
 from foundation.text import CLIP_VIT_B_32, MINILM, load_bank
 
@@ -40,6 +41,37 @@ def test_a_term_of_the_bank_becomes_the_last_channel(
     loaded = from_pretrained(save_pretrained(model, tmp_path / "grown"))
     assert loaded.config == model.config
     torch.testing.assert_close(logits(loaded), logits(model))
+
+
+def test_adding_a_class_tells_what_to_expect_and_changes_nothing_else(
+    model: UniversalModel, no_encoder: None
+) -> None:
+    appendix = load_bank().embedding("vermiform appendix")
+    before, state = logits(model), {n: v.clone() for n, v in model.state_dict().items()}
+    nearest = nearest_classes(model, appendix)
+    expected = model.add_class("vermiform appendix", parent="spleen")
+    # What it knew before: the class itself would be the nearest of all, and say nothing.
+    assert expected.neighbours == nearest
+    assert {each.name for each in expected.neighbours} == {"liver", "spleen", "liver_tumor"}
+    sentence = zero_shot_note("vermiform appendix", nearest)
+    assert repr(expected) == str(expected) == expected.note == sentence
+    assert sentence.startswith("vermiform appendix: nearest in text ")
+    assert torch.equal(model.prompt_embedding[-1], appendix)
+    assert model.config.classes[-1].parent == "spleen"
+    assert torch.equal(logits(model)[:, :3], before)
+    assert state.keys() == model.state_dict().keys()
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in state.items())
+
+
+def test_method_and_function_are_one(model: UniversalModel, no_encoder: None) -> None:
+    own = model.prompt_embedding[1] + 0.01
+    other = UniversalModel(model.config, model.prompt_embedding.clone()).eval()
+    given = {"prompt": "Spleen, too", "embedding": own, "text": MINILM, "kind": "head"}
+    expected = model.add_class("second spleen", **given)  # type: ignore[arg-type]
+    assert expected == add_class(other, "second spleen", **given)  # type: ignore[arg-type]
+    assert expected.neighbours[0].name == "spleen" and expected.neighbours[0].cosine > 0.99
+    assert "segmented much as spleen is" in expected.note
+    assert model.config == other.config
 
 
 def test_a_prompt_outside_the_bank_needs_the_extra(
