@@ -153,7 +153,7 @@ def learn(settings: Settings) -> None:
         for group in optimizer.param_groups:
             group["lr"] = group["full_lr"] * share
         balance = settings.balance * share
-        terms = tuning_losses(feed(step), exclusive, balance=balance, distil=settings.distil)
+        terms = tuning_losses(feed(step), balance, exclusive=exclusive, distil=settings.distil)
         optimizer.zero_grad()
         torch.stack(list(terms.values())).sum().backward()
         nn.utils.clip_grad_norm_(model.parameters(), 5.0)

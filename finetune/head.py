@@ -140,7 +140,7 @@ def learn(settings: Settings) -> None:
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * share
         balance = settings.balance * share
-        terms = tuning_losses(feed(step), exclusive, balance=balance, distil=0)
+        terms = tuning_losses(feed(step), balance, exclusive=exclusive, distil=0)
         optimizer.zero_grad()
         torch.stack(list(terms.values())).sum().backward()
         nn.utils.clip_grad_norm_(branch.parameters(), 5.0)

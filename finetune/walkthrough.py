@@ -8,8 +8,9 @@ with machine labels, so that scores are agreement. The released weights have see
 labels of their own classes, but none of the classes that are added here.
 
 One folder a method: model or adapter, report.html, report.csv; and careless/, which is `full`
-without any protection of the old classes, to see what forgetting looks like. `--smoke` takes two
-steps of `head` on generated scans instead, to see that everything works.
+without any protection of the old classes, to see what forgetting looks like. comparison.html and
+comparison.csv show all that have been run side by side. `--smoke` takes two steps of `head` on
+generated scans instead, to see that everything works.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from foundation import NewClass, finetune
+from foundation.tuning.comparison import write_comparison
 from foundation.tuning.methods import METHODS
 from foundation.tuning.recipe import SMOKE_CLASS, write_scans
 
@@ -48,6 +50,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/walkthrough"))
     parser.add_argument("--methods", nargs="+", choices=[*METHODS, "careless"], default=["head"])
     parser.add_argument("--scans", type=int, default=5, help="synthetic training scans")
+    parser.add_argument("-m", "--model", default="universal-ct", help="to start from")
     parser.add_argument("--steps", type=int, help="of each method; its own if not given")
     parser.add_argument("--smoke", action="store_true", help="two steps on generated scans")
     args = parser.parse_args(given)
@@ -58,7 +61,7 @@ def main(given: Sequence[str] | None = None) -> None:
         parser.error("give DATA, or --smoke to try it on generated scans")
     scans, test = prepare(args.data, args.output, args.scans)
     for method in args.methods:
-        tune(method, scans, test, args.output, CLASSES, steps=args.steps)
+        tune(method, args.model, scans, test, args.output, CLASSES, steps=args.steps)
 
 
 def prepare(data: Path, output: Path, count: int) -> tuple[Path, Path]:
@@ -79,6 +82,7 @@ def prepare(data: Path, output: Path, count: int) -> tuple[Path, Path]:
 
 def tune(
     method: str,
+    model: str,
     scans: Path,
     test: Path,
     output: Path,
@@ -87,11 +91,11 @@ def tune(
 ) -> None:
     """Tune by one method, from the same weights on the same scans as by any other one.
 
-    Prints what it learnt and what it forgot, and writes it to METHOD.json.
+    Prints what it learnt and what it forgot, writes it to METHOD.json, and compares all of these.
     """
     careless = method == "careless"
     tuned = finetune(
-        "universal-ct",
+        model,
         scans,
         classes,
         output=output / method,
@@ -102,6 +106,10 @@ def tune(
     )
     print(f"\n{method}\n{tuned.table()}\nreport: {tuned.report}", file=sys.stderr)
     (output / f"{method}.json").write_text(json.dumps(tuned.summary(), indent=2))
+    runs = {name: output / f"{name}.json" for name in (*METHODS, "careless")}
+    summaries = {name: json.loads(path.read_text()) for name, path in runs.items() if path.exists()}
+    page = write_comparison(output, summaries, [f"Model before: {model}. Measured on {TEST}."])
+    print(f"side by side: {page}", file=sys.stderr)
 
 
 def smoke() -> None:
@@ -110,7 +118,7 @@ def smoke() -> None:
         root = Path(folder)
         scans, test = write_scans(root / "scans", 2), write_scans(root / "test", 1, first_seed=2)
         few = {"steps": 2, "validate_every": 2, "windows": 4, "voxels": 4096}
-        tune("head", scans, test, root, [NewClass(SMOKE_CLASS)], **few)
+        tune("head", "universal-ct", scans, test, root, [NewClass(SMOKE_CLASS)], **few)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The loop of a tuning: what it minimises, when it stops, and that a kill costs nothing."""
 
 from dataclasses import replace
+from functools import partial
 from math import log
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from foundation.tuning.objective import Forward, distillation, tuning_losses
 from foundation.tuning.tuner import Parameters, Tuner, rate_share
 
 ALL = torch.ones(2, dtype=torch.bool)
+LOSSES = partial(tuning_losses, exclusive=ALL, distil=1.0)
 
 
 def forward(logits: Tensor, taught: Tensor | None = None, known: bool = True) -> Forward:
@@ -37,11 +39,11 @@ def test_the_old_model_is_not_asked_about_what_the_scan_labels() -> None:
     logits = torch.zeros(1, 2, 4, requires_grad=True)
     assert float(distillation(forward(logits.detach(), taught, known=True))) == 0
     unknown = forward(logits, taught, known=False)
-    tuning_losses(unknown, ALL, balance=0.0, distil=0.0)["binary"].backward()
+    tuning_losses(unknown, 0.0, exclusive=ALL, distil=0.0)["binary"].backward()
     assert logits.grad is not None
     assert logits.grad[0, 0].abs().sum() == 0, "masked"
     logits.grad = None
-    tuning_losses(unknown, ALL, balance=0.0, distil=1.0)["distil"].backward()
+    tuning_losses(unknown, 0.0, exclusive=ALL, distil=1.0)["distil"].backward()
     assert logits.grad is not None
     assert (logits.grad[0, 0] < 0).all() and logits.grad[0, 1].abs().sum() == 0
 
@@ -74,7 +76,7 @@ def tuner(module: Logits, folder: Path, seed: int = 1, **changes: float) -> Tune
     method = replace(METHOD, **changes)  # type: ignore[arg-type]
     parameters = Parameters({"values": module.values}, {"values": method.learning_rate})
     return Tuner(
-        *(module, parameters, module.feed, ALL, method, module.dice, folder, {"seed": seed}),
+        *(module, parameters, module.feed, LOSSES, method, module.dice, folder, {"seed": seed}),
         progress=False,
     )
 
@@ -95,6 +97,14 @@ def test_it_stops_when_nothing_gets_better(tmp_path: Path) -> None:
     run.train()
     assert run.step == 2 * METHOD.validate_every
     assert torch.equal(module.values, torch.full((1, 2, 4), -5.0)), "the best state was the first"
+
+
+def test_a_gradient_that_is_no_number_does_not_reach_the_weights(tmp_path: Path) -> None:
+    module = Logits()
+    module.values.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(UsageError, match="norm of its gradient nan: lower the learning rate"):
+        tuner(module, tmp_path).train()
+    assert torch.equal(module.values, torch.zeros(1, 2, 4))
 
 
 @pytest.mark.parametrize("at", [1, 5, 11])

@@ -27,7 +27,7 @@ class Forward:
 
 
 def tuning_losses(
-    given: Forward, exclusive: Tensor, *, balance: float, distil: float
+    given: Forward, balance: float, *, exclusive: Tensor, distil: float
 ) -> dict[str, Tensor]:
     """The terms of the loss, each a mean over the scans; their sum is to be minimised.
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foundation.attachment import base_sha256
+from foundation.errors import UniversalCTError, UsageError
 from foundation.model import UniversalModel
 from foundation.phantom import Phantom, generate
 from foundation.prompts import Expectation
@@ -49,8 +50,9 @@ def settings_of(
     The fields `data` and `classes`, where there are any, are positional; each other one is an
     option, `output` also -o. `--smoke` puts generated scans, one class of theirs and a temporary
     output folder in their place, and takes the values of `smoke`; what is given by an option counts
-    all the same. The scans are gone after the `with`. doc: the recipe's docstring, shown by --help.
-    given: the command line; the program's own if not given.
+    all the same. The scans are gone after the `with`, within which an error of ours ends the program
+    with what it says. doc: the recipe's docstring, shown by --help. given: the command line; the
+    program's own if not given.
     """
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -73,7 +75,10 @@ def settings_of(
         missing = [n for n, f in known.items() if f.default is MISSING and n not in chosen]
         if missing:
             parser.error(f"give {', '.join(missing)}, or --smoke to try it on generated scans")
-        yield settings(**chosen)
+        try:
+            yield settings(**chosen)
+        except UniversalCTError as error:  # a mistake of the user's, which needs no traceback
+            parser.exit(2 if isinstance(error, UsageError) else 1, f"error: {error}\n")
 
 
 def _add(parser: argparse.ArgumentParser, name: str, hint: Any, default: Any) -> None:

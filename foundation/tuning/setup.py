@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from foundation.taxonomy import NAMES
 from foundation.tuning.data import TuningData
 from foundation.tuning.feeds import CachedFeed, Feed, PatchFeed, cache_patches, cache_windows
 from foundation.tuning.methods import Method
+from foundation.tuning.objective import tuning_losses
 from foundation.tuning.samples import FewScans, pseudo_labels
 from foundation.tuning.tuner import Parameters, Tuner
 
@@ -59,7 +61,7 @@ def build_tuner(
         model,
         parameters,
         feed,
-        exclusive.to(device),
+        partial(tuning_losses, exclusive=exclusive.to(device), distil=method.distil),
         method,
         check,
         folder,

@@ -17,7 +17,7 @@ from foundation.pretraining.checkpoints import Checkpoint, recover_folder
 from foundation.pretraining.logs import Table
 from foundation.tuning.feeds import Feed
 from foundation.tuning.methods import Method
-from foundation.tuning.objective import tuning_losses
+from foundation.tuning.objective import Forward
 
 LAST, LOG, VALIDATION = "last", "log.csv", "validation.csv"
 _CLIP_NORM = 5.0
@@ -43,9 +43,10 @@ class Parameters:
 class Tuner:
     """A tuning in memory. The best state, by mean validation Dice, is what it leaves in the module.
 
-    module: holds `parameters`. feed: gives the forward pass of a step. exclusive (K,): see
-    `tuning_losses`. validate: Dice of each new class; called between steps. folder: receives
-    log.csv, validation.csv and last/. identity: what a resumed run must agree in.
+    module: holds `parameters`. feed: gives the forward pass of a step. losses: the terms of its
+    loss, whose sum is minimised, at a balance between classes that falls with the learning rate.
+    validate: Dice of each new class; called between steps. folder: receives log.csv, validation.csv
+    and last/. identity: what a resumed run must agree in.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Tuner:
         module: nn.Module,
         parameters: Parameters,
         feed: Feed,
-        exclusive: Tensor,
+        losses: Callable[[Forward, float], dict[str, Tensor]],
         method: Method,
         validate: Callable[[], dict[str, float]],
         folder: Path,
@@ -62,7 +63,7 @@ class Tuner:
         progress: bool = True,
     ) -> None:
         self.module, self.parameters, self.feed = module, parameters, feed
-        self.exclusive, self.method, self.validate = exclusive, method, validate
+        self.losses, self.method, self.validate = losses, method, validate
         self.folder, self.identity, self.progress = folder, dict(identity), progress
         self.optimizer = torch.optim.AdamW(parameters.groups(), weight_decay=method.weight_decay)
         self.step, self.stale = 0, 0
@@ -113,23 +114,20 @@ class Tuner:
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * rate_share(self.step, self.method)
         self.optimizer.zero_grad(set_to_none=True)
-        terms = tuning_losses(
-            self.feed(self.step),
-            self.exclusive,
-            balance=self.method.balance * rate_share(self.step, self.method),
-            distil=self.method.distil,
-        )
+        balance = self.method.balance * rate_share(self.step, self.method)
+        terms = self.losses(self.feed(self.step), balance)
         loss = torch.stack(list(terms.values())).sum()
-        if not math.isfinite(float(loss.detach())):
-            raise UsageError(
-                f"The loss is {float(loss.detach())} at step {self.step}: lower the learning rate."
-            )
+        values = {name: float(value.detach()) for name, value in terms.items()}
         loss.backward()
-        nn.utils.clip_grad_norm_(list(self.parameters.tensors.values()), _CLIP_NORM)
+        norm = nn.utils.clip_grad_norm_(list(self.parameters.tensors.values()), _CLIP_NORM)
+        if not math.isfinite(sum(values.values()) + float(norm)):  # before it is in the weights
+            raise UsageError(
+                f"The loss is {sum(values.values())} at step {self.step}, the norm of its gradient "
+                f"{float(norm)}: lower the learning rate."
+            )
         self.optimizer.step()
         self.step += 1
         assert self.log is not None
-        values = {name: float(value.detach()) for name, value in terms.items()}
         if self.step % 10 == 0:
             self.log.append(self.step, {"loss": sum(values.values()), **values})
 

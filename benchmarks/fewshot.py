@@ -1,0 +1,124 @@
+"""Fine-tuning from pretrained weights against the same network from scratch, by number of scans.
+
+    python benchmarks/fewshot.py SCANS --test TEST -o OUT [--shots 1 2 5] [--steps 400]
+        [-m universal-ct] [--classes "vertebra L1" "left hip" …]
+
+SCANS and TEST hold a folder per case, as `universal-ct add-class` reads them (`finetune/
+synthesise.py` makes such scans from label maps). The subsets are nested: each holds the smaller
+ones. Both runs have the method, the steps and the seed in common; scratch has no old classes to
+keep, and trains all of the network at the full rate. OUT receives a folder per run, fewshot.csv,
+and report.html with the curve. Started again it goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from pathlib import Path
+
+import torch
+
+from foundation import finetune, from_pretrained
+from foundation.files import replacing
+from foundation.model import UniversalModel
+from foundation.tuning.api import Tuned
+from foundation.tuning.charts import Curve
+from foundation.tuning.report import Report, write_report
+from foundation.tuning.tasks import fewshot_subsets, write_subsets
+
+CLASSES = ("vertebra L1", "vertebra L2", "vertebra L3", "left hip", "right hip")
+STARTS = ("pretrained", "scratch")
+
+
+def untrained(model: UniversalModel, seed: int) -> UniversalModel:
+    """A network of the same architecture, prompts and preprocessing with random weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = UniversalModel(model.config, model.prompt_embedding)
+    if model.head.standardise_text:  # measured on the prompts, not learnt
+        fresh.head.text_shift.copy_(model.head.text_shift)
+        fresh.head.text_scale.copy_(model.head.text_scale)
+    return fresh.eval()
+
+
+def subset(scans: Path, cases: list[str], folder: Path) -> Path:
+    """A folder with links to some of the cases."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for case in cases:
+        if not (folder / case).exists():
+            (folder / case).symlink_to((scans / case).resolve(), target_is_directory=True)
+    return folder
+
+
+def tune(start: str, model: UniversalModel, scans: Path, args: argparse.Namespace) -> Tuned:
+    """One run; scratch learns everything at the full rate and has nothing to keep."""
+    scratch = start == "scratch"
+    options = {"protect": "mask", "backbone_rate": 1.0, "layer_decay": 1.0} if scratch else {}
+    return finetune(
+        untrained(model, args.seed) if scratch else model,
+        scans,
+        args.classes,
+        output=args.output / f"{start}_{scans.name.rpartition('_')[2]}",
+        method="full",
+        test=args.test,
+        seed=args.seed,
+        steps=args.steps,
+        patience=10**6,  # both take all their steps
+        **options,
+    )
+
+
+def main() -> None:
+    """Tune each subset from both starts, and write table and report."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("scans", type=Path)
+    add("--test", type=Path, required=True)
+    add("-o", "--output", type=Path, required=True)
+    add("-m", "--model", default="universal-ct")
+    add("--classes", nargs="+", default=list(CLASSES))
+    add("--shots", nargs="+", type=int, default=[1, 2, 5])
+    add("--steps", type=int, default=400)
+    add("--seed", type=int, default=1)
+    args = parser.parse_args()
+
+    model = from_pretrained(args.model)
+    cases = [path.name for path in args.scans.iterdir() if path.is_dir()]
+    subsets = fewshot_subsets(cases, args.shots, args.seed)
+    write_subsets(args.output / "subsets.json", subsets, args.seed)
+    found: dict[str, dict[int, float]] = {start: {} for start in STARTS}
+    for shots, chosen in subsets.items():
+        scans = subset(args.scans, chosen, args.output / f"scans_{shots}")
+        for start in STARTS:
+            tuned = tune(start, model, scans, args)
+            found[start][shots] = tuned.after.mean(tuned.new) or 0.0
+            print(json.dumps({"start": start, "scans": shots, "dice": found[start][shots]}))
+            if start == "pretrained":
+                last = tuned
+    with (
+        replacing(args.output / "fewshot.csv") as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
+        table = csv.writer(file)
+        table.writerow(["scans", *STARTS])
+        table.writerows([n, *(f"{found[s][n]:.4f}" for s in STARTS)] for n in subsets)
+    curves = tuple(
+        Curve(f"{start} weights", tuple((float(n), dice) for n, dice in found[start].items()))
+        for start in STARTS
+    )
+    report = Report(
+        title="Pretrained against scratch, by number of training scans",
+        lineage={"model": args.model, "steps": str(args.steps), "seed": str(args.seed)},
+        new=last.new,
+        old=last.old,
+        before=last.before,
+        after=last.after,
+        fewshot=curves,
+        notes=(f"The tables show the pretrained weights tuned on {max(subsets)} scans.",),
+    )
+    print(write_report(args.output, report))
+
+
+if __name__ == "__main__":
+    main()
