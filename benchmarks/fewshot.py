@@ -17,29 +17,17 @@ import csv
 import json
 from pathlib import Path
 
-import torch
-
 from foundation import finetune, from_pretrained
 from foundation.files import replacing
 from foundation.model import UniversalModel
 from foundation.tuning.api import Tuned
 from foundation.tuning.charts import Curve
 from foundation.tuning.report import Report, write_report
+from foundation.tuning.start import untrained_like
 from foundation.tuning.tasks import fewshot_subsets, write_subsets
 
 CLASSES = ("vertebra L1", "vertebra L2", "vertebra L3", "left hip", "right hip")
 STARTS = ("pretrained", "scratch")
-
-
-def untrained(model: UniversalModel, seed: int) -> UniversalModel:
-    """A network of the same architecture, prompts and preprocessing with random weights."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        fresh = UniversalModel(model.config, model.prompt_embedding)
-    if model.head.standardise_text:  # measured on the prompts, not learnt
-        fresh.head.text_shift.copy_(model.head.text_shift)
-        fresh.head.text_scale.copy_(model.head.text_scale)
-    return fresh.eval()
 
 
 def subset(scans: Path, cases: list[str], folder: Path) -> Path:
@@ -56,7 +44,7 @@ def tune(start: str, model: UniversalModel, scans: Path, args: argparse.Namespac
     scratch = start == "scratch"
     options = {"protect": "mask", "backbone_rate": 1.0, "layer_decay": 1.0} if scratch else {}
     return finetune(
-        untrained(model, args.seed) if scratch else model,
+        untrained_like(model, args.seed) if scratch else model,
         scans,
         args.classes,
         output=args.output / f"{start}_{scans.name.rpartition('_')[2]}",

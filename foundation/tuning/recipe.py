@@ -50,9 +50,9 @@ def settings_of(
     The fields `data` and `classes`, where there are any, are positional; each other one is an
     option, `output` also -o. `--smoke` puts generated scans, one class of theirs and a temporary
     output folder in their place, and takes the values of `smoke`; what is given by an option counts
-    all the same. The scans are gone after the `with`, within which an error of ours ends the program
-    with what it says. doc: the recipe's docstring, shown by --help. given: the command line; the
-    program's own if not given.
+    all the same. The scans are gone after the `with`, within which an error of ours ends the
+    program with what it says. doc: the recipe's docstring, shown by --help. given: the command
+    line; the program's own if not given.
     """
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
