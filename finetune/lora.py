@@ -31,13 +31,14 @@ from foundation import NewClass, from_pretrained
 from foundation.adapters import add_adapter, save_adapter
 from foundation.inference import choose_device
 from foundation.memory import keep_freed_memory
+from foundation.precision import autocast
 from foundation.pretraining.mixture import Mixture, PatchGrid
 from foundation.pretraining.validation import mean_dice, validate
 from foundation.prompts import add_classes
 from foundation.tuning.api import specs_of
 from foundation.tuning.data import read_data
 from foundation.tuning.evaluation import evaluate
-from foundation.tuning.feeds import PatchFeed
+from foundation.tuning.feeds import PatchFeed, fast
 from foundation.tuning.objective import tuning_losses
 from foundation.tuning.recipe import settings_of, write_results
 from foundation.tuning.samples import FewScans
@@ -128,7 +129,8 @@ def learn(settings: Settings) -> None:
     )
 
     def validation() -> dict[str, float]:
-        totals = validate(model.eval(), data.validation, 0.25, data.names)
+        with autocast(device, fast(model, grid.size, device)):
+            totals = validate(model.eval(), data.validation, 0.25, data.names)
         model.train()
         return mean_dice(totals, model.classes)[0]
 

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from foundation.model import UniversalModel
+from foundation.precision import autocast
 from foundation.pretraining.depth import rate_factors
 from foundation.pretraining.losses import EXCLUSIVE
 from foundation.pretraining.mixture import Mixture, PatchGrid
 from foundation.pretraining.validation import mean_dice, validate
 from foundation.taxonomy import NAMES
 from foundation.tuning.data import TuningData
-from foundation.tuning.feeds import CachedFeed, Feed, PatchFeed, cache_patches, cache_windows
+from foundation.tuning.feeds import CachedFeed, Feed, PatchFeed, cache_patches, cache_windows, fast
 from foundation.tuning.methods import Method
 from foundation.tuning.objective import tuning_losses
 from foundation.tuning.samples import FewScans, pseudo_labels
@@ -187,7 +188,8 @@ def _patches(
 
     def check() -> dict[str, float]:
         model.eval()
-        totals = validate(model, data.validation, _VALIDATION_OVERLAP, tuple(new))
+        with autocast(device, fast(model, model.config.preprocessing.patch_size, device)):
+            totals = validate(model, data.validation, _VALIDATION_OVERLAP, tuple(new))
         model.train()
         return mean_dice(totals, model.classes)[0]
 
