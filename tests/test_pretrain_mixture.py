@@ -14,12 +14,16 @@ from foundation.preparation.store import Store
 from foundation.pretraining import mixture as mixing
 from foundation.pretraining.config import AugmentationConfig, CropConfig, ScansConfig
 from foundation.pretraining.mixture import (
+    ECHO_APART,
     BatchNumbers,
     Mixture,
+    NumberedSample,
     PatchGrid,
+    Phantoms,
     Rendered,
     batches,
     build_sources,
+    echoed,
     grid_of,
 )
 from foundation.pretraining.reading import load_config
@@ -287,3 +291,41 @@ def test_phantoms_are_made_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     for seed in range(6):
         source.draw(np.random.default_rng(seed), grid(16, 8.0, 500))
     assert sorted(made) == [4000, 4001]
+
+
+@pytest.mark.parametrize("echo", [1, 2, 3])
+def test_each_sample_is_given_so_often_and_never_soon_again(echo: int) -> None:
+    numbers = 5 * ECHO_APART * echo
+    drawn = [echoed(number, echo) for number in range(numbers)]
+    places: dict[int, list[int]] = {}
+    for number, sample in enumerate(drawn):
+        places.setdefault(sample, []).append(number)
+    assert sorted(places) == list(range(5 * ECHO_APART)), "none is left out"
+    assert all(np.diff(found).tolist() == [ECHO_APART] * (echo - 1) for found in places.values())
+
+
+def test_echoes_are_the_same_samples_and_are_drawn_once() -> None:
+    made: list[int] = []
+
+    class Counting(Mixture):
+        def sample(self, number: int, grid: PatchGrid) -> NumberedSample:
+            made.append(number)
+            return super().sample(number, grid)
+
+    mixture = Counting([Phantoms("phantoms", 1, 1, 3)], seed=5)
+    config = load_config(
+        {
+            "name": "echo",
+            "sources": [{"kind": "phantoms"}],
+            "stages": [{"steps": 3 * ECHO_APART, "patch_size": 8, "batch_size": 1}],
+            "loss": {"sample_voxels": 32},
+            "echo": 2,
+            "workers": 0,
+        }
+    )
+    images = [each["image"] for each in batches(mixture, config, NAMES, first_step=0)]
+    assert made == list(range(2 * ECHO_APART)), "the last block is heard once"
+    assert torch.equal(images[3], images[3 + ECHO_APART])
+    assert not torch.equal(images[3], images[4])
+    resumed = batches(mixture, config, NAMES, first_step=ECHO_APART + 3)
+    assert torch.equal(next(resumed)["image"], images[ECHO_APART + 3])

@@ -256,8 +256,10 @@ class RunConfig:
 
     store: folder made by `universal-ct prepare`. ema: decay of the running average that is
     published as the weights; null publishes the last ones. weights_dtype: of the saved models.
-    save_every: steps between checkpoints. workers: processes that make patches, for each process
-    that trains. initialise_from: a saved folder, or a name on the hub, of the same architecture.
+    echo: how often each patch is used; more than once where making patches takes longer than
+    learning from them. save_every: steps between checkpoints. workers: processes that make patches,
+    for each process that trains. initialise_from: a saved folder, or a name on the hub, of the same
+    architecture.
     """
 
     name: str
@@ -276,6 +278,7 @@ class RunConfig:
     channels_last: bool = False
     checkpoint_activations: bool = False
     compile: bool = False
+    echo: int = 1
     save_every: int = 500
     workers: int = 2
     store: str | None = None
@@ -288,6 +291,7 @@ class RunConfig:
         _require(min(weights) >= 0 and sum(weights) > 0, f"weights of sources are {weights}.")
         _require(self.seed >= 0, f"seed is {self.seed}; it must be 0 or more.")
         _require(self.ema is None or 0 <= self.ema < 1, f"ema is {self.ema}; not in [0, 1).")
+        _require(self.echo > 0, f"echo is {self.echo}; a patch is used once or more.")
         _require(self.save_every > 0, f"save_every is {self.save_every}; it must be 1 or more.")
         rendered = any(not isinstance(source, ScansConfig) for source in self.sources)
         cubic = all(len(set(stage.patch_size)) == 1 for stage in self.stages)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from foundation.preparation.store import Store
 
 _PREFETCHED = 4  # batches that each worker keeps ready
+ECHO_APART = 64  # samples between one and its echo; each worker keeps its share of them in memory
 
 
 @dataclass(frozen=True)
@@ -203,11 +204,31 @@ def fingerprint(store: Store | None, mixture: Mixture) -> str:
 
 
 class _Numbered(Dataset[NumberedSample]):
-    def __init__(self, mixture: Mixture, grid: PatchGrid) -> None:
-        self.mixture, self.grid = mixture, grid
+    """Samples by number; with echoes, the same one under several numbers."""
+
+    def __init__(self, mixture: Mixture, grid: PatchGrid, echo: int = 1) -> None:
+        self.mixture, self.grid, self.echo = mixture, grid, echo
+        self._kept: dict[int, NumberedSample] = {}
 
     def __getitem__(self, number: int) -> NumberedSample:
-        return self.mixture.sample(number, self.grid)
+        if self.echo == 1:
+            return self.mixture.sample(number, self.grid)
+        drawn = echoed(number, self.echo)
+        if drawn not in self._kept:
+            if self._kept and drawn // ECHO_APART != next(iter(self._kept)) // ECHO_APART:
+                self._kept.clear()  # of the block before: it does not come again
+            self._kept[drawn] = self.mixture.sample(drawn, self.grid)
+        return self._kept[drawn]
+
+
+def echoed(number: int, echo: int) -> int:
+    """Which sample is given under a number: blocks of ECHO_APART samples, each `echo` times over.
+
+    It depends on nothing else, so that a resumed run sees what the unbroken one saw. Reference:
+    data echoing, Choi et al., 2019 (arXiv 1907.05550).
+    """
+    block, place = divmod(number, ECHO_APART * echo)
+    return block * ECHO_APART + place % ECHO_APART
 
 
 class BatchNumbers(Sampler[list[int]]):
@@ -267,7 +288,8 @@ def batches(
             processes,
         )
         if len(numbers):
-            yield from _loader(_Numbered(mixture, grid_of(config, stage, classes)), numbers, config)
+            samples = _Numbered(mixture, grid_of(config, stage, classes), config.echo)
+            yield from _loader(samples, numbers, config)
         first_number += stage.steps * stage.accumulation * a_batch
         stage_start += stage.steps
 
