@@ -108,10 +108,9 @@ def _with_background(logits: Tensor) -> Tensor:
 
 def _dice(probabilities: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """1 - Dice, smoothed by one voxel, averaged over the classes that are present."""
-    probabilities = probabilities * weight
     truth = target * weight
-    overlap = (probabilities * truth).sum(1)
-    total = probabilities.sum(1) + truth.sum(1)
+    overlap = (probabilities * truth).sum(1)  # each voxel counts by its weight, once
+    total = (probabilities * weight).sum(1) + truth.sum(1)
     present = truth.sum(1) > 0
     if not present.any():
         return probabilities.sum() * 0.0
