@@ -59,16 +59,16 @@ class Settings:
     device: str = "auto"
     seed: int = 1
     validation: float = 0.2
-    width: int = 16
-    windows: int = 40
+    width: int = 24
+    windows: int = 48
     voxels: int = 32768
-    steps: int = 400
-    validate_every: int = 40
+    steps: int = 360
+    validate_every: int = 60
     patience: int = 3
-    learning_rate: float = 3e-3
+    learning_rate: float = 5e-3
     weight_decay: float = 1e-5
     warm_up: int = 10
-    balance: float = 0.3
+    balance: float = 0.5
 
 
 def main(given: Sequence[str] | None = None) -> None:

@@ -93,6 +93,7 @@ class Branch(nn.Module):
         self.spec = spec
         self.head: TextDrivenHead | None = None
         self.side: SideDecoder | None = None
+        self.plain: nn.Conv3d | None = None
         if spec.kind != "prompt":
             self.head = TextDrivenHead(
                 backbone.channels[-1],
@@ -100,17 +101,33 @@ class Branch(nn.Module):
                 config.text.dim,
                 config.standardise_text,
             )
+            # Prompts of neighbours, L1 and L2, left and right, are all but the same vector, and
+            # the head needs long to tell them apart; a plain classifier beside it does so at once.
+            self.plain = nn.Conv3d(backbone.full_channels, len(spec.classes), 1)
+            for tensor in self.plain.parameters():
+                nn.init.zeros_(tensor)
         if spec.kind == "side":
             self.side = SideDecoder(backbone, spec.width)
 
     def forward(
-        self, head: TextDrivenHead, full: Tensor, pyramid: Sequence[Tensor], embedding: Tensor
+        self,
+        head: TextDrivenHead,
+        full: Tensor,
+        pyramid: Sequence[Tensor],
+        embedding: Tensor,
+        rows: Sequence[int] | None = None,
     ) -> Tensor:
-        """full (B, C, X, Y, Z), pyramid, embedding (k, D) → logits (B, k, X, Y, Z)."""
+        """full (B, C, X, Y, Z), pyramid, embedding (k, D) → logits (B, k, X, Y, Z).
+
+        rows: which of the branch's classes the embeddings are of; all if not given.
+        """
         reader = self.head or head
-        generated = reader.generate(pyramid[-1], embedding)
-        logits: Tensor = reader(self._full(full, pyramid), generated)
-        return logits
+        normalised = reader.normalise(self._full(full, pyramid))
+        logits: Tensor = reader.read(normalised, reader.generate(pyramid[-1], embedding))
+        if self.plain is None:
+            return logits
+        plain: Tensor = self.plain(normalised)
+        return logits + (plain if rows is None else plain[:, list(rows)])
 
     def logits_at(
         self,
@@ -122,9 +139,12 @@ class Branch(nn.Module):
     ) -> Tensor:
         """As `forward`, at flat voxel indices (B, M) only: logits (B, k, M)."""
         reader = self.head or head
-        generated = reader.generate(pyramid[-1], embedding)
         sampled = reader.sample(self._full(full, pyramid), voxels)
-        return reader.logits_at(sampled, generated)
+        logits = reader.logits_at(sampled, reader.generate(pyramid[-1], embedding))
+        if self.plain is None:
+            return logits
+        plain: Tensor = self.plain(sampled[..., None, None]).flatten(2)
+        return logits + plain
 
     def _full(self, full: Tensor, pyramid: Sequence[Tensor]) -> Tensor:
         return full if self.side is None else full + self.side(pyramid)
@@ -169,7 +189,8 @@ def read_out(
         mine = [channel for channel in wanted if channel in channels_of]
         if mine:
             branch = network.branches[index]
-            parts.append(branch(network.head, full, pyramid, embedding[mine]))
+            own_rows = [channel - channels_of.start for channel in mine]
+            parts.append(branch(network.head, full, pyramid, embedding[mine], own_rows))
             order += mine
     logits = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
     return logits if order == wanted else logits[:, [order.index(channel) for channel in wanted]]

@@ -79,10 +79,15 @@ class TextDrivenHead(nn.Module):
         generated: Tensor = self.controller(pair)
         return generated
 
+    def normalise(self, full: Tensor) -> Tensor:
+        """Features as the classifiers read them; full and result (B, C, X, Y, Z)."""
+        # Group normalisation of channels-last memory is ten times as slow on a CPU.
+        normalised: Tensor = self.feature_projection[:2](full.contiguous())
+        return normalised
+
     def sample(self, full: Tensor, voxels: Tensor) -> Tensor:
         """Normalised features (B, C, M) of the chosen voxels, flat indices (B, M)."""
-        # Group normalisation of channels-last memory is ten times as slow on a CPU.
-        normalised: Tensor = self.feature_projection[:2](full.contiguous()).flatten(2)
+        normalised = self.normalise(full).flatten(2)
         return normalised.gather(2, voxels[:, None].expand(-1, normalised.shape[1], -1))
 
     def logits_at(self, sampled: Tensor, generated: Tensor) -> Tensor:
@@ -95,10 +100,19 @@ class TextDrivenHead(nn.Module):
     ) -> Tensor:
         """full (B, C, X, Y, Z) feature and generated (B, K, 153) → logits (B, K, X, Y, Z).
 
+        chunk_voxels: as of `read`.
+        """
+        return self.read(self.normalise(full), generated, chunk_voxels)
+
+    def read(
+        self, normalised: Tensor, generated: Tensor, chunk_voxels: int | None = CHUNK_VOXELS
+    ) -> Tensor:
+        """Logits (B, K, X, Y, Z) from normalised features (B, C, X, Y, Z); see `forward`.
+
         Without gradients the voxels go through in chunks, so that the memory needed beside the
         logits does not grow with the volume; `chunk_voxels=None` does them at once.
         """
-        projected = self.feature_projection(full).flatten(2)  # (B, 8, N)
+        projected = self.feature_projection[2](normalised).flatten(2)  # (B, 8, N)
         batch, _, voxels = projected.shape
         classes = generated.shape[1]
         if torch.is_grad_enabled() or chunk_voxels is None:
@@ -108,7 +122,7 @@ class TextDrivenHead(nn.Module):
             for start in range(0, voxels, chunk_voxels):
                 part = slice(start, start + chunk_voxels)
                 logits[..., part] = _apply(projected[..., part], generated)
-        return logits.view(batch, classes, *full.shape[2:])
+        return logits.view(batch, classes, *normalised.shape[2:])
 
 
 def _apply(projected: Tensor, generated: Tensor) -> Tensor:

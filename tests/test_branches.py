@@ -171,3 +171,22 @@ def test_the_embedded_weights_know_what_is_near_in_text() -> None:
     assert near["left kidney"][0].cosine == pytest.approx(1, abs=1e-3)
     assert "much as kidney_left is" in zero_shot_note("artery", near["left renal artery"])
     assert "none is near" in zero_shot_note("L1", near["vertebra L1"])
+
+
+@pytest.mark.parametrize("kind", ["head", "side"])
+def test_the_plain_classifier_of_a_class_is_its_own(kind: str) -> None:
+    """Trained apart for each class, and read by the class's place in the branch."""
+    model = tiny_model()
+    grow(model, kind, "clip", "stent", "port")
+    image = torch.rand(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before = model(image)
+        model.get_parameter("branches.0.plain.bias").copy_(torch.tensor([1.0, 2.0, 3.0]))
+        after = model(image)
+        some = model(image, [0, 5, 3])
+        at, _ = model.logits_at(image, torch.arange(16**3)[None])
+    assert torch.equal(after[:, :3], before[:, :3]), "the old classes have nothing of it"
+    added = (after - before)[0, 3:].mean((1, 2, 3))
+    torch.testing.assert_close(added, torch.tensor([1.0, 2.0, 3.0]))
+    torch.testing.assert_close(some, after[:, [0, 5, 3]])
+    torch.testing.assert_close(at, after.flatten(2))

@@ -70,10 +70,25 @@ class Method:
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method("head", "side", True, "branch", learning_rate=3e-3, validate_every=40),
+        Method(
+            *("head", "side", True, "branch"),
+            width=24,
+            learning_rate=5e-3,
+            balance=0.5,
+            windows=48,
+            steps=360,
+            validate_every=60,
+        ),
         Method("lora", "head", True, "adapter", learning_rate=2e-3),
-        Method("full", "head", True, "all", backbone_rate=0.3, layer_decay=0.8),
-        Method("continual", "head", False, "all", "mask", pseudo_labels=True, backbone_rate=0.3),
+        Method(
+            *("full", "head", True, "all"), learning_rate=3e-3, backbone_rate=0.1, layer_decay=0.8
+        ),
+        Method(
+            *("continual", "head", False, "all", "mask"),
+            pseudo_labels=True,
+            learning_rate=3e-3,
+            backbone_rate=0.1,
+        ),
     )
 }
 
