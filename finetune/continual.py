@@ -63,17 +63,17 @@ class Settings:
     device: str = "auto"
     seed: int = 1
     validation: float = 0.2
-    backbone_rate: float = 0.1
+    backbone_rate: float = 0.03
     batch_size: int = 1
     patch: int = 0
     voxels: int = 32768
     steps: int = 400
     validate_every: int = 50
     patience: int = 3
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-2
     weight_decay: float = 1e-5
     warm_up: int = 10
-    balance: float = 0.3
+    balance: float = 0.5
 
 
 def main(given: Sequence[str] | None = None) -> None:

@@ -63,7 +63,7 @@ class Settings:
     device: str = "auto"
     seed: int = 1
     validation: float = 0.2
-    backbone_rate: float = 0.1
+    backbone_rate: float = 0.03
     layer_decay: float = 0.8
     distil: float = 1.0
     batch_size: int = 1
@@ -72,10 +72,10 @@ class Settings:
     steps: int = 400
     validate_every: int = 50
     patience: int = 3
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-2
     weight_decay: float = 1e-5
     warm_up: int = 10
-    balance: float = 0.3
+    balance: float = 0.5
 
 
 def main(given: Sequence[str] | None = None) -> None:

@@ -71,10 +71,10 @@ class Settings:
     steps: int = 400
     validate_every: int = 50
     patience: int = 3
-    learning_rate: float = 2e-3
+    learning_rate: float = 5e-3
     weight_decay: float = 1e-5
     warm_up: int = 10
-    balance: float = 0.3
+    balance: float = 0.5
 
 
 def main(given: Sequence[str] | None = None) -> None:

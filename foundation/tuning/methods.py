@@ -79,15 +79,20 @@ METHODS: dict[str, Method] = {
             steps=360,
             validate_every=60,
         ),
-        Method("lora", "head", True, "adapter", learning_rate=2e-3),
+        Method("lora", "head", True, "adapter", learning_rate=5e-3, balance=0.5),
         Method(
-            *("full", "head", True, "all"), learning_rate=3e-3, backbone_rate=0.1, layer_decay=0.8
+            *("full", "head", True, "all"),
+            learning_rate=1e-2,
+            backbone_rate=0.03,
+            layer_decay=0.8,
+            balance=0.5,
         ),
         Method(
             *("continual", "head", False, "all", "mask"),
             pseudo_labels=True,
-            learning_rate=3e-3,
-            backbone_rate=0.1,
+            learning_rate=1e-2,
+            backbone_rate=0.03,
+            balance=0.5,
         ),
     )
 }
