@@ -28,6 +28,7 @@ from foundation.tuning.tasks import fewshot_subsets, write_subsets
 
 CLASSES = ("vertebra L1", "vertebra L2", "vertebra L3", "left hip", "right hip")
 STARTS = ("pretrained", "scratch")
+SCRATCH_RATE = 3e-3  # as the coarse stage of the pretraining has it
 
 
 def subset(scans: Path, cases: list[str], folder: Path) -> Path:
@@ -42,7 +43,8 @@ def subset(scans: Path, cases: list[str], folder: Path) -> Path:
 def tune(start: str, model: UniversalModel, scans: Path, args: argparse.Namespace) -> Tuned:
     """One run; scratch learns everything at the full rate and has nothing to keep."""
     scratch = start == "scratch"
-    options = {"protect": "mask", "backbone_rate": 1.0, "layer_decay": 1.0} if scratch else {}
+    own = {"protect": "mask", "learning_rate": SCRATCH_RATE, "backbone_rate": 1.0}
+    options = {**own, "layer_decay": 1.0} if scratch else {}
     return finetune(
         untrained_like(model, args.seed) if scratch else model,
         scans,

@@ -2,8 +2,9 @@
 
     python finetune/full.py DATA "vertebra L1" "vertebra L2" -o runs/lumbar [--test DIR]
 
-The new classes get a head of their own, which learns at the full rate; backbone and old head learn
-at 0.3 of it, and each stage of the backbone at 0.8 of the stage above. Nothing but the old model
+The new classes get a small decoder and a head of their own, as by head.py, which learn at the full
+rate; backbone and old head learn at 0.02 of it, and each stage of the backbone at 0.8 of the stage
+above: faster, and the old classes are lost. Nothing but the old model
 keeps the old classes: where the scans do not label them, its probabilities are their target.
 Without it (`--distil 0`) they are not looked at at all, and drift.
 
@@ -48,8 +49,8 @@ from foundation.tuning.setup import exclusive_of
 class Settings:
     """What can be set: each field is an option of the command line, or its operand.
 
-    backbone_rate: share of the rate, for what was trained before; layer_decay: of that, for each
-    stage of the backbone. distil: weight of what the old model says, 0 for nothing. voxels: of a
+    width: channels of the small decoder. backbone_rate: share of the rate, for what was trained
+    before; layer_decay: of that, for each stage of the backbone. distil: weight of what the old model says, 0 for nothing. voxels: of a
     patch, that the loss looks at. balance: how far the loss raises small classes, see
     `scan_losses`. patience: validations without a gain, after which it ends. validation: share of
     the scans, where DATA does not say which. test: scans that are only measured.
@@ -63,7 +64,8 @@ class Settings:
     device: str = "auto"
     seed: int = 1
     validation: float = 0.2
-    backbone_rate: float = 0.03
+    width: int = 24
+    backbone_rate: float = 0.02
     layer_decay: float = 0.8
     distil: float = 1.0
     batch_size: int = 1
@@ -72,7 +74,7 @@ class Settings:
     steps: int = 400
     validate_every: int = 50
     patience: int = 3
-    learning_rate: float = 1e-2
+    learning_rate: float = 5e-3
     weight_decay: float = 1e-5
     warm_up: int = 10
     balance: float = 0.5
@@ -108,7 +110,7 @@ def learn(settings: Settings) -> None:
     # 2. The model with the new classes, untrained, and what is to be expected of them.
     model = copy.deepcopy(base)
     torch.manual_seed(settings.seed)
-    expected = add_classes(model, specs_of(base, wanted), kind="head")
+    expected = add_classes(model, specs_of(base, wanted), kind="side", width=settings.width)
     print(*expected, sep="\n", file=sys.stderr)
     measured, compared = data.test or data.validation, (*data.names, *base.classes)
     masks, model = settings.output / "masks", model.to(device)

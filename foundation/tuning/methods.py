@@ -2,7 +2,7 @@
 
 head       the network stays; what the new classes have of their own is trained, on cached features
 lora       low-rank adapters in the network, and heads of the new classes: one small file
-full       everything, the first stages of the backbone more slowly
+full       everything: what `head` trains, and the network more slowly, its first stages most
 continual  everything, with a head for each new class; the old model's masks label the old classes.
            Reference: Zhang et al., MICCAI 2023 (arXiv 2306.00988). Deviation: the old classes keep
            their common head
@@ -81,9 +81,10 @@ METHODS: dict[str, Method] = {
         ),
         Method("lora", "head", True, "adapter", learning_rate=5e-3, balance=0.5),
         Method(
-            *("full", "head", True, "all"),
-            learning_rate=1e-2,
-            backbone_rate=0.03,
+            *("full", "side", True, "all"),
+            width=24,
+            learning_rate=5e-3,
+            backbone_rate=0.02,  # at 0.1 the old classes lost 0.02 within 200 steps
             layer_decay=0.8,
             balance=0.5,
         ),
