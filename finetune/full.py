@@ -50,10 +50,11 @@ class Settings:
     """What can be set: each field is an option of the command line, or its operand.
 
     width: channels of the small decoder. backbone_rate: share of the rate, for what was trained
-    before; layer_decay: of that, for each stage of the backbone. distil: weight of what the old model says, 0 for nothing. voxels: of a
-    patch, that the loss looks at. balance: how far the loss raises small classes, see
-    `scan_losses`. patience: validations without a gain, after which it ends. validation: share of
-    the scans, where DATA does not say which. test: scans that are only measured.
+    before; layer_decay: of that, for each stage of the backbone. distil: weight of what the old
+    model says, 0 for nothing. voxels: of a patch, that the loss looks at. balance: how far the loss
+    raises small classes, see `scan_losses`. patience: validations without a gain, after which it
+    ends. validation: share of the scans, where DATA does not say which. test: scans that are only
+    measured.
     """
 
     data: Path
