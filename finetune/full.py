@@ -3,7 +3,7 @@
     python finetune/full.py DATA "vertebra L1" "vertebra L2" -o runs/lumbar [--test DIR]
 
 The new classes get a small decoder and a head of their own, as by head.py, which learn at the full
-rate; backbone and old head learn at 0.02 of it, and each stage of the backbone at 0.8 of the stage
+rate; backbone and old head learn at 0.01 of it, and each stage of the backbone at 0.8 of the stage
 above: faster, and the old classes are lost. Nothing but the old model
 keeps the old classes: where the scans do not label them, its probabilities are their target.
 Without it (`--distil 0`) they are not looked at at all, and drift.
@@ -66,7 +66,7 @@ class Settings:
     seed: int = 1
     validation: float = 0.2
     width: int = 24
-    backbone_rate: float = 0.02
+    backbone_rate: float = 0.01
     layer_decay: float = 0.8
     distil: float = 1.0
     batch_size: int = 1
