@@ -5,7 +5,8 @@
 Each convolution gets a second one beside it, of a rank of 2: a few hundred kB for all. It is saved
 apart from the weights, as an adapter, which `load_adapter` puts on and `set_adapter(model, None)`
 takes off again: then the model is the old one, bit for bit. While it is on, the old classes are
-read from changed features; the old model teaches those that the scans do not label.
+read from changed features; the old model teaches those that the scans do not label, and the changes
+learn at 0.05 of the rate of the new head.
 Reference: Hu et al., ICLR 2022 (arXiv 2106.09685).
 
 DATA: see `universal-ct add-class --help`, which does the same and goes on after an interruption.
@@ -49,7 +50,8 @@ from foundation.tuning.setup import exclusive_of
 class Settings:
     """What can be set: each field is an option of the command line, or its operand.
 
-    rank: of the changes. distil: weight of what the old model says, 0 for nothing. voxels: of a
+    rank: of the changes. backbone_rate: share of the rate, for changes of what was trained before.
+    distil: weight of what the old model says, 0 for nothing. voxels: of a
     patch, that the loss looks at. balance: how far the loss raises small classes, see
     `scan_losses`. patience: validations without a gain, after which it ends. validation: share of
     the scans, where DATA does not say which. test: scans that are only measured.
@@ -71,7 +73,8 @@ class Settings:
     steps: int = 400
     validate_every: int = 50
     patience: int = 3
-    learning_rate: float = 5e-3
+    learning_rate: float = 1e-2
+    backbone_rate: float = 0.05
     weight_decay: float = 1e-5
     warm_up: int = 10
     balance: float = 0.5
@@ -136,7 +139,13 @@ def learn(settings: Settings) -> None:
 
     # 5. Both learn. An organ excludes another one: a voxel has at most one.
     exclusive = exclusive_of(model.classes, data.names, model).to(device)
-    optimizer = torch.optim.AdamW(trained, weight_decay=settings.weight_decay)
+    rates = {True: settings.learning_rate, False: settings.learning_rate * settings.backbone_rate}
+    groups = [
+        {"params": [tensor], "full_lr": rates[name.startswith("branches.")]}
+        for name, tensor in model.named_parameters()
+        if tensor.requires_grad
+    ]
+    optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
     curve: list[tuple[int, float]] = []
     best, best_step, state = -1.0, 0, {}
     for step in trange(settings.steps + 1, desc="lora", unit="step"):
@@ -151,7 +160,7 @@ def learn(settings: Settings) -> None:
         rise = min(1.0, (step + 1) / max(1, settings.warm_up))
         share = rise * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / settings.steps)))
         for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * share
+            group["lr"] = group["full_lr"] * share
         balance = settings.balance * share
         terms = tuning_losses(feed(step), balance, exclusive=exclusive, distil=settings.distil)
         optimizer.zero_grad()

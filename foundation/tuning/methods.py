@@ -79,7 +79,9 @@ METHODS: dict[str, Method] = {
             steps=360,
             validate_every=60,
         ),
-        Method("lora", "head", True, "adapter", learning_rate=5e-3, balance=0.5),
+        Method(
+            *("lora", "head", True, "adapter"), learning_rate=1e-2, backbone_rate=0.05, balance=0.5
+        ),
         Method(
             *("full", "side", True, "all"),
             width=24,
@@ -92,7 +94,7 @@ METHODS: dict[str, Method] = {
             *("continual", "head", False, "all", "mask"),
             pseudo_labels=True,
             learning_rate=1e-2,
-            backbone_rate=0.03,
+            backbone_rate=0.1,
             balance=0.5,
         ),
     )

@@ -85,6 +85,7 @@ def trained_parameters(model: UniversalModel, method: Method) -> Parameters:
         if method.trains == "adapter":
             if not tensor.requires_grad:  # `add_adapter` has chosen
                 continue
+            rate *= 1.0 if is_new else method.backbone_rate
         elif not is_new and method.trains == "branch":
             continue
         elif name.startswith("backbone."):
