@@ -4,7 +4,7 @@
 
 The old model segments the training scans once. Its masks, cleaned up, are labels of the old classes
 where the scans have none, so that every class is trained on every scan. Each new class has a head
-of its own; backbone and old head learn at 0.1 of the rate of the new heads.
+of its own; backbone and old head learn at 0.03 of the rate of the new heads.
 Reference: Zhang et al., MICCAI 2023 (arXiv 2306.00988). Deviation: the old classes keep their
 common head.
 
@@ -63,7 +63,7 @@ class Settings:
     device: str = "auto"
     seed: int = 1
     validation: float = 0.2
-    backbone_rate: float = 0.1
+    backbone_rate: float = 0.03
     batch_size: int = 1
     patch: int = 0
     voxels: int = 32768

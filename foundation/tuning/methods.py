@@ -94,7 +94,7 @@ METHODS: dict[str, Method] = {
             *("continual", "head", False, "all", "mask"),
             pseudo_labels=True,
             learning_rate=1e-2,
-            backbone_rate=0.1,
+            backbone_rate=0.03,  # at 0.1 the old classes lost 0.03 in 200 steps
             balance=0.5,
         ),
     )
