@@ -1,12 +1,15 @@
 """Fine-tuning from pretrained weights against the same network from scratch, by number of scans.
 
-    python benchmarks/fewshot.py SCANS --test TEST -o OUT [--shots 1 2 5] [--steps 400]
-        [-m universal-ct] [--classes "vertebra L1" "left hip" …]
+    python benchmarks/fewshot.py SCANS --test TEST -o OUT [--shots 1 2 5] [--steps 160]
+        [--probe 240] [-m universal-ct] [--classes "vertebra L1" "left hip" …]
 
 SCANS and TEST hold a folder per case, as `universal-ct add-class` reads them (`finetune/
 synthesise.py` makes such scans from label maps). The subsets are nested: each holds the smaller
-ones. Both runs have the method, the steps and the seed in common; scratch has no old classes to
-keep, and trains all of the network at the full rate. OUT receives a folder per run, fewshot.csv,
+ones; all of their scans are trained on, and the best step is chosen on them. Both runs have the
+network, the steps and the seed in common. The pretrained one takes `--probe` steps on cached
+features and STEPS in the whole network, as `full` does; scratch, whose features show nothing to
+probe, takes as many in all through the network, at the full rate, with no old classes to keep. So
+scratch computes for longer. OUT receives a folder per run, fewshot.csv,
 and report.html with the curve. Started again it goes on where it stopped.
 """
 
@@ -43,8 +46,9 @@ def subset(scans: Path, cases: list[str], folder: Path) -> Path:
 def tune(start: str, model: UniversalModel, scans: Path, args: argparse.Namespace) -> Tuned:
     """One run; scratch learns everything at the full rate and has nothing to keep."""
     scratch = start == "scratch"
-    own = {"protect": "mask", "learning_rate": SCRATCH_RATE, "backbone_rate": 1.0}
-    options = {**own, "layer_decay": 1.0} if scratch else {}
+    own = {"protect": "mask", "learning_rate": SCRATCH_RATE, "backbone_rate": 1.0, "probe": 0}
+    options = {**own, "layer_decay": 1.0} if scratch else {"probe": args.probe}
+    steps = args.steps + (args.probe if scratch else 0)
     return finetune(
         untrained_like(model, args.seed) if scratch else model,
         scans,
@@ -53,7 +57,9 @@ def tune(start: str, model: UniversalModel, scans: Path, args: argparse.Namespac
         method="full",
         test=args.test,
         seed=args.seed,
-        steps=args.steps,
+        validation=0,
+        steps=steps,
+        validate_every=steps // 2,
         patience=10**6,  # both take all their steps
         **options,
     )
@@ -69,7 +75,8 @@ def main() -> None:
     add("-m", "--model", default="universal-ct")
     add("--classes", nargs="+", default=list(CLASSES))
     add("--shots", nargs="+", type=int, default=[1, 2, 5])
-    add("--steps", type=int, default=400)
+    add("--steps", type=int, default=160)
+    add("--probe", type=int, default=240)
     add("--seed", type=int, default=1)
     args = parser.parse_args()
 
@@ -99,7 +106,11 @@ def main() -> None:
     )
     report = Report(
         title="Pretrained against scratch, by number of training scans",
-        lineage={"model": args.model, "steps": str(args.steps), "seed": str(args.seed)},
+        lineage={
+            "model": args.model,
+            "steps": f"{args.probe} + {args.steps}",
+            "seed": str(args.seed),
+        },
         new=last.new,
         old=last.old,
         before=last.before,

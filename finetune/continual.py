@@ -3,8 +3,9 @@
     python finetune/continual.py DATA "vertebra L1" "vertebra L2" -o runs/lumbar [--test DIR]
 
 The old model segments the training scans once. Its masks, cleaned up, are labels of the old classes
-where the scans have none, so that every class is trained on every scan. Each new class has a head
-of its own; backbone and old head learn at 0.03 of the rate of the new heads.
+where the scans have none, so that every class is trained on every scan. The new classes have a
+small decoder, and each a head that its prompt generates and a classifier; they learn alone first,
+as by head.py. Then everything learns, backbone and old head at 0.025 of the rate.
 Reference: Zhang et al., MICCAI 2023 (arXiv 2306.00988). Deviation: the old classes keep their
 common head.
 
@@ -41,14 +42,15 @@ from foundation.tuning.feeds import PatchFeed, fast
 from foundation.tuning.objective import tuning_losses
 from foundation.tuning.recipe import settings_of, write_results
 from foundation.tuning.samples import FewScans, pseudo_labels
-from foundation.tuning.setup import exclusive_of
+from foundation.tuning.setup import exclusive_of, probe
 
 
 @dataclass(frozen=True)
 class Settings:
     """What can be set: each field is an option of the command line, or its operand.
 
-    backbone_rate: share of the rate, for what was trained before. patch: voxels along each axis, 0
+    width: channels of the small decoder. probe: steps in which it learns alone. backbone_rate:
+    share of the rate, for what was trained before. patch: voxels along each axis, 0
     for the model's own. voxels: of a patch, that the loss looks at. balance: how far the loss
     raises small classes, see `scan_losses`. patience: validations without a gain, after which it
     ends. validation: share of the scans, where DATA does not say which. test: scans that are only
@@ -63,14 +65,16 @@ class Settings:
     device: str = "auto"
     seed: int = 1
     validation: float = 0.2
-    backbone_rate: float = 0.03
+    width: int = 24
+    probe: int = 240
+    backbone_rate: float = 0.025
     batch_size: int = 1
     patch: int = 0
     voxels: int = 32768
     steps: int = 400
     validate_every: int = 50
     patience: int = 3
-    learning_rate: float = 1e-2
+    learning_rate: float = 2e-3
     weight_decay: float = 1e-5
     warm_up: int = 10
     balance: float = 0.5
@@ -78,7 +82,7 @@ class Settings:
 
 def main(given: Sequence[str] | None = None) -> None:
     """Read the command line, learn."""
-    smoke = {"steps": 2, "validate_every": 2, "patch": 64, "voxels": 4096}
+    smoke = {"steps": 2, "probe": 2, "validate_every": 2, "patch": 64, "voxels": 4096}
     with settings_of(Settings, __doc__, given, smoke=smoke) as settings:
         learn(settings)
 
@@ -103,17 +107,26 @@ def learn(settings: Settings) -> None:
         workers=1,
     )
 
-    # 2. The model with the new classes, each with a head of its own; what is to be expected.
-    model, expected = copy.deepcopy(base), []
+    # 2. The model with the new classes, untrained, and what is to be expected of them.
+    model = copy.deepcopy(base)
     torch.manual_seed(settings.seed)
-    for spec in specs_of(base, wanted):
-        expected += add_classes(model, [spec], kind="head")
+    expected = add_classes(model, specs_of(base, wanted), kind="side", width=settings.width)
     print(*expected, sep="\n", file=sys.stderr)
     measured, compared = data.test or data.validation, (*data.names, *base.classes)
     masks, model = settings.output / "masks", model.to(device)
     before = evaluate(model, measured, compared, masks=masks / "before", keep=base.classes)
 
-    # 3. The old model's masks label the old classes; then patches, turned and stretched.
+    # 3. The new parts alone first, on cached features, as in head.py: where the network followed
+    # heads that know nothing yet, it forgot before they had learnt.
+    probe(
+        *(model, base, data, settings.probe, settings.output / "tuning"),
+        voxels=settings.voxels,
+        balance=settings.balance,
+        seed=settings.seed,
+        device=device,
+    )
+
+    # 4. The old model's masks label the old classes; then patches, turned and stretched.
     pre = model.config.preprocessing
     size = (settings.patch,) * 3 if settings.patch else pre.patch_size
     grid = PatchGrid(size, pre.spacing_mm[0], pre.hu_windows, settings.voxels, model.classes)
@@ -129,7 +142,7 @@ def learn(settings: Settings) -> None:
         model.train()
         return mean_dice(totals, model.classes)[0]
 
-    # 4. All of it learns. An organ excludes another one: a voxel has at most one.
+    # 5. All of it learns. An organ excludes another one: a voxel has at most one.
     exclusive = exclusive_of(model.classes, data.names, model).to(device)
     groups = []
     for name, parameter in model.named_parameters():
@@ -159,7 +172,7 @@ def learn(settings: Settings) -> None:
         optimizer.step()
     model.load_state_dict(state)
 
-    # 5. What it learnt, and what it forgot.
+    # 6. What it learnt, and what it forgot.
     after = evaluate(model.eval(), measured, compared, masks=masks / "after", keep=compared)
     model.config = replace(model.config, name=settings.output.name)
     save_pretrained(model, settings.output / "model", dtype=torch.float16)

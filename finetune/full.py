@@ -2,11 +2,11 @@
 
     python finetune/full.py DATA "vertebra L1" "vertebra L2" -o runs/lumbar [--test DIR]
 
-The new classes get a small decoder and a head of their own, as by head.py, which learn at the full
-rate; backbone and old head learn at 0.01 of it, and each stage of the backbone at 0.8 of the stage
-above: faster, and the old classes are lost. Nothing but the old model
-keeps the old classes: where the scans do not label them, its probabilities are their target.
-Without it (`--distil 0`) they are not looked at at all, and drift.
+The new classes get a small decoder and a head of their own and learn alone first, as by head.py.
+Then everything learns: backbone and old head at 0.025 of the rate, each stage of the backbone at
+0.8 of the stage above. Nothing but the old model keeps the old classes: where the scans do not
+label them, its probabilities are their target. Without it (`--distil 0`) they are not looked at
+at all, and drift. Reference: Kumar et al., ICLR 2022 (arXiv 2202.10054).
 
 DATA: see `universal-ct add-class --help`, which does the same and goes on after an interruption.
 Where the files call a class otherwise, or it is to have a sentence of its own, edit `NewClass(…)`.
@@ -42,19 +42,19 @@ from foundation.tuning.feeds import PatchFeed, fast
 from foundation.tuning.objective import tuning_losses
 from foundation.tuning.recipe import settings_of, write_results
 from foundation.tuning.samples import FewScans
-from foundation.tuning.setup import exclusive_of
+from foundation.tuning.setup import exclusive_of, probe
 
 
 @dataclass(frozen=True)
 class Settings:
     """What can be set: each field is an option of the command line, or its operand.
 
-    width: channels of the small decoder. backbone_rate: share of the rate, for what was trained
-    before; layer_decay: of that, for each stage of the backbone. distil: weight of what the old
-    model says, 0 for nothing. voxels: of a patch, that the loss looks at. balance: how far the loss
-    raises small classes, see `scan_losses`. patience: validations without a gain, after which it
-    ends. validation: share of the scans, where DATA does not say which. test: scans that are only
-    measured.
+    width: channels of the small decoder. probe: steps in which it learns alone. backbone_rate:
+    share of the rate, for what was trained before; layer_decay: of that, for each stage of the
+    backbone. distil: weight of what the old model says, 0 for nothing. voxels: of a patch, that the
+    loss looks at. balance: how far the loss raises small classes, see `scan_losses`. patience:
+    validations without a gain, after which it ends. validation: share of the scans, where DATA
+    does not say which. test: scans that are only measured.
     """
 
     data: Path
@@ -66,7 +66,8 @@ class Settings:
     seed: int = 1
     validation: float = 0.2
     width: int = 24
-    backbone_rate: float = 0.01
+    probe: int = 240
+    backbone_rate: float = 0.025
     layer_decay: float = 0.8
     distil: float = 1.0
     batch_size: int = 1
@@ -75,7 +76,7 @@ class Settings:
     steps: int = 400
     validate_every: int = 50
     patience: int = 3
-    learning_rate: float = 5e-3
+    learning_rate: float = 2e-3
     weight_decay: float = 1e-5
     warm_up: int = 10
     balance: float = 0.5
@@ -83,7 +84,7 @@ class Settings:
 
 def main(given: Sequence[str] | None = None) -> None:
     """Read the command line, learn."""
-    smoke = {"steps": 2, "validate_every": 2, "patch": 64, "voxels": 4096}
+    smoke = {"steps": 2, "probe": 2, "validate_every": 2, "patch": 64, "voxels": 4096}
     with settings_of(Settings, __doc__, given, smoke=smoke) as settings:
         learn(settings)
 
@@ -117,7 +118,17 @@ def learn(settings: Settings) -> None:
     masks, model = settings.output / "masks", model.to(device)
     before = evaluate(model, measured, compared, masks=masks / "before", keep=base.classes)
 
-    # 3. Patches, turned and stretched. The old model is asked about the same voxels.
+    # 3. The new parts alone first, on cached features, as in head.py: where the network followed
+    # heads that know nothing yet, it forgot before they had learnt.
+    probe(
+        *(model, base, data, settings.probe, settings.output / "tuning"),
+        voxels=settings.voxels,
+        balance=settings.balance,
+        seed=settings.seed,
+        device=device,
+    )
+
+    # 4. Patches, turned and stretched. The old model is asked about the same voxels.
     pre = model.config.preprocessing
     size = (settings.patch,) * 3 if settings.patch else pre.patch_size
     grid = PatchGrid(size, pre.spacing_mm[0], pre.hu_windows, settings.voxels, model.classes)
@@ -133,7 +144,7 @@ def learn(settings: Settings) -> None:
         model.train()
         return mean_dice(totals, model.classes)[0]
 
-    # 4. All of it learns. An organ excludes another one: a voxel has at most one.
+    # 5. All of it learns. An organ excludes another one: a voxel has at most one.
     exclusive = exclusive_of(model.classes, data.names, model).to(device)
     depth = rate_factors(model.backbone, len(pre.hu_windows), settings.layer_decay)
     groups = []
@@ -165,7 +176,7 @@ def learn(settings: Settings) -> None:
         optimizer.step()
     model.load_state_dict(state)
 
-    # 5. What it learnt, and what it forgot.
+    # 6. What it learnt, and what it forgot.
     after = evaluate(model.eval(), measured, compared, masks=masks / "after", keep=compared)
     model.config = replace(model.config, name=settings.output.name)
     save_pretrained(model, settings.output / "model", dtype=torch.float16)

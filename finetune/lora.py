@@ -1,13 +1,13 @@
-"""lora: low-rank changes all over the network, and a head of their own for the new classes.
+"""lora: low-rank changes all over the network, and a small decoder and head for the new classes.
 
     python finetune/lora.py DATA "vertebra L1" "vertebra L2" -o runs/lumbar [--rank 4] [--test DIR]
 
-Each convolution gets a second one beside it, of a rank of 2: a few hundred kB for all. It is saved
-apart from the weights, as an adapter, which `load_adapter` puts on and `set_adapter(model, None)`
-takes off again: then the model is the old one, bit for bit. While it is on, the old classes are
-read from changed features; the old model teaches those that the scans do not label, and the changes
-learn at 0.05 of the rate of the new head.
-Reference: Hu et al., ICLR 2022 (arXiv 2106.09685).
+The new parts learn alone first, as by head.py. Then each convolution learns one beside it,
+of a rank of 1. All of that, a few hundred kB, is saved apart from the weights as an adapter, which
+`load_adapter` puts on and `set_adapter(model, None)` takes off again: then the model is the old
+one, bit for bit. While it is on, the old classes are read from changed features; the old model
+teaches those that the scans do not label, and the changes learn at 0.25 of the rate of the new
+parts. Reference: Hu et al., ICLR 2022 (arXiv 2106.09685).
 
 DATA: see `universal-ct add-class --help`, which does the same and goes on after an interruption.
 Where the files call a class otherwise, or it is to have a sentence of its own, edit `NewClass(…)`.
@@ -43,18 +43,19 @@ from foundation.tuning.feeds import PatchFeed, fast
 from foundation.tuning.objective import tuning_losses
 from foundation.tuning.recipe import settings_of, write_results
 from foundation.tuning.samples import FewScans
-from foundation.tuning.setup import exclusive_of
+from foundation.tuning.setup import exclusive_of, probe
 
 
 @dataclass(frozen=True)
 class Settings:
     """What can be set: each field is an option of the command line, or its operand.
 
-    rank: of the changes. backbone_rate: share of the rate, for changes of what was trained before.
-    distil: weight of what the old model says, 0 for nothing. voxels: of a
-    patch, that the loss looks at. balance: how far the loss raises small classes, see
-    `scan_losses`. patience: validations without a gain, after which it ends. validation: share of
-    the scans, where DATA does not say which. test: scans that are only measured.
+    width: channels of the small decoder. probe: steps in which it learns alone. rank: of the
+    changes. backbone_rate: share of the rate, for changes of what was trained before. distil:
+    weight of what the old model says, 0 for nothing. voxels: of a patch, that the loss looks at.
+    balance: how far the loss raises small classes, see `scan_losses`. patience: validations
+    without a gain, after which it ends. validation: share of the scans, where DATA does not say
+    which. test: scans that are only measured.
     """
 
     data: Path
@@ -65,7 +66,9 @@ class Settings:
     device: str = "auto"
     seed: int = 1
     validation: float = 0.2
-    rank: int = 2
+    width: int = 5
+    probe: int = 240
+    rank: int = 1
     distil: float = 1.0
     batch_size: int = 1
     patch: int = 0
@@ -73,8 +76,8 @@ class Settings:
     steps: int = 400
     validate_every: int = 50
     patience: int = 3
-    learning_rate: float = 1e-2
-    backbone_rate: float = 0.05
+    learning_rate: float = 2e-3
+    backbone_rate: float = 0.25
     weight_decay: float = 1e-5
     warm_up: int = 10
     balance: float = 0.5
@@ -82,7 +85,7 @@ class Settings:
 
 def main(given: Sequence[str] | None = None) -> None:
     """Read the command line, learn."""
-    smoke = {"steps": 2, "validate_every": 2, "patch": 64, "voxels": 4096}
+    smoke = {"steps": 2, "probe": 2, "validate_every": 2, "patch": 64, "voxels": 4096}
     with settings_of(Settings, __doc__, given, smoke=smoke) as settings:
         learn(settings)
 
@@ -110,7 +113,7 @@ def learn(settings: Settings) -> None:
     # 2. The model with the new classes, untrained, and what is to be expected of them.
     model = copy.deepcopy(base)
     torch.manual_seed(settings.seed)
-    expected = add_classes(model, specs_of(base, wanted), kind="head")
+    expected = add_classes(model, specs_of(base, wanted), kind="side", width=settings.width)
     print(*expected, sep="\n", file=sys.stderr)
     measured, compared = data.test or data.validation, (*data.names, *base.classes)
     masks, model = settings.output / "masks", model.to(device)
@@ -121,7 +124,17 @@ def learn(settings: Settings) -> None:
     add_adapter(model, name, rank=settings.rank, seed=settings.seed)
     trained = [tensor for tensor in model.parameters() if tensor.requires_grad]
 
-    # 4. Patches, turned and stretched. The old model is asked about the same voxels.
+    # 4. The new parts alone first, on cached features, as in head.py: where the network followed
+    # heads that know nothing yet, it forgot before they had learnt.
+    probe(
+        *(model, base, data, settings.probe, settings.output / "tuning"),
+        voxels=settings.voxels,
+        balance=settings.balance,
+        seed=settings.seed,
+        device=device,
+    )
+
+    # 5. Patches, turned and stretched. The old model is asked about the same voxels.
     pre = model.config.preprocessing
     size = (settings.patch,) * 3 if settings.patch else pre.patch_size
     grid = PatchGrid(size, pre.spacing_mm[0], pre.hu_windows, settings.voxels, model.classes)
@@ -137,7 +150,7 @@ def learn(settings: Settings) -> None:
         model.train()
         return mean_dice(totals, model.classes)[0]
 
-    # 5. Both learn. An organ excludes another one: a voxel has at most one.
+    # 6. Both learn. An organ excludes another one: a voxel has at most one.
     exclusive = exclusive_of(model.classes, data.names, model).to(device)
     rates = {True: settings.learning_rate, False: settings.learning_rate * settings.backbone_rate}
     groups = [
@@ -169,7 +182,7 @@ def learn(settings: Settings) -> None:
         optimizer.step()
     model.load_state_dict(state)
 
-    # 6. What it learnt, and what it forgot.
+    # 7. What it learnt, and what it forgot.
     after = evaluate(model.eval(), measured, compared, masks=masks / "after", keep=compared)
     model.config = replace(model.config, name=settings.output.name)
     save_adapter(model, settings.output / "adapter")

@@ -268,6 +268,8 @@ def _draw_means(
     other = int(rng.integers(len(PHASES)))
     kind_shift = {kind: rng.normal() for kind in sorted(set(kinds.values()))}
     fatty_hu = rng.uniform(15, 60) if rng.random() < 0.2 else 0.0  # steatosis darkens the liver
+    # Fat grows into the pancreas with age: between its lobules, so that it is darker and rougher.
+    fatty_pancreas_hu = rng.uniform(15, 80) if rng.random() < 0.35 else 0.0
     wild = rng.random() < 0.1  # now and then grey values that no protocol gives
     for value, kind in kinds.items():
         if kind == "air":
@@ -281,6 +283,9 @@ def _draw_means(
         texture[value] = tissue.texture_hu * rng.uniform(0.3, 1.7)
         if kind == "liver":
             mean[value] -= fatty_hu
+        if kind == "pancreas":
+            mean[value] -= fatty_pancreas_hu
+            texture[value] += 0.3 * fatty_pancreas_hu
         if kind == "bladder" and phase == 3 and rng.random() < 0.5:
             mean[value] = rng.uniform(60, 500)  # excreted contrast
         if kind == "bone" and names.get(value, "").startswith("femur") and rng.random() < 0.05:

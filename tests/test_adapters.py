@@ -33,6 +33,9 @@ from foundation.errors import HubError, MissingExtraError, UsageError, WeightsEr
 from foundation.model import UniversalModel
 from foundation.prompts import add_classes
 from foundation.saved import CARD, SUMS, save_pretrained, write_sums
+from foundation.tuning.api import with_classes
+from foundation.tuning.methods import get_method
+from foundation.tuning.naming import NewClass
 
 pytest.importorskip("peft")
 
@@ -165,16 +168,11 @@ def test_copies_of_the_head_are_not_stored(tmp_path: Path) -> None:
 
 
 def test_an_adapter_of_the_embedded_weights_is_small(tmp_path: Path) -> None:
-    """With heads of its classes, as the method `lora` has them; a side decoder is larger."""
-    model = from_pretrained("universal-ct")
-    names = [f"vertebra_L{number}" for number in range(1, 6)]
-    add_classes(
-        model,
-        [ClassSpec(name, name) for name in names],
-        kind="head",
-        embeddings=torch.randn(5, model.config.text.dim),
-    )
-    add_adapter(model, "spine")
+    """As the method `lora` makes it, for five classes."""
+    lora = get_method("lora")
+    wanted = [NewClass(f"vertebra L{number}") for number in range(1, 6)]
+    model = with_classes(from_pretrained("universal-ct"), wanted, lora, seed=1)
+    add_adapter(model, "spine", rank=lora.rank)
     train(model)
     folder = save_adapter(model, tmp_path / "spine")
     whole = PACKAGE / "weights" / "universal-ct" / "model.safetensors"

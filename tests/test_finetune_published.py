@@ -43,8 +43,9 @@ def test_a_class_is_added_to_published_weights(
         before = model(image)
     scans = write_folders(tmp_path / "scans", cases=2)
     wanted = [NewClass("vertebra L1")]
+    options = QUICK if method == "head" else {**QUICK, "probe": 2}
     tuned = finetune(
-        *(model, scans, wanted), output=tmp_path / "run", method=method, device="cpu", **QUICK
+        *(model, scans, wanted), output=tmp_path / "run", method=method, device="cpu", **options
     )  # type: ignore[arg-type]
     assert tuned.model.classes == (*model.classes, "vertebra L1")
     assert tuned.model.config.licence == "cc-by-nc-nd-4.0"

@@ -74,6 +74,8 @@ def test_tumour_datasets_have_their_crops() -> None:
         ("sources.5.weight=1", "no item '5'"),
         ("stages.0.patch_size=[16,16]", "expected 3 values"),
         ("stages.0.steps=0", "steps is 0; it must be 1 or more"),
+        ("stages.1.all_cases=true", "nothing is held out"),
+        ("stages.0.all_cases=true", "such stages come last"),
         ("stages.0.steps=two", "expected int"),
         ("stages.0.steps=true", "expected int"),
         ("model.text=bert", "choose from clip, minilm, biolinkbert, one-hot"),

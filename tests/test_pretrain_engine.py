@@ -16,6 +16,7 @@ from foundation.errors import MissingExtraError, UniversalCTError, UsageError, W
 from foundation.preparation.store import Store
 from foundation.pretraining import command, engine
 from foundation.pretraining.engine import Engine, pretrain
+from foundation.pretraining.mixture import Mixture, batches
 from foundation.pretraining.reading import load_config
 from foundation.pretraining.validation import validate_case
 from foundation.taxonomy import NAMES
@@ -189,6 +190,53 @@ def test_held_out_cases_are_not_trained_on(store: Path, tmp_path: Path) -> None:
     trained = {case.key for source in run.mixture.sources for case in source.cases}
     assert not trained & run.validated and "04/case_1" in run.validated
     assert trained | run.validated == set(Store(store).keys())
+
+
+def test_a_last_stage_trains_on_held_out_cases_and_keeps_the_model_before(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = "03/case_1"
+    first, second = tiny_config(store)["stages"]
+    stages = [{**first, "steps": 2}, {**second, "steps": 4, "all_cases": True}]
+    validation = {"hold_out": [held], "every": 1}
+    config = tiny_config(store, stages=stages, validation=validation)
+    step, validated = Engine.train_step, []
+    monkeypatch.setattr(Engine, "_validate", lambda self, board: validated.append(self.step))
+
+    def broken(self: Engine, samples: Any) -> None:
+        if self.step == 3:
+            raise KeyboardInterrupt
+        step(self, samples)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Engine, "train_step", broken)
+        with pytest.raises(KeyboardInterrupt):
+            go(config, tmp_path / "run")
+    before = load_file(tmp_path / "run/held_out/model.safetensors")
+    go(config, tmp_path / "run")
+    assert validated == [1, 2], "what is trained on is no measure any more"
+    after = load_file(tmp_path / "run/held_out/model.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    model = load_file(tmp_path / "run/model/model.safetensors")
+    assert any(not torch.equal(before[name], model[name]) for name in before)
+
+    run = made(config, tmp_path / "made")
+    assert run.whole is not None
+    keys = [
+        {case.key for source in mixture.sources for case in source.cases}
+        for mixture in (run.mixture, run.whole)
+    ]
+    assert keys[1] - keys[0] == {held}
+    drawn: list[Mixture] = []
+    sample = Mixture.sample
+
+    def noting(self: Mixture, *given: Any) -> Any:
+        drawn.append(self)
+        return sample(self, *given)
+
+    monkeypatch.setattr(Mixture, "sample", noting)
+    assert len(list(batches(run.mixture, run.config, NAMES, first_step=1, whole=run.whole))) == 5
+    assert [each is run.whole for each in drawn] == 2 * [False] + 8 * [True]
 
 
 def test_weights_to_start_from(store: Path, unbroken: Path, tmp_path: Path) -> None:

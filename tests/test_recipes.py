@@ -110,6 +110,7 @@ def test_a_recipe_gives_the_very_weights_of_its_method(
         better = lambda totals, classes: ({"any": next(scores) / 100}, None)  # noqa: E731
         monkeypatch.setattr(module, "mean_dice", better, raising=False)
     settings = {"steps": 8, "validate_every": 3, "voxels": 2000, "learning_rate": 0.01, "seed": 3}
+    settings |= {} if name == "head" else {"probe": 4}
     classes, output = ["vertebra L1", "hip"], tmp_path / "package"
     given = [f"--{key.replace('_', '-')}={value}" for key, value in settings.items()]
     line = [str(scans), *classes, "-o", str(tmp_path / "recipe"), "--model", str(model)]

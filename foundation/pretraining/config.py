@@ -136,7 +136,8 @@ class StageConfig:
     """A part of the run on one grid; stages follow each other.
 
     batch_size: of one process. rate: share of the schedule's learning rate. balance: in place of
-    the loss's own.
+    the loss's own. all_cases: train on the held-out cases too, from here to the end of the run;
+    the model as it was before is kept, to be measured on them.
     """
 
     steps: int
@@ -146,6 +147,7 @@ class StageConfig:
     accumulation: int = 1
     rate: float = 1.0
     balance: float | None = None
+    all_cases: bool = False
 
     def __post_init__(self) -> None:
         counts = {"steps": self.steps, "batch_size": self.batch_size}
@@ -293,6 +295,17 @@ class RunConfig:
         _require(self.ema is None or 0 <= self.ema < 1, f"ema is {self.ema}; not in [0, 1).")
         _require(self.echo > 0, f"echo is {self.echo}; a patch is used once or more.")
         _require(self.save_every > 0, f"save_every is {self.save_every}; it must be 1 or more.")
+        whole = [stage.all_cases for stage in self.stages]
+        _require(
+            whole == sorted(whole) and not whole[0],
+            "all_cases: what was trained on cannot be held out again, so such stages come last, "
+            "after one that holds cases out.",
+        )
+        held_out = self.validation.fold is not None or bool(self.validation.hold_out)
+        _require(
+            held_out or not any(whole),
+            "all_cases: nothing is held out; name it in validation.hold_out or validation.fold.",
+        )
         rendered = any(not isinstance(source, ScansConfig) for source in self.sources)
         cubic = all(len(set(stage.patch_size)) == 1 for stage in self.stages)
         _require(cubic or not rendered, "Rendered patches are cubic: give one patch_size a stage.")

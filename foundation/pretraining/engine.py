@@ -2,8 +2,9 @@
 
     pretrain("universal-ct", store="store", output="runs/first")
 
-RUN receives config.yaml, folds.json, log.csv, validation.csv, last/ (what a resume needs), best/
-and model/ (saved models; best/ only with validation). Started again it goes on where it stopped.
+RUN receives config.yaml, folds.json, log.csv, validation.csv, last/ (what a resume needs), best/,
+held_out/ and model/ (saved models; best/ only with validation, held_out/ is the model before a
+stage that trains on all cases). Started again it goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 CONFIG, FOLDS, LOG, VALIDATION = "config.yaml", "folds.json", "log.csv", "validation.csv"
-LAST, BEST, MODEL = "last", "best", "model"
+LAST, BEST, HELD_OUT, MODEL = "last", "best", "held_out", "model"
 _PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 _DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
@@ -154,6 +155,13 @@ class Engine:
             raise UsageError("Held-out cases are of a store: give --store, or hold out none.")
         self.validated, held_out = held_out_cases(keys, self.folds, given.fold, given.hold_out)
         self.mixture = Mixture(build_sources(config, self.store, held_out), config.seed)
+        self.whole: Mixture | None = None
+        if any(stage.all_cases for stage in config.stages):
+            never = self.folds.test if self.folds else frozenset()
+            self.whole = Mixture(build_sources(config, self.store, never), config.seed)
+            if self.whole.names != self.mixture.names:
+                missing = sorted({*self.whole.names} - {*self.mixture.names})
+                raise UsageError(f"All cases of {', '.join(missing)} are held out: hold out fewer.")
         self.fingerprint = fingerprint(self.store, self.mixture)
         self._build()
 
@@ -195,10 +203,13 @@ class Engine:
             config,
             self.classes,
             first_step=self.step,
+            whole=self.whole,
             rank=self.accelerator.process_index,
             processes=self.accelerator.num_processes,
         )
         while self.step < config.steps:
+            if self.step == self._first_of_all_cases:
+                self._save_model(HELD_OUT)
             self.train_step([next(samples) for _ in range(self.stage.accumulation)])
             progress.step()
             last = self.step == config.steps
@@ -206,7 +217,8 @@ class Engine:
             if saves or self.step % config.logging.every == 0:
                 progress.show(self._write_row(board))
             every = config.validation.every
-            if self.validated and every and (last or self.step % every == 0):
+            held_out = self.step <= self._first_of_all_cases
+            if self.validated and every and held_out and (last or self.step % every == 0):
                 self._validate(board)
             if saves:
                 self._save()
@@ -220,6 +232,11 @@ class Engine:
         ends = itertools.accumulate(stage.steps for stage in self.config.stages)
         stages = zip(ends, self.config.stages, strict=True)
         return next((stage for end, stage in stages if self.step < end), self.config.stages[-1])
+
+    @property
+    def _first_of_all_cases(self) -> int:
+        """The first step that trains on the held-out cases; the run's end if none does."""
+        return sum(stage.steps for stage in self.config.stages if not stage.all_cases)
 
     def train_step(self, micro_batches: Sequence[dict[str, Tensor]]) -> None:
         """One optimiser step over one or more batches; the loss is the mean over all their scans.
@@ -374,7 +391,7 @@ class Engine:
         """Go on from `last` if there is one, otherwise begin; the folder is put in order first."""
         if self.accelerator.is_main_process:
             self.run.mkdir(parents=True, exist_ok=True)
-            for name in (LAST, BEST, MODEL):
+            for name in (LAST, BEST, HELD_OUT, MODEL):
                 recover_folder(self.run / name)
         self.accelerator.wait_for_everyone()
         if (self.run / LAST).is_dir():

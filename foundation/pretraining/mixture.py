@@ -268,13 +268,14 @@ def batches(
     classes: Sequence[str],
     *,
     first_step: int,
+    whole: Mixture | None = None,
     rank: int = 0,
     processes: int = 1,
 ) -> Iterator[dict[str, Tensor]]:
     """The batches of one process from optimiser step `first_step` on, through all stages.
 
-    A step takes `accumulation` of them. They are made beside the training by `config.workers`
-    processes.
+    whole: the mixture of the stages that train on all cases. A step takes `accumulation` batches.
+    They are made beside the training by `config.workers` processes.
     """
     first_number, stage_start = 0, 0
     for stage in config.stages:
@@ -288,7 +289,8 @@ def batches(
             processes,
         )
         if len(numbers):
-            samples = _Numbered(mixture, grid_of(config, stage, classes), config.echo)
+            drawn_from = whole if stage.all_cases and whole is not None else mixture
+            samples = _Numbered(drawn_from, grid_of(config, stage, classes), config.echo)
             yield from _loader(samples, numbers, config)
         first_number += stage.steps * stage.accumulation * a_batch
         stage_start += stage.steps

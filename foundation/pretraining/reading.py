@@ -285,7 +285,12 @@ def smoke(config: RunConfig, divisor: int) -> RunConfig:
     divisor: of the backbone; a patch has twice as many voxels along each axis.
     """
     stage = replace(
-        config.stages[-1], steps=2, patch_size=(2 * divisor,) * 3, batch_size=1, accumulation=1
+        config.stages[-1],
+        steps=2,
+        patch_size=(2 * divisor,) * 3,
+        batch_size=1,
+        accumulation=1,
+        all_cases=False,
     )
     return replace(
         config,

@@ -227,6 +227,11 @@ def _draw_bumps(
             positions = anatomy.centres[INDEX[name]]
             radius = positions.std(0).mean() * 5**0.5 / 1.2  # of a ball with that spread
             yield positions.mean(0), radius * rng.uniform(1.2, 2.0), rng.uniform(-0.7, 0.75)
+    if INDEX["colon"] in anatomy.centres and rng.random() < 0.3:  # distended, in places
+        positions = anatomy.centres[INDEX["colon"]]
+        for _ in range(int(rng.integers(2, 7))):
+            centre = positions[int(rng.integers(len(positions)))].astype(float)
+            yield centre, rng.uniform(15, 35) / FINE_MM, rng.uniform(0.2, 0.65)
     for _ in range(int(rng.integers(0, 4)) if channels else 0):
         positions = anatomy.centres[channels[int(rng.integers(len(channels)))]]
         if rng.random() < 0.5:

@@ -37,7 +37,7 @@ from foundation.tuning.evaluation import Scores, evaluate
 from foundation.tuning.methods import Method, Protection, get_method
 from foundation.tuning.naming import NewClass
 from foundation.tuning.report import Report, write_report
-from foundation.tuning.setup import build_tuner
+from foundation.tuning.setup import build_tuner, probe
 from foundation.tuning.tuner import VALIDATION, Tuner
 
 MODEL, ADAPTER, TUNING, DATA, MASKS = "model", "adapter", "tuning", "data", "masks"
@@ -166,9 +166,11 @@ def finetune(
     before = evaluate(tuned, measured, compared, masks=masks / BEFORE, keep=base.classes, **options)
     if chosen.trains == "adapter":
         add_adapter(tuned, name or found.names[0].replace(" ", "-"), rank=chosen.rank, seed=seed)
-    tuner = build_tuner(
-        tuned, base, found, chosen, run / TUNING, seed=seed, device=place, progress=progress
-    )
+    run_of: dict[str, Any] = {"seed": seed, "device": place, "progress": progress}
+    if chosen.probe:
+        shared = {key: getattr(chosen, key) for key in ("voxels", "windows", "balance")}
+        probe(tuned, base, found, chosen.probe, run / TUNING, **shared, **run_of)
+    tuner = build_tuner(tuned, base, found, chosen, run / TUNING, **run_of)
     tuner.train()
     tuned.eval()
     after = evaluate(tuned, measured, compared, masks=masks / AFTER, keep=compared, **options)
@@ -216,8 +218,7 @@ def with_classes(
     specs = specs_of(base, wanted)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for group in [specs] if method.one_branch else [[spec] for spec in specs]:
-            add_classes(grown, group, kind=method.branch, width=method.width)
+        add_classes(grown, specs, kind=method.branch, width=method.width)
     return grown
 
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from foundation.lora import has_adapters
 from foundation.model import UniversalModel
 from foundation.precision import autocast
+from foundation.pretraining.checkpoints import recover_folder
 from foundation.pretraining.depth import rate_factors
 from foundation.pretraining.losses import EXCLUSIVE
 from foundation.pretraining.mixture import Mixture, PatchGrid
@@ -21,11 +24,12 @@ from foundation.pretraining.validation import mean_dice, validate
 from foundation.taxonomy import NAMES
 from foundation.tuning.data import TuningData
 from foundation.tuning.feeds import CachedFeed, Feed, PatchFeed, cache_patches, cache_windows, fast
-from foundation.tuning.methods import Method
+from foundation.tuning.methods import METHODS, Method
 from foundation.tuning.objective import tuning_losses
 from foundation.tuning.samples import FewScans, pseudo_labels
-from foundation.tuning.tuner import Parameters, Tuner
+from foundation.tuning.tuner import LAST, Parameters, Tuner
 
+PROBE = "probe"
 _VALIDATION_OVERLAP = 0.25
 _VALIDATION_WINDOWS = 12  # that are cached
 
@@ -71,6 +75,37 @@ def build_tuner(
     )
 
 
+def probe(
+    model: UniversalModel,
+    base: UniversalModel,
+    data: TuningData,
+    steps: int,
+    folder: Path,
+    *,
+    seed: int,
+    device: torch.device,
+    progress: bool = True,
+    **settings: Any,
+) -> None:
+    """Train the branch of the new classes alone, in place, as `head` does; resumable.
+
+    folder: of the tuning that follows. Nothing is done where it holds a state of that one, which
+    has the branch as well. settings: of `Method`, in place of those of `head`.
+
+    Raises:
+        UsageError: as `build_tuner`.
+    """
+    recover_folder(folder / LAST)
+    if (folder / LAST).is_dir():
+        return
+    asked = {name: tensor.requires_grad for name, tensor in model.named_parameters()}
+    head = replace(METHODS["head"], steps=steps, **settings)
+    options: dict[str, Any] = {"seed": seed, "device": device, "progress": progress}
+    build_tuner(model, base, data, head, folder / PROBE, **options).train()
+    for name, tensor in model.named_parameters():
+        tensor.requires_grad_(asked[name])
+
+
 def trained_parameters(model: UniversalModel, method: Method) -> Parameters:
     """What a method trains, by name, and how fast."""
     tensors: dict[str, nn.Parameter] = {}
@@ -79,6 +114,7 @@ def trained_parameters(model: UniversalModel, method: Method) -> Parameters:
     if method.trains == "all":
         channels = len(model.config.preprocessing.hu_windows)
         depth = rate_factors(model.backbone, channels, method.layer_decay)
+    adapted = has_adapters(model)
     for name, tensor in model.named_parameters():
         rate = method.learning_rate
         is_new = name.startswith("branches.")
@@ -86,8 +122,10 @@ def trained_parameters(model: UniversalModel, method: Method) -> Parameters:
             if not tensor.requires_grad:  # `add_adapter` has chosen
                 continue
             rate *= 1.0 if is_new else method.backbone_rate
-        elif not is_new and method.trains == "branch":
-            continue
+        elif method.trains == "branch":
+            # With an adapter the branch's head is one too: the rest of it is not stored.
+            if not is_new or (adapted and not tensor.requires_grad):
+                continue
         elif name.startswith("backbone."):
             rate *= method.backbone_rate * depth[name.removeprefix("backbone.")]
         elif not is_new:

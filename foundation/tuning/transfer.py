@@ -55,7 +55,6 @@ def transfer_method(
     return Method(
         name=head,
         branch="prompt",
-        one_branch=True,
         trains="all",
         protects="mask",
         steps=steps,
