@@ -1,7 +1,7 @@
 """Fine-tuning from pretrained weights against the same network from scratch, by number of scans.
 
     python benchmarks/fewshot.py SCANS --test TEST -o OUT [--shots 1 2 5] [--steps 160]
-        [--probe 240] [-m universal-ct] [--classes "vertebra L1" "left hip" …]
+        [--probe 360] [-m universal-ct] [--classes "vertebra L1" "left hip" …]
 
 SCANS and TEST hold a folder per case, as `universal-ct add-class` reads them (`finetune/
 synthesise.py` makes such scans from label maps). The subsets are nested: each holds the smaller
@@ -76,7 +76,7 @@ def main() -> None:
     add("--classes", nargs="+", default=list(CLASSES))
     add("--shots", nargs="+", type=int, default=[1, 2, 5])
     add("--steps", type=int, default=160)
-    add("--probe", type=int, default=240)
+    add("--probe", type=int, default=360)
     add("--seed", type=int, default=1)
     args = parser.parse_args()
 

@@ -66,7 +66,7 @@ class Settings:
     seed: int = 1
     validation: float = 0.2
     width: int = 24
-    probe: int = 240
+    probe: int = 360
     backbone_rate: float = 0.025
     batch_size: int = 1
     patch: int = 0

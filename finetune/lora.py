@@ -67,7 +67,7 @@ class Settings:
     seed: int = 1
     validation: float = 0.2
     width: int = 5
-    probe: int = 240
+    probe: int = 360
     rank: int = 1
     distil: float = 1.0
     batch_size: int = 1

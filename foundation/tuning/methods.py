@@ -83,7 +83,7 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             *("lora", "side", "adapter"),
-            probe=240,
+            probe=360,
             width=5,  # the file stays below 2 % of the model
             rank=1,
             learning_rate=2e-3,
@@ -92,7 +92,7 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             *("full", "side", "all"),
-            probe=240,
+            probe=360,
             width=24,
             learning_rate=2e-3,
             backbone_rate=0.025,
@@ -102,7 +102,7 @@ METHODS: dict[str, Method] = {
         Method(
             *("continual", "side", "all", "mask"),
             pseudo_labels=True,
-            probe=240,
+            probe=360,
             width=24,
             learning_rate=2e-3,
             backbone_rate=0.025,
