@@ -5,7 +5,7 @@
 The old model segments the training scans once. Its masks, cleaned up, are labels of the old classes
 where the scans have none, so that every class is trained on every scan. The new classes have a
 small decoder, and each a head that its prompt generates and a classifier; they learn alone first,
-as by head.py. Then everything learns, backbone and old head at 0.025 of the rate.
+as by head.py. Then everything learns, backbone and old head at 0.015 of the rate.
 Reference: Zhang et al., MICCAI 2023 (arXiv 2306.00988). Deviation: the old classes keep their
 common head.
 
@@ -67,7 +67,7 @@ class Settings:
     validation: float = 0.2
     width: int = 24
     probe: int = 360
-    backbone_rate: float = 0.025
+    backbone_rate: float = 0.015
     batch_size: int = 1
     patch: int = 0
     voxels: int = 32768
