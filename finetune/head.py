@@ -62,7 +62,7 @@ class Settings:
     width: int = 24
     windows: int = 48
     voxels: int = 32768
-    steps: int = 360
+    steps: int = 480
     validate_every: int = 60
     patience: int = 3
     learning_rate: float = 5e-3

@@ -78,7 +78,7 @@ METHODS: dict[str, Method] = {
             width=24,
             learning_rate=5e-3,
             balance=0.5,
-            steps=360,
+            steps=480,
             validate_every=60,
         ),
         Method(
