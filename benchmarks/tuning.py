@@ -1,6 +1,6 @@
 """How fast `head` reaches its plateau, what it gets of `full`'s gain, and how small `lora` is.
 
-    python benchmarks/tuning.py SCANS --test TEST -o OUT [--scans 5] [--full-steps 400]
+    python benchmarks/tuning.py SCANS --test TEST -o OUT [--scans 5] [--full-steps 150]
         [-m universal-ct] [--classes "vertebra L1" "left hip" …]
 
 SCANS and TEST hold a folder per case, as `universal-ct add-class` reads them (`finetune/
@@ -158,7 +158,7 @@ def main() -> None:
     add("-m", "--model", default="universal-ct")
     add("--classes", nargs="+", default=list(CLASSES))
     add("--scans", type=int, default=5)
-    add("--full-steps", type=int, default=400)
+    add("--full-steps", type=int, default=150)
     args = parser.parse_args()
     if not (args.output / "scans").exists():
         cases = sorted(path for path in args.source.iterdir() if path.is_dir())[: args.scans]

@@ -73,7 +73,7 @@ class Settings:
     batch_size: int = 1
     patch: int = 0
     voxels: int = 32768
-    steps: int = 400
+    steps: int = 150
     validate_every: int = 50
     patience: int = 3
     learning_rate: float = 2e-3
