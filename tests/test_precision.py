@@ -28,7 +28,7 @@ def test_coarse_grids_whose_gradients_are_wrong_stay_in_single_precision(
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
     assert trains_in_bfloat16("cpu", (3, 4, 3)) and not trains_in_bfloat16("cpu", (3, 2, 3))
     coarse = "stages=[{steps: 1, patch_size: 64, spacing_mm: 4, batch_size: 1}]"
-    given = ["precision=bfloat16", "sources=[{kind: phantoms}]", coarse]
+    given = ["precision=bfloat16", "sources=[{kind: phantoms}]", coarse, "validation.hold_out=[]"]
     with pytest.raises(UsageError, match=r"2 voxels at its coarsest level.*Give 96 or more"):
         pretrain("universal-ct", output=tmp_path, overrides=given, cpu=True, progress=False)
     assert not list(tmp_path.iterdir())
