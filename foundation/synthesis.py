@@ -206,21 +206,21 @@ def _fill_unlabelled(
     """
     empty = (labels.reshape(-1) == 0).nonzero()[:, 0]
     depth_mm, fat_mm, muscle_mm = layers_mm
-    f, m, s, depth = (field.reshape(-1)[empty] for field in (*noise, depth_mm))
+    f, m, s, depth = (field.reshape(-1).index_select(0, empty) for field in (*noise, depth_mm))
     depth = depth + 3.0 * s
     filled = torch.zeros(len(empty), dtype=labels.dtype)
-    filled[depth > 0] = fill["skin"]
-    filled[depth > 2.5] = fill["fat"]
+    filled.masked_fill_(depth > 0, fill["skin"])
+    filled.masked_fill_(depth > 2.5, fill["fat"])
     wall = (depth > fat_mm) & (depth < fat_mm + muscle_mm * (1 + 0.4 * m))
-    filled[wall] = fill["muscle"]
+    filled.masked_fill_(wall, fill["muscle"])
     # Vessels, folds and unlabelled organs: sheets where slow noise crosses zero, and blobs.
     strands = (m.abs() < rng.uniform(0.02, 0.25)) & (f > 0)
     blobs = f + m > rng.uniform(1.6, 3.0)
     deep = depth > fat_mm + muscle_mm
-    filled[deep & (strands | blobs)] = fill["soft"]
-    filled[cover.reshape(-1)[empty] & (depth > 4)] = fill["muscle"]
+    filled.masked_fill_(deep & (strands | blobs), fill["soft"])
+    filled.masked_fill_(cover.reshape(-1)[empty] & (depth > 4), fill["muscle"])
     if rng.random() < 0.12:  # ascites
-        filled[deep & (s > rng.uniform(0.0, 1.5))] = fill["fluid"]
+        filled.masked_fill_(deep & (s > rng.uniform(0.0, 1.5)), fill["fluid"])
     labels = labels.clone()
     labels.view(-1)[empty] = filled
     return labels
@@ -344,9 +344,9 @@ def _fill_with_stool(
     grain = torch.randn(len(filling), generator=generator)
     stool = rng.uniform(-60, 60) + rng.uniform(20, 120) * (0.6 * f + 0.5 * grain)
     bubbles = 0.6 * f + 0.8 * grain > rng.uniform(0.4, 2.2)
-    stool[bubbles] = rng.uniform(-900, -250)
+    stool.masked_fill_(bubbles, rng.uniform(-900, -250))
     place = s + 0.5 * m > rng.normal(-0.5, 1.0)  # the rest holds what the bowel holds
-    filling[place] = stool[place]
+    filling.copy_(torch.where(place, stool, filling))
 
 
 def _render_calcification(
@@ -360,7 +360,7 @@ def _render_calcification(
     """Plaques in the walls of arteries, in place, in some people."""
     if rng.random() < 0.4:
         plaque = border & (fine > rng.uniform(1.2, 2.6)) & _of_kind(labels, kinds, "artery")
-        ct[plaque] = rng.uniform(250, 900)
+        ct.masked_fill_(plaque, rng.uniform(250, 900))
 
 
 def _render_medulla(
@@ -413,7 +413,7 @@ def _render_hollow(
         content_hu = rng.uniform(-5, 55)
         if oral_contrast_hu is not None and rng.random() < 0.7:
             content_hu = oral_contrast_hu
-        f, m, s = (field.reshape(-1)[lumen] for field in noise)
+        f, m, s = (field.reshape(-1).index_select(0, lumen) for field in noise)
         filling = content_hu + mottle_hu * rng.uniform(0, 2) * f + rng.uniform(0, 20) * m
         if name in ("colon", "rectum") and rng.random() < 0.7:
             _fill_with_stool(filling, (f, m, s), generator, rng)
@@ -421,7 +421,7 @@ def _render_hollow(
         share = min(0.95, gas_share * rng.exponential(1.0))
         # A quantile of at most 20,000 voxels: torch.quantile refuses very many.
         threshold = torch.quantile(level[:: max(1, len(level) // 20000)], 1 - share)
-        filling[level > threshold] = -960.0
+        filling.masked_fill_(level > threshold, -960.0)
         wall = values[lumen]
         values[lumen] = torch.where(edge[lumen], wall.lerp(filling, thin), filling)
 
@@ -431,4 +431,4 @@ def _render_lung_vessels(
 ) -> None:
     """Dot the lungs with vessels, in place."""
     vessels = _of_kind(labels, kinds, "lung") & (fine > rng.uniform(1.6, 2.6))
-    ct[vessels] = rng.uniform(-300, 60)
+    ct.masked_fill_(vessels, rng.uniform(-300, 60))

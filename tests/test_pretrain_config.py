@@ -23,7 +23,7 @@ def given(**changes: object) -> RunConfig:
     return load_config(tiny_config(**changes))
 
 
-@pytest.mark.parametrize("name", ["swin_unetr", "unet", "universal-ct"])
+@pytest.mark.parametrize("name", ["swin_unetr", "unet", "universal-ct", "universal-ct-longer"])
 def test_a_shipped_configuration_reads_and_writes(name: str, tmp_path: Path) -> None:
     config = load_config(name)
     path = tmp_path / "config.yaml"
@@ -53,6 +53,13 @@ def test_the_papers_values() -> None:
         assert zoomed == {name for name in datasets if name.startswith("10_")}
     assert (swin.model.backbone, unet.model.backbone) == ("swin_unetr", "unet")
     assert unet.model.backbone_options == {}
+
+
+def test_the_embedded_models_second_pass_sees_other_patches() -> None:
+    first, second = load_config("universal-ct"), load_config("universal-ct-longer")
+    assert second.seed != first.seed and second.initialise_from
+    assert second.sources == first.sources and second.model == first.model
+    assert second.validation == first.validation and second.stages[-1].all_cases
 
 
 def test_tumour_datasets_have_their_crops() -> None:

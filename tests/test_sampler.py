@@ -154,7 +154,7 @@ def test_an_undeformed_patch_is_a_crop_around_its_centre() -> None:
     centre = np.array([22.5, 17.5, 20.5])
     volume = torch.from_numpy(ball(shape, tuple(centre), 8)).to(torch.uint8)
     generator = torch.Generator().manual_seed(0)
-    positions = sampler._deformed_grid(10, 2, 4.0, centre, Still(), generator)
+    positions = sampler._deformed_grid(10, 2, 4.0, centre, (), Still(), generator)
     fine = sampler._gather(volume, positions, fill=0)
     assert torch.equal(fine, volume[13:33, 8:28, 11:31])
     coarse = sampler._majority(fine, 2)
@@ -168,7 +168,7 @@ def test_deformation_is_a_smooth_change_of_place_and_size() -> None:
     spread = []
     for seed in range(10):
         rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-        positions = sampler._deformed_grid(32, 1, 2.0, np.full(3, 50.0), rng, generator)
+        positions = sampler._deformed_grid(32, 1, 2.0, np.full(3, 50.0), (), rng, generator)
         steps = positions.diff(dim=1).norm(dim=0)
         smallest, largest = float(steps.min()), float(steps.max())
         assert smallest > 0.3 and largest < 2.5  # no folds, no tears

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -66,7 +66,7 @@ class PatchSettings:
 
     patch_size: int = 96
     spacing_mm: float = 3.0
-    oversampled: float = 0.06
+    oversampled: float = 0.02
     hu_windows: tuple[tuple[float, float], ...] = ((-175.0, 250.0), (-1000.0, 1000.0))
     voxels: int = 32768
 
@@ -98,10 +98,10 @@ def draw_view(
     oversampled = anatomy.ct is None and rng.random() < settings.oversampled
     fine_per_voxel = 2 if oversampled else 1
     centre = _draw_centre(anatomy, size * settings.spacing_mm, rng)
-    positions = _deformed_grid(size, fine_per_voxel, settings.spacing_mm, centre, rng, generator)
-    if anatomy.ct is None:
-        for bump in _draw_bumps(anatomy, rng):
-            _apply_bump(positions, *bump)
+    bumps = _draw_bumps(anatomy, rng) if anatomy.ct is None else ()
+    positions = _deformed_grid(
+        size, fine_per_voxel, settings.spacing_mm, centre, bumps, rng, generator
+    )
     fine_labels = _gather(torch.from_numpy(anatomy.label_map), positions, fill=0)
     membership, names = anatomy.membership.copy(), dict(anatomy.names)
     fine_mm = settings.spacing_mm / fine_per_voxel
@@ -191,27 +191,33 @@ def _deformed_grid(
     fine_per_voxel: int,
     spacing_mm: float,
     centre: NDArray[np.float64],
+    bumps: Iterable[tuple[NDArray[np.float64], float, float]],
     rng: np.random.Generator,
     generator: torch.Generator,
 ) -> Tensor:
-    """Where the patch's fine voxels lie: affine and elastic.
+    """Where the patch's fine voxels lie: affine and elastic, then `bumps` one after the other.
 
     centre (3,): of the patch, in voxels of the label map, as are the positions (3, X, Y, Z).
+    Computed on every second voxel and enlarged: all of it is smooth, and that is several times
+    faster.
     """
     fine_size = size * fine_per_voxel
+    nodes = max(2, size // 2)
     angles = rng.normal(0, (0.07, 0.07, 0.14))
     scale = np.exp(rng.normal(0, 0.1) + rng.normal(0, 0.09, 3)).clip(0.7, 1.4)
     matrix = rotation(angles) @ np.diag(1 / scale) * (spacing_mm / fine_per_voxel / FINE_MM)
-    line = torch.arange(fine_size, dtype=torch.float32) - (fine_size - 1) / 2
+    line = torch.linspace(-0.5, 0.5, nodes) * (fine_size - 1)
     grid = torch.stack(torch.meshgrid(line, line, line, indexing="ij")).reshape(3, -1)
     affine = torch.from_numpy(matrix).float() @ grid
-    positions = affine.view(3, fine_size, fine_size, fine_size)
+    positions = affine.view(3, nodes, nodes, nodes)
     positions += torch.from_numpy(centre).float()[:, None, None, None]
     amplitudes_mm = rng.uniform(0, 12), rng.uniform(0, 4)
     shift = _elastic_field(5, amplitudes_mm[0], generator)
     shift = shift + _elastic_field(11, amplitudes_mm[1], generator)
-    positions += enlarge(shift, (fine_size,) * 3)
-    return positions
+    positions += enlarge(shift, (nodes,) * 3)
+    for bump in bumps:
+        _apply_bump(positions, *bump)
+    return enlarge(positions, (fine_size,) * 3)
 
 
 def _draw_bumps(
