@@ -57,10 +57,12 @@ def main() -> None:
     given = parser.parse_intermixed_args()
 
     longest = given.warm_up + 2 * given.steps * given.rounds + 1
-    config = load_config(given.config, [*given.overrides, "initialise_from=null"])
+    # Speed does not depend on the weights, and those that a second pass starts from may not exist.
+    overrides = [*given.overrides, "initialise_from=null"]
+    config = load_config(given.config, overrides)
     last = len(config.stages) - 1
     # The last stage alone, long enough for all rounds and for what workers fetch ahead.
-    raw = [*given.overrides, f"stages.{last}.steps={10 * longest}"]
+    raw = [*overrides, f"stages.{last}.steps={10 * longest}"]
     config = with_store(load_config(given.config, raw), given.store)
     first_step = sum(stage.steps for stage in config.stages[:-1])
     stage = config.stages[-1]
