@@ -122,8 +122,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     given = parser.parse_intermixed_args()
 
-    sources = "sources=[{kind: phantoms}]"  # none is drawn: the batch is made here
-    config = load_config("universal-ct", [*given.overrides, sources])
+    # No source is drawn from, as the batch is made here; nor is there a store to hold cases out of.
+    nothing = ["sources=[{kind: phantoms}]", "stages=[{steps: 1000}]", "validation.hold_out=[]"]
+    config = load_config("universal-ct", [*nothing, *given.overrides])
     channels = len(config.model.hu_windows)
     sampled = config.loss.sample_voxels or given.patch**3
     ours = random_batch(given.patch, given.batch, channels, sampled)

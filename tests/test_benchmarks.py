@@ -1,0 +1,35 @@
+"""Benchmarks run on the shipped configurations, whatever these become. Speeds are not asserted."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+SMALL = ["--steps", "1", "--rounds", "1", "precision=float32"]
+
+
+def report(script: str, *arguments: str) -> dict[str, object]:
+    command = [sys.executable, str(BENCHMARKS / script), *arguments]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    printed: dict[str, object] = json.loads(finished.stdout)
+    return printed
+
+
+@pytest.mark.slow
+def test_the_training_step_is_measured_beside_plain_monai() -> None:
+    measured = report("step.py", "--patch", "64", "--batch", "1", *SMALL)
+    assert measured["samples_per_second"]
+
+
+@pytest.mark.slow
+def test_throughput_is_measured_without_the_weights_that_a_pass_starts_from() -> None:
+    changes = ["sources=[{kind: phantoms, count: 1}]", "validation.hold_out=[]", "echo=1"]
+    changes += ["stages=[{steps: 1, patch_size: 64, spacing_mm: 6}]", "workers=0"]
+    measured = report("throughput.py", "universal-ct-longer", "--warm-up", "1", *SMALL, *changes)
+    assert measured["percent_of_compute"]
