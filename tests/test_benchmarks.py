@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from conftest import REPOSITORY
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 SMALL = ["--steps", "1", "--rounds", "1", "precision=float32"]
 
 
 def report(script: str, *arguments: str) -> dict[str, object]:
-    command = [sys.executable, str(BENCHMARKS / script), *arguments]
+    command = [sys.executable, str(REPOSITORY / "benchmarks" / script), *arguments]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
     printed: dict[str, object] = json.loads(finished.stdout)
