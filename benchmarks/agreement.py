@@ -22,10 +22,10 @@ import nibabel as nib
 import numpy as np
 
 from foundation import from_pretrained
-from foundation.cards import Card
+from foundation.evaluation.metrics import dice
 from foundation.files import replacing
-from foundation.metrics import dice
-from foundation.segmentation import Segmentation
+from foundation.hub.cards import Card
+from foundation.imaging.result import Segmentation
 from foundation.taxonomy import NAMES, TOTALSEGMENTATOR
 
 # The organs of the development target; the mean over them is what runs are compared by.

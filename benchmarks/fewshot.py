@@ -21,11 +21,11 @@ import json
 from pathlib import Path
 
 from foundation import finetune, from_pretrained
+from foundation.evaluation.charts import Curve
+from foundation.evaluation.report import Report, write_report
 from foundation.files import replacing
 from foundation.model import UniversalModel
-from foundation.tuning.api import Tuned
-from foundation.tuning.charts import Curve
-from foundation.tuning.report import Report, write_report
+from foundation.tuning.finetune import Tuned
 from foundation.tuning.start import untrained_like
 from foundation.tuning.tasks import fewshot_subsets, write_subsets
 

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from foundation import from_pretrained, phantom
+from foundation import from_pretrained
 from foundation.files import replacing
-from foundation.synthesis import render_ct
+from foundation.synthesis import phantom, render_ct
 
 
 def large_ct(size: list[int], spacing_mm: list[float]) -> tuple[np.ndarray, np.ndarray]:

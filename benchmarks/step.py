@@ -24,12 +24,12 @@ import torch
 from monai.networks.nets import DynUNet
 from torch import Tensor, nn
 
-from foundation.head import TextDrivenHead
-from foundation.memory import keep_freed_memory
-from foundation.pretraining.engine import Engine, accelerator_for
-from foundation.pretraining.losses import masked_loss
+from foundation.hardware import keep_freed_memory
+from foundation.networks.head import TextDrivenHead
 from foundation.pretraining.reading import load_config
+from foundation.pretraining.run import Engine, accelerator_for
 from foundation.taxonomy import CLASSES
+from foundation.training.losses import masked_loss
 
 WIDTHS = (24, 48, 96, 192, 256)  # of LiteUNet
 TEXT_DIM = 384  # of MiniLM

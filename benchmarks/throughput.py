@@ -21,10 +21,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from foundation.memory import keep_freed_memory
-from foundation.pretraining.engine import Engine, accelerator_for
-from foundation.pretraining.mixture import batches
+from foundation.hardware import keep_freed_memory
 from foundation.pretraining.reading import load_config, with_store
+from foundation.pretraining.run import Engine, accelerator_for
+from foundation.training.mixture import batches
 
 Batch = dict[str, Tensor]
 

@@ -29,11 +29,11 @@ import torch
 from scipy import ndimage
 
 from foundation import finetune, from_pretrained
-from foundation.adapters import add_adapter, load_adapter, save_adapter
-from foundation.memory import keep_freed_memory
-from foundation.saved import save_pretrained
-from foundation.tuning import api
-from foundation.tuning.evaluation import Scores
+from foundation.evaluation.scores import Scores
+from foundation.hardware import keep_freed_memory
+from foundation.hub.adapter_files import add_adapter, load_adapter, save_adapter
+from foundation.hub.saved import save_pretrained
+from foundation.tuning import finetune as api
 
 CLASSES = ("vertebra L1", "vertebra L2", "vertebra L3", "left hip", "right hip")
 SHAPE = (512, 512, 200)
@@ -119,9 +119,9 @@ def tune(method: str, args: argparse.Namespace, **settings: Any) -> dict[str, An
 
 def adapter(args: argparse.Namespace, rounds: int = 9) -> dict[str, float]:
     """Size of an adapter with the classes, and the median time to load it."""
-    from foundation.tuning.api import with_classes
+    from foundation.data.naming import NewClass
+    from foundation.tuning.finetune import with_classes
     from foundation.tuning.methods import get_method
-    from foundation.tuning.naming import NewClass
 
     base = from_pretrained(args.model)
     wanted = [NewClass(name) for name in args.classes]

@@ -28,17 +28,16 @@ from torch import nn
 from tqdm import trange
 
 from foundation import NewClass, from_pretrained, save_pretrained
-from foundation.inference import choose_device
-from foundation.memory import keep_freed_memory
-from foundation.precision import autocast
-from foundation.pretraining.depth import rate_factors
-from foundation.pretraining.mixture import Mixture, PatchGrid
-from foundation.pretraining.validation import mean_dice, validate
-from foundation.prompts import add_classes
-from foundation.tuning.api import specs_of
+from foundation.adapting.classes import add_classes
+from foundation.evaluation.scores import evaluate
+from foundation.evaluation.validation import mean_dice, validate
+from foundation.hardware import autocast, keep_freed_memory
+from foundation.inference.predict import choose_device
+from foundation.training.depth import rate_factors
+from foundation.training.mixture import Mixture, PatchGrid
 from foundation.tuning.data import read_data
-from foundation.tuning.evaluation import evaluate
 from foundation.tuning.feeds import PatchFeed, fast
+from foundation.tuning.finetune import specs_of
 from foundation.tuning.objective import tuning_losses
 from foundation.tuning.recipe import settings_of, write_results
 from foundation.tuning.samples import FewScans

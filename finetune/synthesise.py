@@ -27,16 +27,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from foundation.datasets import Adapter
-from foundation.datasets.layouts import Patterns
-from foundation.datasets.reading import read_names
+from foundation.data import Adapter
+from foundation.data.layouts import Patterns
+from foundation.data.reading import read_names
+from foundation.data.store.arrays import Store
+from foundation.data.store.prepare import prepare
 from foundation.errors import UsageError, listed
-from foundation.preparation.prepare import prepare
-from foundation.preparation.store import Store
-from foundation.pretraining.checkpoints import recover_folder, replacing_folder
-from foundation.pretraining.sampler import PatchSettings, View, draw_view
-from foundation.pretraining.sources import FINE_MM, Anatomy, phantom_anatomy, stored_anatomy
+from foundation.synthesis.anatomy import FINE_MM, Anatomy, phantom_anatomy, stored_anatomy
+from foundation.synthesis.patch import PatchSettings, View, draw_view
 from foundation.taxonomy import Dataset
+from foundation.training.checkpoints import recover_folder, replacing_folder
 
 _CENTRE = 1000  # keys of centres that are no channel of the taxonomy
 

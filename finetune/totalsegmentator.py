@@ -48,18 +48,18 @@ import nibabel as nib
 import numpy as np
 
 from foundation import NewClass, UniversalModel, from_pretrained, save_pretrained
-from foundation.attachment import base_sha256
-from foundation.backbones import BACKBONES
+from foundation.adapting.adapters import base_sha256
 from foundation.errors import UniversalCTError, UsageError, listed
+from foundation.evaluation.charts import Curve
+from foundation.evaluation.report import Report, write_report
+from foundation.evaluation.scores import Scores, evaluate
 from foundation.files import nifti_stem
-from foundation.inference import choose_device
-from foundation.memory import keep_freed_memory
-from foundation.tuning.api import validation_curve
-from foundation.tuning.charts import Curve
+from foundation.hardware import keep_freed_memory
+from foundation.inference.predict import choose_device
+from foundation.networks.backbones import BACKBONES
+from foundation.networks.plain_head import LinearNetwork, drop_head, save_linear
 from foundation.tuning.data import TuningData, read_data
-from foundation.tuning.evaluation import Scores, evaluate
-from foundation.tuning.linear import LinearNetwork, drop_head, save_linear
-from foundation.tuning.report import Report, write_report
+from foundation.tuning.finetune import validation_curve
 from foundation.tuning.start import keep_head, transfer_preprocessing, untrained_by_name
 from foundation.tuning.tasks import (
     PUBLISHED,

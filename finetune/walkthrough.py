@@ -2,7 +2,7 @@
 
     python finetune/walkthrough.py DATA -o runs/walkthrough [--methods head lora …] [--scans 5]
 
-DATA holds the open CTs and label maps of `foundation/datasets/open-data.yaml`. Training scans are
+DATA holds the open CTs and label maps of `foundation/data/open-data.yaml`. Training scans are
 synthetic: two people's label maps, rendered. The test scan is real: TotalSegmentator's example CT,
 with machine labels, so that scores are agreement. The released weights have seen that CT with the
 labels of their own classes, but none of the classes that are added here.
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from foundation import NewClass, finetune
-from foundation.tuning.comparison import write_comparison
+from foundation.evaluation.comparison import write_comparison
 from foundation.tuning.methods import METHODS
 from foundation.tuning.recipe import SMOKE_CLASS, write_scans
 

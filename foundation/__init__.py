@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from foundation.cards import Card, ModelSummary, list_models
+    from foundation.adapting.classes import add_class
     from foundation.config import ClassSpec, ModelConfig, Preprocessing, TextSpec
+    from foundation.data.naming import NewClass
     from foundation.errors import (
         HubError,
         MissingExtraError,
@@ -19,16 +20,21 @@ if TYPE_CHECKING:
         VolumeError,
         WeightsError,
     )
-    from foundation.hub import from_pretrained, model_card, push_to_hub, save_pretrained, segment
+    from foundation.hub.cards import Card, ModelSummary, list_models
+    from foundation.hub.load import (
+        from_pretrained,
+        model_card,
+        push_to_hub,
+        save_pretrained,
+        segment,
+    )
+    from foundation.imaging.result import Segmentation
     from foundation.model import Encoder, UniversalModel
-    from foundation.prompts import add_class
-    from foundation.segmentation import Segmentation
     from foundation.taxonomy import CLASSES, DATASETS, AnatomicalClass
-    from foundation.tuning.api import Tuned, finetune
-    from foundation.tuning.naming import NewClass
+    from foundation.tuning.finetune import Tuned, finetune
 
 _HOMES = {
-    "cards": ("Card", "ModelSummary", "list_models"),
+    "hub.cards": ("Card", "ModelSummary", "list_models"),
     "config": ("ClassSpec", "ModelConfig", "Preprocessing", "TextSpec"),
     "errors": (
         "HubError",
@@ -38,12 +44,12 @@ _HOMES = {
         "VolumeError",
         "WeightsError",
     ),
-    "hub": ("from_pretrained", "model_card", "push_to_hub", "save_pretrained", "segment"),
+    "hub.load": ("from_pretrained", "model_card", "push_to_hub", "save_pretrained", "segment"),
     "model": ("Encoder", "UniversalModel"),
-    "prompts": ("add_class",),
-    "tuning.api": ("Tuned", "finetune"),
-    "tuning.naming": ("NewClass",),
-    "segmentation": ("Segmentation",),
+    "adapting.classes": ("add_class",),
+    "tuning.finetune": ("Tuned", "finetune"),
+    "data.naming": ("NewClass",),
+    "imaging.result": ("Segmentation",),
     "taxonomy": ("CLASSES", "DATASETS", "AnatomicalClass"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

@@ -1,5 +1,5 @@
 """`python -m foundation` is the command line, as `universal-ct` is."""
 
-from foundation.cli import main
+from foundation.cli.main import main
 
 raise SystemExit(main())

@@ -81,7 +81,7 @@ class BranchSpec:
     """Classes that were added to the weights together, and what they have of their own.
 
     kind: `prompt`, nothing but their prompts; `head`, a text-driven head; `side`, that and a small
-    decoder of `width` channels over the encoder's features. See `foundation.branches`.
+    decoder of `width` channels over the encoder's features. See `foundation.networks.branches`.
     """
 
     classes: tuple[str, ...]

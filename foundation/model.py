@@ -7,15 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from foundation.backbones import Backbone, build_backbone
-from foundation.branches import Branch, read_out, read_out_at
+from foundation.adapting.classes import Expectation, Kind, add_class
 from foundation.config import ModelConfig, TextSpec
 from foundation.errors import UsageError
-from foundation.head import TextDrivenHead
-from foundation.inference import segment_volume
-from foundation.prompts import Expectation, Kind, add_class
-from foundation.segmentation import Segmentation
-from foundation.volumes import Source
+from foundation.imaging.result import Segmentation
+from foundation.imaging.volumes import Source
+from foundation.inference.predict import segment_volume
+from foundation.networks.backbones import Backbone, build_backbone
+from foundation.networks.branches import Branch, read_out, read_out_at
+from foundation.networks.head import TextDrivenHead
 
 
 class Encoder(nn.Module):
@@ -133,7 +133,7 @@ class UniversalModel(nn.Module):
         """Add a class by its prompt, as the last channel; returns what to expect before training.
 
         No weight and no other class changes. prompt: the sentence; made from `name` if not given.
-        parent: the organ that a lesion lies in. See `foundation.prompts.add_class`.
+        parent: the organ that a lesion lies in. See `foundation.adapting.classes.add_class`.
 
         Raises:
             UsageError: the model has that class, or `embedding` cannot be mixed with its own.
@@ -156,7 +156,7 @@ class UniversalModel(nn.Module):
         """Segment a CT: a NIfTI path, a nibabel image or (array in HU, affine).
 
         classes: names or aliases; all if not given. device: "auto", "cpu", "cuda:1", "mps"; the
-        model moves there. See `foundation.inference.segment_volume`.
+        model moves there. See `foundation.inference.predict.segment_volume`.
 
         Raises:
             VolumeError: the CT cannot be read.

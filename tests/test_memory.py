@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-from foundation.memory import keep_freed_memory
+from foundation.hardware import keep_freed_memory
 
 _SCRIPT = """
 import resource, sys
 import numpy as np
-from foundation.memory import keep_freed_memory
+from foundation.hardware import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 def faults():

@@ -9,8 +9,8 @@ from tiny import logits, tiny_model
 
 from foundation.config import ClassSpec, ModelConfig, Preprocessing, TextSpec
 from foundation.errors import UsageError, WeightsError
-from foundation.head import GENERATED, TextDrivenHead
 from foundation.model import UniversalModel
+from foundation.networks.head import GENERATED, TextDrivenHead
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from foundation.errors import UsageError
-from foundation.precision import autocast, computes_bfloat16, trains_in_bfloat16
-from foundation.pretraining.engine import accelerator_for, pretrain
+from foundation.hardware import autocast, computes_bfloat16, trains_in_bfloat16
 from foundation.pretraining.reading import load_config
+from foundation.pretraining.run import accelerator_for, pretrain
 
 
 @pytest.mark.parametrize("able", [True, False])
@@ -44,7 +44,7 @@ def test_an_old_torch_or_another_device_stays_in_single_precision(
 def test_pretraining_does_not_start_where_it_would_take_forever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("foundation.pretraining.engine.computes_bfloat16", lambda _: False)
+    monkeypatch.setattr("foundation.pretraining.run.computes_bfloat16", lambda _: False)
     config = load_config("universal-ct", ["precision=bfloat16", "sources=[{kind: phantoms}]"])
     with pytest.raises(UsageError, match="Add precision=float32"):
         accelerator_for(config, cpu=True)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from foundation.pretraining.engine import pretrain
+from foundation.pretraining.run import pretrain
 
 TENSORS = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from anatomies import ball
 
-from foundation.preparation.harmonise import Harmonised
-from foundation.preparation.store import FORMAT_VERSION
-from foundation.preparation.writing import write_case
+from foundation.data.store.arrays import FORMAT_VERSION
+from foundation.data.store.harmonise import Harmonised
+from foundation.data.store.writing import write_case
 
 SPACING_MM = 4.0
 SHAPE = (28, 24, 26)

@@ -5,15 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from foundation.backbones import Backbone
 from foundation.config import ClassSpec, ModelConfig, Preprocessing, TextSpec
-from foundation.convert import check_state, shapes_of
 from foundation.errors import UsageError
-from foundation.hub import from_pretrained
+from foundation.hub.convert import check_state, shapes_of
+from foundation.hub.load import from_pretrained
 from foundation.model import UniversalModel
+from foundation.networks.backbones import Backbone
 from foundation.pretraining.config import ClassConfig, OptimizerConfig, RunConfig
-from foundation.pretraining.depth import checkpoint_activations, rate_factors
-from foundation.pretraining.losses import EXCLUSIVE
 from foundation.taxonomy import CLASSES, NAMES
 from foundation.text import (
     CLIP_VIT_B_32,
@@ -26,6 +24,8 @@ from foundation.text import (
     load_encoder,
     mean_and_scale,
 )
+from foundation.training.depth import checkpoint_activations, rate_factors
+from foundation.training.losses import EXCLUSIVE
 
 ONE_HOT = "one-hot"
 # Reference: LinkBERT (arXiv 2203.15827); its sentence embedding is that of the first token.

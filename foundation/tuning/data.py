@@ -15,13 +15,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from foundation.datasets.cases import DatasetWarning
+from foundation.data.cases import DatasetWarning
+from foundation.data.finding import Source, find_source
+from foundation.data.naming import Naming, NewClass
+from foundation.data.store.arrays import Store, StoredCase, read_description
+from foundation.data.store.prepare import prepare
 from foundation.errors import UsageError, listed
 from foundation.files import replacing
-from foundation.preparation.prepare import prepare
-from foundation.preparation.store import Store, StoredCase, read_description
-from foundation.tuning.finding import Source, find_source
-from foundation.tuning.naming import Naming, NewClass
 
 SPLITS, STORE = "splits.json", "store"
 FORMAT_VERSION = 1

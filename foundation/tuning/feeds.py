@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from foundation.branches import Branch
+from foundation.data.store.arrays import StoredCase
 from foundation.errors import UsageError
+from foundation.hardware import autocast, trains_in_bfloat16
+from foundation.imaging.frame import window_hu
+from foundation.inference.sliding_window import window_starts
 from foundation.model import UniversalModel
-from foundation.precision import autocast, trains_in_bfloat16
-from foundation.preparation.store import StoredCase
-from foundation.pretraining.mixture import Mixture, PatchGrid
-from foundation.pretraining.sampler import draw_voxels
-from foundation.sliding_window import window_starts
-from foundation.transforms import window_hu
+from foundation.networks.branches import Branch
+from foundation.synthesis.patch import draw_voxels
+from foundation.training.mixture import Mixture, PatchGrid
 from foundation.tuning.objective import Forward
 from foundation.tuning.samples import FewScans, Patch
 

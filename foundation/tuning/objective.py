@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from foundation.pretraining.losses import masked_loss
+from foundation.training.losses import masked_loss
 
 
 @dataclass(frozen=True)

@@ -17,17 +17,17 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from foundation.attachment import base_sha256
+from foundation.adapting.adapters import base_sha256
+from foundation.adapting.classes import Expectation
 from foundation.errors import UniversalCTError, UsageError
+from foundation.evaluation.agreement import agreement
+from foundation.evaluation.charts import Curve
+from foundation.evaluation.report import Report, write_report
+from foundation.evaluation.scores import Scores
 from foundation.model import UniversalModel
-from foundation.phantom import Phantom, generate
-from foundation.prompts import Expectation
-from foundation.synthesis import render_ct
-from foundation.tuning.agreement import agreement
-from foundation.tuning.charts import Curve
+from foundation.synthesis.phantom import Phantom, generate
+from foundation.synthesis.render import render_ct
 from foundation.tuning.data import TuningData
-from foundation.tuning.evaluation import Scores
-from foundation.tuning.report import Report, write_report
 
 SMOKE_CLASS = "sacrum"
 SMOKE_LABELS = (SMOKE_CLASS, "colon", "urinary_bladder", "iliopsoas_left")

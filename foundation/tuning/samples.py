@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from foundation.inference import segment_volume
+from foundation.data.store.arrays import StoredCase
+from foundation.imaging.frame import window_hu
+from foundation.inference.predict import segment_volume
 from foundation.model import UniversalModel
-from foundation.preparation.store import StoredCase
-from foundation.pretraining.mixture import PatchGrid
-from foundation.pretraining.sampler import Sample, draw_voxels, rotation
-from foundation.pretraining.scans import resample
-from foundation.scanner import blur
-from foundation.transforms import window_hu
+from foundation.synthesis.patch import Sample, draw_voxels, rotation
+from foundation.synthesis.scanner import blur
+from foundation.training.mixture import PatchGrid
+from foundation.training.scans import resample
 
 _ON_NEW = 0.8  # of the patches are placed on a new class, the others anywhere
 _JITTER = 0.25  # of the patch: how far its middle lies from the voxel that it is placed on, at most

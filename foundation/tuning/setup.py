@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foundation.lora import has_adapters
+from foundation.adapting.low_rank import has_adapters
+from foundation.evaluation.validation import mean_dice, validate
+from foundation.hardware import autocast
 from foundation.model import UniversalModel
-from foundation.precision import autocast
-from foundation.pretraining.checkpoints import recover_folder
-from foundation.pretraining.depth import rate_factors
-from foundation.pretraining.losses import EXCLUSIVE
-from foundation.pretraining.mixture import Mixture, PatchGrid
-from foundation.pretraining.validation import mean_dice, validate
 from foundation.taxonomy import NAMES
+from foundation.training.checkpoints import recover_folder
+from foundation.training.depth import rate_factors
+from foundation.training.losses import EXCLUSIVE
+from foundation.training.mixture import Mixture, PatchGrid
 from foundation.tuning.data import TuningData
 from foundation.tuning.feeds import CachedFeed, Feed, PatchFeed, cache_patches, cache_windows, fast
 from foundation.tuning.methods import METHODS, Method

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from foundation.backbones import BACKBONES
-from foundation.cards import card_names
+from foundation.adapting.low_rank import plain_state
 from foundation.config import ClassSpec, ModelConfig, Preprocessing
 from foundation.errors import UsageError
-from foundation.hub import from_pretrained
-from foundation.lora import plain_state
+from foundation.hub.cards import card_names
+from foundation.hub.load import from_pretrained
 from foundation.model import UniversalModel
+from foundation.networks.backbones import BACKBONES
 from foundation.text import MINILM, class_prompt, encode_prompts, load_bank, mean_and_scale
 from foundation.tuning.tasks import PUBLISHED
 

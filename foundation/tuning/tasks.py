@@ -16,9 +16,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
+from foundation.data.naming import NewClass
 from foundation.errors import UsageError, listed
 from foundation.files import replacing
-from foundation.tuning.naming import NewClass
 
 Version = Literal[1, 2]
 SIZES = (1, 5, 10, 20, 64, 128, 256, 512, 1024)
@@ -151,7 +151,7 @@ def read_meta(folder: str | Path) -> dict[str, list[str]]:
     Raises:
         UsageError: there is no such table, or it names no case.
     """
-    from foundation.datasets.layouts import read_splits  # with it comes numpy
+    from foundation.data.layouts import read_splits  # with it comes numpy
 
     path = Path(folder) / _META
     if not path.is_file():

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from foundation.config import Preprocessing
 from foundation.errors import UsageError
+from foundation.evaluation.validation import mean_dice, validate
 from foundation.model import UniversalModel
-from foundation.pretraining.losses import published_losses, scan_losses
-from foundation.pretraining.mixture import Mixture, PatchGrid
-from foundation.pretraining.validation import mean_dice, validate
+from foundation.networks.plain_head import Activation, LinearNetwork
+from foundation.training.losses import published_losses, scan_losses
+from foundation.training.mixture import Mixture, PatchGrid
 from foundation.tuning.data import TuningData
 from foundation.tuning.feeds import PatchFeed
-from foundation.tuning.linear import Activation, LinearNetwork
 from foundation.tuning.methods import Method
 from foundation.tuning.objective import Forward, tuning_losses
 from foundation.tuning.samples import FewScans

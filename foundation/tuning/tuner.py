@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from foundation.errors import UsageError
-from foundation.pretraining import checkpoints
-from foundation.pretraining.checkpoints import Checkpoint, recover_folder
-from foundation.pretraining.logs import Table
+from foundation.training import checkpoints
+from foundation.training.checkpoints import Checkpoint, recover_folder
+from foundation.training.logs import Table
 from foundation.tuning.feeds import Feed
 from foundation.tuning.methods import Method
 from foundation.tuning.objective import Forward

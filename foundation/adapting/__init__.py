@@ -1,0 +1,1 @@
+"""A model in memory gets more classes, or low-rank adapters."""

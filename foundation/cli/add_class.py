@@ -1,0 +1,141 @@
+"""`universal-ct add-class`: new classes by prompt and a few scans."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from foundation.errors import UsageError
+
+_TEXT = "teach a model new classes by prompt and a few labelled scans"
+_METHODS = ("head", "lora", "full", "continual")
+_MORE = """DIR holds a folder for each case (ct.nii.gz with labels.nii.gz and labels.json, or
+one mask a class), an nnU-Net dataset, or TotalSegmentator's tree; or it is a CSV of image, label,
+class.
+
+  universal-ct add-class "vertebra L1" "vertebra L2" --data scans -o runs/lumbar
+  universal-ct add-class metastasis --parent liver --data scans.csv --method lora -o runs/met
+  universal-ct segment ct.nii.gz -m runs/lumbar/model -c "vertebra L1" -o out
+
+Methods: head (the network stays: minutes on a CPU, the old classes cannot change), lora (an
+adapter of a few hundred kB), full (everything is trained), continual (everything, with the old
+model's masks as labels). Run it again to go on after an interruption.
+"""
+
+
+def add_arguments(subparsers: Any) -> argparse.ArgumentParser:
+    """Add the verb to the parser; `run` takes what it parsed."""
+    verb: argparse.ArgumentParser = subparsers.add_parser(
+        "add-class",
+        help=_TEXT,
+        description=f"{_TEXT}.",
+        epilog=_MORE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = verb.add_argument
+    add("classes", nargs="+", metavar="CLASS", help='names, e.g. "vertebra L1"')
+    add("--data", required=True, metavar="DIR", help="labelled scans to learn from")
+    add("-o", "--output", required=True, metavar="OUT", help="folder of model and report")
+    add("-m", "--model", default="universal-ct", help="to start from (default: %(default)s)")
+    add("--method", choices=_METHODS, default="head", help="(default: %(default)s)")
+    text = "what the files call a class, where that is not its name"
+    add("--label", action="append", default=[], metavar="CLASS=LABEL", help=text)
+    text = "sentence that is embedded (default: by the weights' template)"
+    add("--prompt", action="append", default=[], metavar="CLASS=TEXT", help=text)
+    text = "organ that a lesion lies in: for all classes, or of one"
+    add("--parent", action="append", default=[], metavar="[CLASS=]ORGAN", help=text)
+    add("--test", metavar="DIR", help="scans that are only measured")
+    text = "share of the scans that decide when to stop (default: %(default)s)"
+    add("--validation", type=float, default=0.2, metavar="SHARE", help=text)
+    text = (
+        "how old classes that the scans do not label are kept: distil (the old model teaches), "
+        "mask, or nothing (they count as absent: they will be forgotten)"
+    )
+    add("--protect", choices=("distil", "mask", "nothing"), help=text)
+    add("--steps", type=int, metavar="N", help="most optimiser steps")
+    add("--learning-rate", type=float, metavar="RATE", help="of what is new")
+    add("--rank", type=int, metavar="N", help="of lora's adapters")
+    add("--tolerance", type=float, default=2.0, metavar="MM", help="of the surface Dice")
+    add("--seed", type=int, default=1, help="of splits and training (default: %(default)s)")
+    add("--name", help="of the new model")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    add("--json", action="store_true", help="the result as JSON on standard output")
+    add("-q", "--quiet", action="store_true", help="no progress bar")
+    add("--debug", action="store_true", help="tracebacks and all warnings")
+    return verb
+
+
+def run(args: argparse.Namespace) -> int:
+    """Add the classes; returns the exit code.
+
+    Raises:
+        UsageError: an option names a class that is not added; or see `finetune`.
+    """
+    from foundation.tuning.finetune import finetune
+
+    tuned = finetune(
+        args.model,
+        args.data,
+        new_classes(args),
+        output=args.output,
+        method=args.method,
+        test=args.test,
+        validation=args.validation,
+        seed=args.seed,
+        device=args.device,
+        protect=args.protect,
+        tolerance_mm=args.tolerance,
+        name=args.name,
+        progress=not args.quiet,
+        steps=args.steps,
+        learning_rate=args.learning_rate,
+        rank=args.rank,
+    )
+    if args.json:
+        print(json.dumps(tuned.summary(), indent=2))
+    elif not args.quiet:
+        print(tuned.table(), file=sys.stderr)
+        print(f"Saved to {tuned.saved}; see {tuned.report}.", file=sys.stderr)
+    return 0
+
+
+def new_classes(args: argparse.Namespace) -> list[Any]:
+    """The classes of the command line as `NewClass`.
+
+    Raises:
+        UsageError: a label, prompt or parent is of a class that is not added.
+    """
+    from foundation.data.naming import NewClass
+
+    labels: dict[str, list[str]] = {name: [] for name in args.classes}
+    prompts: dict[str, str] = {}
+    parents: dict[str, str] = {}
+    for option, given in (("--label", args.label), ("--prompt", args.prompt)):
+        for text in given:
+            name, value = _of_class(option, text, args.classes)
+            if option == "--label":
+                labels[name].append(value)
+            else:
+                prompts[name] = value
+    for text in args.parent:
+        if "=" in text:
+            name, organ = _of_class("--parent", text, args.classes)
+            parents[name] = organ
+        else:
+            parents |= {name: text for name in args.classes if name not in parents}
+    return [
+        NewClass(name, prompts.get(name), parents.get(name), tuple(labels[name]))
+        for name in args.classes
+    ]
+
+
+def _of_class(option: str, text: str, classes: list[str]) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (equals and value) or name not in classes:
+        raise UsageError(
+            f"Cannot read {option} {text!r}; give CLASS=VALUE, with a class of "
+            f"{', '.join(classes)}."
+        )
+    return name, value

@@ -1,0 +1,142 @@
+"""`universal-ct datasets`: what can be trained on, and whether a folder of it is in order."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from foundation.data.check import Report
+
+_MOST_FAULTS = 50  # shown; --json has them all
+
+
+def add_arguments(verbs: Any) -> argparse.ArgumentParser:
+    """Add the verb `datasets`, which lists, and below it `check`; returns its parser."""
+    text = "the datasets that can be trained on: licence, where to get them, and a check of yours"
+    parser: argparse.ArgumentParser = verbs.add_parser("datasets", help=text, description=text)
+    parser.add_argument("--json", action="store_true", help="JSON instead of text")
+    _add_common(parser)
+    below = parser.add_subparsers(dest="action", metavar="ACTION")
+    text = "find a dataset's cases in a folder, count its labels, and say what is wrong"
+    check = below.add_parser("check", help=text, description=f"{text}. Exits with 1 on faults.")
+    check.add_argument("name", metavar="NAME", help="id or name of the list, or a YAML file")
+    check.add_argument("folder", metavar="DIR", help="where the dataset lies, unpacked")
+    check.add_argument("--limit", type=int, metavar="N", help="read only the first N cases")
+    # No default of its own, which would undo an option given before the word `check`.
+    unset = argparse.SUPPRESS
+    check.add_argument("--json", action="store_true", default=unset, help="JSON instead of text")
+    _add_common(check, unset)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the verb; returns the exit code: 1 if a check finds faults.
+
+    Raises:
+        UsageError: unknown dataset, or nothing of it in the folder.
+        MissingExtraError: DICOM, and SimpleITK is not installed.
+    """
+    return _check(args) if args.action == "check" else _list(args)
+
+
+def _add_common(parser: argparse.ArgumentParser, default: Any = False) -> None:
+    add = parser.add_argument
+    add("-q", "--quiet", action="store_true", default=default, help="only errors and results")
+    add("--debug", action="store_true", default=default, help="tracebacks and all warnings")
+
+
+def _list(args: argparse.Namespace) -> int:
+    from foundation.data.table import ADAPTERS
+
+    rows: list[dict[str, Any]] = [
+        {
+            "id": adapter.dataset.id,
+            "name": adapter.dataset.name,
+            "licence": adapter.dataset.licence,
+            "cases_in_paper": adapter.paper_cases,
+            "cases_used": adapter.used_cases,
+            "classes": list(adapter.dataset.annotated),
+            "url": adapter.dataset.url,
+            "obtain": adapter.obtain,
+            "layout": adapter.layout.expected,
+            "note": adapter.dataset.note,
+        }
+        for adapter in ADAPTERS.values()
+    ]
+    if args.json:
+        print(json.dumps(rows, indent=2))
+        return 0
+    for row in rows:
+        cases = "/".join(str(row[key] or "–") for key in ("cases_in_paper", "cases_used"))
+        where = "; ".join(filter(None, (row["url"], row["obtain"])))
+        print(f"{row['id']:<6} {row['name']}")
+        facts = {
+            "licence": row["licence"] or "see its source",
+            "cases": f"{cases} (paper/used by the published weights)",
+            "classes": f"{len(row['classes'])}: {', '.join(row['classes'])}",
+            "from": where or "see the paper",
+            "layout": row["layout"],
+            "note": row["note"],
+        }
+        print("".join(f"       {key + ':':<9}{text}\n" for key, text in facts.items() if text))
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from foundation.data.check import check_dataset
+    from foundation.data.table import get_adapter
+    from foundation.errors import UsageError
+
+    if args.limit is not None and args.limit < 1:
+        raise UsageError(f"--limit is {args.limit}; give a number of cases, from 1 on.")
+    report = check_dataset(
+        get_adapter(args.name),
+        args.folder,
+        limit=args.limit,
+        progress=lambda cases: tqdm(
+            cases, unit="case", disable=args.quiet or not sys.stderr.isatty()
+        ),
+    )
+    if args.json:
+        print(json.dumps(_as_json(report), indent=2))
+    else:
+        print(_as_text(report))
+    return 1 if report.faults else 0
+
+
+def _as_json(report: Report) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    classes = {n: {"cases": c, "voxels": v} for n, (c, v) in report.classes.items()}
+    summary = {"classes": classes, "orientations": report.orientations, "ranges": report.ranges()}
+    return {**asdict(report), **summary}
+
+
+def _as_text(report: Report) -> str:
+    lines = [f"{report.name}: {len(report.cases)} cases read in {report.folder}"]
+    facts = [f"{name} in {number}" for name, number in report.orientations.items()]
+    lines += [f"  orientation: {', '.join(facts)}"] if facts else []
+    lines += [f"  {what}: {low:g} to {high:g}" for what, (low, high) in report.ranges().items()]
+    if report.classes:
+        lines += ["", *_table(report)]
+    lines += ["", *(f"note: {note}" for note in report.notes)] if report.notes else []
+    if not report.faults:
+        return "\n".join([*lines, "", "No fault found."])
+    lines += ["", f"{len(report.faults)} faults:"]
+    lines += [f"  {fault}" for fault in report.faults[:_MOST_FAULTS]]
+    more = len(report.faults) - _MOST_FAULTS
+    return "\n".join([*lines, *([f"  and {more} more (--json has all)"] if more > 0 else [])])
+
+
+def _table(report: Report) -> Sequence[str]:
+    width = max(map(len, report.classes))
+    rows = [f"  {'class':<{width}}  {'cases':>5}  {'voxels':>13}"]
+    for name, (cases, voxels) in report.classes.items():
+        rows.append(f"  {name:<{width}}  {cases:>5}  {voxels:>13,}")
+    return rows

@@ -1,0 +1,86 @@
+"""`universal-ct prepare`: datasets into a store."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from foundation.errors import UsageError
+
+_TEXT = "bring labelled datasets into one store to train from"
+_MORE = """DATASET is an id or name of `universal-ct datasets`, or a YAML file of your own.
+
+Run it again to continue: finished cases whose files and settings are the same are left alone. A
+case that cannot be read is named and skipped; the exit code is then 1.
+
+  universal-ct prepare 04=LiTS 05=kits19/data my-ct.yaml=/data/my-ct -o store
+"""
+
+
+def add_arguments(subparsers: Any) -> argparse.ArgumentParser:
+    """Add the verb to the parser; `run` takes what it parsed."""
+    verb: argparse.ArgumentParser = subparsers.add_parser(
+        "prepare",
+        help=_TEXT,
+        description=f"{_TEXT}.",
+        epilog=_MORE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = verb.add_argument
+    add("datasets", nargs="+", metavar="DATASET=DIR", help="a dataset and the folder it lies in")
+    add("-o", "--output", required=True, metavar="STORE", help="folder of the store")
+    add("--spacing", type=float, default=1.5, metavar="MM", help="of voxels (default: 1.5 mm)")
+    text = "derive heads of femurs from labels of femur and hip bone, named as by TotalSegmentator"
+    add("--femoral-heads", action="store_true", help=text)
+    add("--workers", type=int, metavar="N", help="processes (default: one a core, at most 8)")
+    add("--overwrite", action="store_true", help="prepare finished cases again")
+    text = "refuse data whose files differ from those in this manifest.json"
+    add("--manifest", metavar="FILE", help=text)
+    add("--json", action="store_true", help="a report as JSON on standard output")
+    add("-q", "--quiet", action="store_true", help="no progress bar")
+    add("--debug", action="store_true", help="tracebacks and all warnings")
+    return verb
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prepare what was asked; returns the exit code.
+
+    Raises:
+        UsageError: not DATASET=DIR, or see `prepare`.
+    """
+    from foundation.data.store.prepare import prepare
+
+    report = prepare(
+        [_pair(text) for text in args.datasets],
+        args.output,
+        spacing_mm=args.spacing,
+        femoral_heads=args.femoral_heads,
+        workers=args.workers,
+        overwrite=args.overwrite,
+        manifest=args.manifest,
+        progress=not args.quiet,
+    )
+    if args.json:
+        content = {
+            "store": str(report.store),
+            "prepared": list(report.prepared),
+            "skipped": list(report.skipped),
+            "failed": dict(report.failed),
+        }
+        print(json.dumps(content, indent=2))
+    elif not args.quiet:
+        print(
+            f"{len(report.prepared)} prepared, {len(report.skipped)} unchanged, "
+            f"{len(report.failed)} failed: {report.store}"
+        )
+    return 1 if report.failed else 0
+
+
+def _pair(text: str) -> tuple[str, str]:
+    dataset, equals, folder = text.partition("=")
+    if not (equals and dataset and folder):
+        raise UsageError(
+            f"Cannot read {text!r}; give DATASET=DIR, e.g. 04=/data/LiTS or my-ct.yaml=/data/my-ct."
+        )
+    return dataset, folder

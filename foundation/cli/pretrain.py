@@ -1,0 +1,69 @@
+"""`universal-ct pretrain`: the options, and the call of the engine."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from foundation.errors import UsageError
+
+VERB = "pretrain"
+
+
+def add_arguments(subparsers: Any) -> None:
+    """Add the verb to a parser of verbs."""
+    verb = subparsers.add_parser(
+        VERB,
+        help="train a model from a configuration; goes on with an interrupted run",
+        description="Train a model from a configuration. Started again with the same --output, it "
+        "goes on where it stopped. For many GPUs: torchrun --nproc-per-node N -m foundation "
+        "pretrain CONFIG …, or accelerate launch.",
+    )
+    add = verb.add_argument
+    add("config", metavar="CONFIG", help="a YAML file, or the name of a shipped configuration")
+    add("overrides", nargs="*", metavar="KEY=VALUE", help="e.g. optimizer.learning_rate=1e-3")
+    add("--store", metavar="DIR", help="prepared scans, made by `universal-ct prepare`")
+    add("-o", "--output", metavar="RUN", help="folder of the run (default: runs/NAME)")
+    add("--smoke", action="store_true", help="two steps on generated data on the CPU")
+    add("--cpu", action="store_true", help="leave GPUs alone")
+    add("-q", "--quiet", action="store_true", help="no progress line")
+    add("--debug", action="store_true", help="tracebacks and all warnings")
+    _allow_overrides_anywhere(verb)
+
+
+def _allow_overrides_anywhere(verb: argparse.ArgumentParser) -> None:
+    """Let KEY=VALUE also follow options; argparse offers that to whole command lines only."""
+    plain = verb.parse_known_args
+
+    def intermixed(args: Any = None, namespace: Any = None) -> Any:
+        verb.parse_known_args = plain  # type: ignore[method-assign]  # which it calls itself
+        try:
+            return verb.parse_known_intermixed_args(args, namespace)
+        finally:
+            verb.parse_known_args = intermixed  # type: ignore[method-assign]
+
+    verb.parse_known_args = intermixed  # type: ignore[method-assign]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train; prints where the model lies.
+
+    Raises:
+        UniversalCTError: as `foundation.pretraining.run.pretrain`.
+    """
+    for override in args.overrides:
+        if "=" not in override:
+            raise UsageError(f"{override!r} is not KEY=VALUE, e.g. optimizer.learning_rate=1e-3.")
+    from foundation.pretraining.run import pretrain
+
+    folder = pretrain(
+        args.config,
+        store=args.store,
+        output=args.output,
+        overrides=args.overrides,
+        smoke_test=args.smoke,
+        cpu=args.cpu,
+        progress=not args.quiet,
+    )
+    print(folder)
+    return 0

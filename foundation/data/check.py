@@ -1,0 +1,294 @@
+"""What is wrong with a dataset on disk, in words, and what it holds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from foundation.data.cases import Case
+from foundation.data.dataset import Adapter
+from foundation.data.reading import Image, Labels, read_image, structures_of
+from foundation.errors import MissingExtraError, UsageError, VolumeError, listed
+from foundation.taxonomy import NAMES, PAIRED, by_name
+
+_BODY_HU = -300.0
+_WRONG_SIDE_MM = 15.0  # an organ's centre this far beyond the body's middle is on the wrong side
+_SQUARE_DEGREES = 1.0
+_SEEN_ML = 1.0  # less of an organ than this, cut off by the field of view, says nothing of sides
+
+
+@dataclass
+class CaseReport:
+    """What one case holds and what is wrong with it.
+
+    shape and orientation: of the file's axes, e.g. "LPS". spacing_mm: along them. hu: 0.5 % and
+    99.5 % of the voxels lie below; None without a scan. voxels: class → count.
+    """
+
+    id: str
+    shape: tuple[int, ...] = ()
+    orientation: str = ""
+    spacing_mm: tuple[float, ...] = ()
+    hu: tuple[float, float] | None = None
+    voxels: dict[str, int] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Report:
+    """What a folder holds of a dataset. faults: "case: what is wrong", of all cases."""
+
+    dataset: str
+    name: str
+    folder: str
+    cases: list[CaseReport] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def classes(self) -> dict[str, tuple[int, int]]:
+        """Class → in how many cases, and how many voxels. A pair in one label is its organ."""
+        counted: dict[str, tuple[int, int]] = {}
+        for case in self.cases:
+            for name, voxels in case.voxels.items():
+                cases, before = counted.get(name, (0, 0))
+                counted[name] = (cases + 1, before + voxels)
+        order = {name: index for index, name in enumerate(_in_order())}
+        return dict(sorted(counted.items(), key=lambda item: order.get(item[0], len(order))))
+
+    @property
+    def orientations(self) -> dict[str, int]:
+        """Directions of the files' axes → number of cases."""
+        return dict(Counter(c.orientation for c in self.cases if c.orientation).most_common())
+
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """Smallest and largest spacing of each axis, number of voxels, and HU."""
+        spacings = [case.spacing_mm for case in self.cases if case.spacing_mm]
+        found: dict[str, tuple[float, float]] = {}
+        for axis, values in zip("xyz", zip(*spacings, strict=True), strict=False):
+            found[f"spacing {axis} (mm)"] = (min(values), max(values))
+        hu = [case.hu for case in self.cases if case.hu]
+        if hu:
+            found["HU (0.5 % to 99.5 %)"] = (min(low for low, _ in hu), max(top for _, top in hu))
+        return found
+
+
+def check_dataset(
+    adapter: Adapter,
+    root: str | Path,
+    *,
+    limit: int | None = None,
+    progress: Callable[[Iterable[Case]], Iterable[Case]] = iter,
+) -> Report:
+    """Look at all cases of a dataset below `root`, or the first `limit`, and say what is wrong.
+
+    Raises:
+        UsageError: nothing of the dataset lies there.
+        MissingExtraError: it is DICOM, and SimpleITK is not installed.
+    """
+    root = Path(root)
+    cases, survey, left_out = adapter.survey(root)
+    report = Report(adapter.dataset.id, adapter.dataset.name, str(root))
+    report.faults = [f"{id_}: {text}" for id_, text in survey.faults]
+    if left_out:
+        report.notes.append(f"{len(left_out)} cases are left out: {listed(left_out, 3)}")
+    if not cases and not report.faults:
+        why = f" {report.notes[0]}" if report.notes else ""
+        raise UsageError(
+            f"No case of {adapter.dataset.name} in {root}: expected {adapter.layout.expected}.{why}"
+        )
+    for case in progress(cases[:limit]):
+        report.cases.append(check_case(adapter, case))
+    report.faults += [f"{each.id}: {text}" for each in report.cases for text in each.faults]
+    if limit is None and report.cases:
+        never = [n for n in _merged(adapter) if n not in report.classes]
+        if never:
+            report.notes.append(f"annotated, but in no case: {listed(never, 40)}")
+    return report
+
+
+def check_case(adapter: Adapter, case: Case) -> CaseReport:
+    """Read one case and say what is wrong with it; nothing it holds makes this fail.
+
+    Raises:
+        MissingExtraError: it is DICOM, and SimpleITK is not installed.
+    """
+    report = CaseReport(case.id)
+    image: Image | None = None
+    if case.image:
+        try:
+            image = read_image(case.image)
+        except MissingExtraError:
+            raise
+        except (VolumeError, OSError, MemoryError) as error:
+            report.faults.append(f"unreadable image: {error}")
+            return report  # labels cannot be judged without its grid
+        low, high = np.percentile(image.array[::2, ::2, ::2], (0.5, 99.5))
+        report.hu = (float(low), float(high))
+        report.faults += [f"image not in HU? {doubt}" for doubt in image.doubts]
+        _describe(report, image.array.shape, image.affine)
+    if adapter.all_structures:
+        there = structures_of(case.labels)
+        lost = [str(key) for key in adapter.dataset.label_map if key not in there]
+        if lost:
+            report.faults.append(f"missing labels: there is no mask of {listed(lost)}.")
+    try:
+        (labels, names), affine = adapter.read_labels(case, image)
+    except MissingExtraError:
+        raise
+    except (VolumeError, OSError, MemoryError) as error:
+        report.faults.append(f"unusable labels: {error}")
+        return report
+    if image is None:
+        _describe(report, labels.shape, affine)
+    if case.labels:
+        _check_labels(adapter, report, image, (labels, names), affine)
+    return report
+
+
+def _describe(report: CaseReport, shape: tuple[int, ...], affine: NDArray[np.float64]) -> None:
+    report.shape = tuple(shape)
+    report.orientation = "".join(nib.aff2axcodes(affine))
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    report.spacing_mm = tuple(round(float(mm), 4) for mm in spacing)
+    cosines = (affine[:3, :3] / spacing).T @ (affine[:3, :3] / spacing) - np.eye(3)
+    off = float(np.rad2deg(np.arcsin(np.abs(cosines).max())))
+    if off > _SQUARE_DEGREES:
+        report.faults.append(
+            f"unusable geometry: its axes are not square to each other (up to {off:.0f}° off), as "
+            "after a tilted gantry. Resample it to a rectangular grid first."
+        )
+
+
+def _check_labels(
+    adapter: Adapter,
+    report: CaseReport,
+    image: Image | None,
+    read: Labels,
+    affine: NDArray[np.float64],
+) -> None:
+    """Empty labels, values that mean nothing, and organs on the wrong side."""
+    labels, names = read
+    counts = _count(labels, len(names))
+    if not counts[1:].any():
+        report.faults.append("empty labels: no voxel is labelled.")
+        return
+    present = {name for value in np.flatnonzero(counts) for name in names[value]}
+    if strange := [n for n in adapter.unexpected(names) if n in present]:
+        known = [str(key) for key in adapter.dataset.label_map]
+        report.faults.append(
+            f"label values that are not in the label map: {listed(strange)}; known are "
+            f"{listed(known, 40)}."
+        )
+    looked_at, places = _centres(labels, len(names), affine)
+    voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
+    centres: dict[str, NDArray[np.float64]] = {}
+    for name, values in _values_by_class(adapter, names).items():
+        voxels = int(counts[values].sum())
+        if voxels:
+            report.voxels[name] = voxels
+        if voxels * voxel_ml >= _SEEN_ML and looked_at[values].any():
+            centres[name] = np.average(places[values], axis=0, weights=looked_at[values])
+    middle = _body_middle(image, looked_at, places)
+    report.faults += _side_faults(centres, middle)
+
+
+def _count(labels: NDArray[np.generic], values: int) -> NDArray[np.int64]:
+    """Voxels of each value (V,); plane by plane, which needs little memory."""
+    counts = np.zeros(values, np.int64)
+    for z in range(labels.shape[2]):
+        counts += np.bincount(labels[:, :, z].ravel(order="K"), minlength=values)
+    return counts
+
+
+def _centres(
+    labels: NDArray[np.generic], values: int, affine: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Centre (V, 3) of each value, mm in RAS, from the number (V,) of voxels looked at.
+
+    Large label maps are thinned out: a centre needs no more.
+    """
+    step = [max(1, size // 128) for size in labels.shape]
+    thin = labels[tuple(slice(None, None, each) for each in step)]
+    index = np.zeros((values, 3))
+    counts = np.zeros(values, np.int64)
+    for axis in range(3):
+        for i, slab in enumerate(np.moveaxis(thin, axis, 0)):
+            found = np.bincount(slab.ravel(order="K"), minlength=values)
+            index[:, axis] += i * step[axis] * found
+            counts += found if axis == 0 else 0
+    index /= np.maximum(counts, 1)[:, None]
+    return counts, index @ affine[:3, :3].T + affine[:3, 3]
+
+
+def _values_by_class(
+    adapter: Adapter, names: tuple[tuple[str, ...], ...]
+) -> dict[str, NDArray[np.int64]]:
+    """Class → the label values of its voxels; a pair whose sides are one label is its organ."""
+    classes_of: dict[str, set[str]] = {}
+    for label in {label for labels in names for label in labels}:
+        classes = set(adapter.positive_classes(label))
+        for organ, pair in PAIRED.items():
+            if set(pair) <= classes:
+                classes = classes - set(pair) | {organ}
+        classes_of[label] = classes
+    found: dict[str, list[int]] = {}
+    for value, labels in enumerate(names):
+        for name in {name for label in labels for name in classes_of[label]}:
+            found.setdefault(name, []).append(value)
+    return {name: np.array(values) for name, values in found.items()}
+
+
+def _body_middle(
+    image: Image | None, counts: NDArray[np.int64], places: NDArray[np.float64]
+) -> float:
+    """Where the middle of the body lies on the axis to the right, in mm."""
+    if image is not None:
+        step = tuple(slice(None, None, max(1, n // 64)) for n in image.array.shape)
+        body = np.argwhere(image.array[step] > _BODY_HU)
+        if len(body):
+            inside = body.mean(0) * [s.step for s in step]
+            return float(image.affine[0, :3] @ inside + image.affine[0, 3])
+    return float((places[1:, 0] * counts[1:]).sum() / max(1, counts[1:].sum()))
+
+
+def _side_faults(centres: dict[str, NDArray[np.float64]], middle_mm: float) -> list[str]:
+    """Organs on the wrong side of the body: a mirrored scan, or sides that were mixed up."""
+    faults = []
+    for pair in PAIRED.values():
+        right, left = sorted(pair, key=lambda name: by_name(name).laterality != "right")
+        if right in centres and left in centres and centres[right][0] <= centres[left][0]:
+            faults.append(f"{right} lies left of {left}: are the labels of the two sides swapped?")
+            continue
+        for name, sign in ((right, 1), (left, -1)):
+            if name in centres and sign * (centres[name][0] - middle_mm) < -_WRONG_SIDE_MM:
+                beyond = abs(centres[name][0] - middle_mm)
+                faults.append(
+                    f"{name} lies {beyond:.0f} mm beyond the middle of the body, on the other side."
+                )
+    if {"liver", "spleen"} <= centres.keys() and centres["liver"][0] <= centres["spleen"][0]:
+        faults.append(
+            "the liver lies left of the spleen: the scan is mirrored (or the patient has situs "
+            "inversus)."
+        )
+    return faults
+
+
+def _in_order() -> list[str]:
+    """Names of classes, each pair's organ before its sides."""
+    organ_of = {pair[0]: organ for organ, pair in PAIRED.items()}
+    return [each for n in NAMES for each in ([organ_of[n], n] if n in organ_of else [n])]
+
+
+def _merged(adapter: Adapter) -> list[str]:
+    """The annotated classes as they are counted: a pair that is one label as its organ."""
+    merged = {organ for organ, pair in PAIRED.items() if pair in adapter.dataset.label_map.values()}
+    sides = {name for organ in merged for name in PAIRED[organ]}
+    names = [name for name in adapter.dataset.annotated if name not in sides]
+    return [*names, *sorted(merged)]

@@ -1,0 +1,317 @@
+"""Images and labels of one case from their files, on one grid, with labels as exact integers."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import warnings
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from numpy.typing import NDArray
+
+from foundation.data.cases import Case, natural_key
+from foundation.data.dicom import Series, read_headers, read_pixels
+from foundation.errors import VolumeError, listed
+from foundation.files import nifti_stem
+from foundation.imaging.volumes import VolumeWarning, read_ct
+
+_SAME_VOXEL = 0.25  # grids whose corners lie this near, in voxels, are one grid
+Labels = tuple[NDArray[Any], tuple[tuple[str, ...], ...]]
+
+
+@dataclass(frozen=True)
+class Image:
+    """A scan (X, Y, Z; float32 HU; order of its file), its affine (4, 4; RAS+), what is odd in it.
+
+    series: the headers, where it came from DICOM. doubts: why its values may not be HU.
+    """
+
+    array: NDArray[np.float32]
+    affine: NDArray[np.float64]
+    series: Series | None = None
+    doubts: tuple[str, ...] = ()
+
+
+def read_image(path: Path) -> Image:
+    """Read a NIfTI file, or a folder with one DICOM series.
+
+    Raises:
+        VolumeError: it cannot be read, or is no volume with a place in the body.
+        MissingExtraError: it is DICOM, and SimpleITK is not installed.
+    """
+    series = None
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if path.is_dir():
+            series = read_headers(path)
+            pixels = read_pixels([each.path for each in series.slices])
+            try:
+                volume = read_ct((pixels, series.affine))
+            except VolumeError as error:
+                raise VolumeError(f"{path}: {error}") from error
+        else:
+            volume = read_ct(path)
+    doubts = [str(w.message) for w in caught if issubclass(w.category, VolumeWarning)]
+    if series is not None:
+        doubts = [doubt.replace("The given tuple", str(path)) for doubt in doubts]
+        if series.modality not in ("CT", ""):
+            doubts.append(f"{path} is {series.modality} by its DICOM headers, not CT.")
+    return Image(volume.array, volume.affine, series, tuple(doubts))
+
+
+def read_label_map(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Labels (X, Y, Z) as uint8 or uint16 and their affine (4, 4; RAS+) from a NIfTI file.
+
+    Raises:
+        VolumeError: missing, damaged, not 3-D, or not whole numbers from 0 to 65535.
+    """
+    if nifti_stem(path) is None:
+        raise VolumeError(f"{path} is not a NIfTI file (.nii, .nii.gz).")
+    if not path.is_file():
+        raise VolumeError(f"{path} does not exist. Check the path.")
+    try:
+        image: Any = nib.load(path)
+        values = np.asanyarray(image.dataobj)
+    except (EOFError, OSError, ValueError, zlib.error, gzip.BadGzipFile) as error:
+        raise VolumeError(f"{path} is damaged or cut short: {error}. Copy it again.") from error
+    except (ImageFileError, HeaderDataError) as error:
+        raise VolumeError(f"{path} is not a readable NIfTI file: {error}.") from error
+    if values.ndim > 3 and all(length == 1 for length in values.shape[3:]):
+        values = values.reshape(values.shape[:3])
+    if values.ndim != 3 or 0 in values.shape:
+        raise VolumeError(f"{path} has shape {values.shape}; labels are one 3-D volume.")
+    affine = np.asarray(image.affine, float)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise VolumeError(f"{path} has an affine without volume. Correct its header.")
+    return _as_labels(values, path), affine
+
+
+def _as_labels(values: NDArray[Any], path: Path) -> NDArray[Any]:
+    if values.dtype.kind not in "biuf":
+        raise VolumeError(f"{path} holds {values.dtype}; labels are whole numbers.")
+    low, high = float(values.min()), float(values.max())
+    if values.dtype.kind == "f":
+        broken = values[values != np.rint(values)]  # NaN is unequal to itself, so it shows here
+        if broken.size:
+            raise VolumeError(
+                f"{path} holds {float(broken.flat[0]):g}: labels are whole numbers. Was it "
+                "resampled by interpolation? Use the original file."
+            )
+    if low < 0 or high > 65535:
+        raise VolumeError(f"{path} holds labels from {low:g} to {high:g}; allowed are 0 to 65535.")
+    return values.astype(np.uint8 if high < 256 else np.uint16)
+
+
+def onto_grid(
+    labels: NDArray[Any], affine: NDArray[np.float64], image: Image, path: Path
+) -> NDArray[Any]:
+    """Labels (X, Y, Z) in the order of the image's voxels.
+
+    Where the two files hold the same voxels with other axes first or running the other way, and
+    their affines say so, the labels are turned; nothing is resampled.
+
+    Raises:
+        VolumeError: the two grids are not the same voxels.
+    """
+    to_image = np.linalg.inv(image.affine) @ affine
+    turn = np.rint(to_image[:3, :3])
+    shape = np.array(image.array.shape)
+    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(labels.shape) - 1)
+    lands = corners @ to_image[:3, :3].T + to_image[:3, 3]
+    is_turn = bool((np.abs(turn).sum(0) == 1).all() and (np.abs(turn).sum(1) == 1).all())
+    if is_turn:
+        wanted = corners @ turn.T + np.where(turn.sum(1) < 0, shape - 1, 0)
+        same = (np.abs(turn) @ labels.shape == shape).all()
+        if same and np.abs(lands - wanted).max() <= _SAME_VOXEL:
+            axes = [int(np.flatnonzero(row)[0]) for row in turn]
+            flips = tuple(slice(None, None, -1 if row.sum() < 0 else 1) for row in turn)
+            return np.ascontiguousarray(labels.transpose(axes)[flips])
+    raise VolumeError(
+        f"{path} is not on the grid of its image: {_difference(labels, affine, image)}. "
+        "Labels must be given voxel for voxel: correct the header that is wrong, or use files of "
+        "the same release."
+    )
+
+
+def _difference(labels: NDArray[Any], affine: NDArray[np.float64], image: Image) -> str:
+    """In words: how the grid of the labels differs from the image's."""
+
+    def described(matrix: NDArray[np.float64], shape: tuple[int, ...]) -> dict[str, str]:
+        spacing = np.linalg.norm(matrix[:3, :3], axis=0)
+        centre = matrix @ [*((np.array(shape) - 1) / 2), 1]
+        return {
+            "shape": "×".join(map(str, shape)),
+            "orientation": "".join(nib.aff2axcodes(matrix)),
+            "spacing": " × ".join(f"{mm:.4g}" for mm in spacing) + " mm",
+            "centre": " ".join(f"{mm:.1f}" for mm in centre[:3]) + " mm",
+        }
+
+    ours, theirs = described(affine, labels.shape), described(image.affine, image.array.shape)
+    unlike = [f"{key} {ours[key]}, not {theirs[key]}" for key in ours if ours[key] != theirs[key]]
+    return "; ".join(unlike) or "its axes point in slightly other directions"
+
+
+def overlay(shape: tuple[int, ...], masks: Iterable[tuple[str, NDArray[np.bool_]]]) -> Labels:
+    """Merge masks (X, Y, Z) of structures, which may overlap, into one index volume and its names.
+
+    Masks are taken one at a time, so that a hundred structures need the memory of two.
+    """
+    labels = np.zeros(shape, np.uint16)
+    names: list[tuple[str, ...]] = [()]
+    index: dict[tuple[str, ...], int] = {(): 0}
+    for name, mask in masks:
+        below = labels[mask]
+        table = np.zeros(len(names), np.uint16)
+        for value in np.unique(below):
+            both = (*names[value], name)
+            if both not in index:
+                if len(names) > 65535:
+                    raise VolumeError(f"{name}: more than 65535 combinations of structures.")
+                index[both] = len(names)
+                names.append(both)
+            table[value] = index[both]
+        labels[mask] = table[below]
+    kept = np.union1d([0], np.unique(labels))  # some combinations were overlaid completely
+    renumber = np.zeros(len(names), np.uint8 if len(kept) < 257 else np.uint16)
+    renumber[kept] = np.arange(len(kept))
+    return renumber[labels], tuple(names[value] for value in kept)
+
+
+# --- one function per way in which labels are stored ---------------------------------------------
+
+
+def labels_from_map(case: Case, image: Image | None) -> tuple[Labels, NDArray[np.float64]]:
+    """One NIfTI file with a number per structure; `case.names_file` may name the numbers."""
+    labels, affine = read_label_map(case.labels[0])
+    if image is not None:
+        labels, affine = onto_grid(labels, affine, image, case.labels[0]), image.affine
+    known = read_names(case.names_file) if case.names_file else {}
+    used = {int(value) for value in np.flatnonzero(_present(labels)) if value}
+    nameless = [str(value) for value in sorted(used) if value not in known]
+    if case.names_file and nameless:
+        raise VolumeError(
+            f"{case.labels[0]} has label {listed(nameless)}, which {case.names_file.name} does not "
+            "name. Add the name, or correct the labels."
+        )
+    values = range(int(labels.max()) + 1)
+    names = tuple((known.get(value, str(value)),) if value in used else () for value in values)
+    return (labels, names), affine
+
+
+def _present(labels: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which values a label map has; plane by plane, which needs little memory."""
+    found = np.zeros(int(labels.max()) + 1, bool)
+    for z in range(labels.shape[2]):
+        found[labels[:, :, z]] = True
+    return found
+
+
+def labels_from_masks(case: Case, image: Image | None) -> tuple[Labels, NDArray[np.float64]]:
+    """One NIfTI file per structure, which its file is named after."""
+    if image is None:
+        mask, affine = read_label_map(case.labels[0])
+        image = Image(np.broadcast_to(np.float32(0), mask.shape), affine)
+
+    def masks() -> Iterator[tuple[str, NDArray[np.bool_]]]:
+        for path in case.labels:
+            mask, affine = read_label_map(path)
+            yield nifti_stem(path) or path.name, onto_grid(mask, affine, image, path) > 0
+
+    return overlay(image.array.shape, masks()), image.affine
+
+
+def labels_from_slices(case: Case, image: Image | None) -> tuple[Labels, NDArray[np.float64]]:
+    """One picture per slice, numbered as the slices of the DICOM series; inside is not black."""
+    from PIL import Image as Picture
+
+    series = _series_of(case, image)
+    order = series.in_file_order()
+    paths = sorted(case.labels, key=lambda path: natural_key(path.name))
+    if len(paths) != len(order):
+        raise VolumeError(
+            f"{paths[0].parent} holds {len(paths)} masks for {len(order)} slices in {case.image}. "
+            "Each slice needs its mask: download the case again."
+        )
+    labels = np.zeros(series.shape, np.uint8)
+    for path, place in zip(paths, order, strict=True):
+        try:
+            with Picture.open(path) as picture:
+                rows = np.asarray(picture)
+        except (OSError, SyntaxError) as error:
+            raise VolumeError(f"{path} is damaged: {error}. Download it again.") from error
+        inside = (rows.reshape(*rows.shape[:2], -1)[..., :3] > 0).any(-1).T
+        if inside.shape != series.shape[:2]:
+            raise VolumeError(
+                f"{path} has {inside.shape[0]}×{inside.shape[1]} pixels; its slice has "
+                f"{series.shape[0]}×{series.shape[1]}."
+            )
+        labels[:, :, place] = inside
+    return (labels, ((), ("1",))), series.affine
+
+
+def labels_from_dicom_masks(case: Case, image: Image | None) -> tuple[Labels, NDArray[np.float64]]:
+    """A folder of DICOM masks per structure, whose files are named as those of the scan."""
+    series = _series_of(case, image)
+    folders: dict[Path, dict[str, Path]] = {}
+    for path in case.labels:
+        folders.setdefault(path.parent, {})[path.name] = path
+
+    def masks() -> Iterator[tuple[str, NDArray[np.bool_]]]:
+        for folder, files in sorted(folders.items()):
+            lost = [s.path.name for s in series.slices if s.path.name not in files]
+            if lost:
+                raise VolumeError(
+                    f"{folder} lacks the masks of {len(lost)} slices: {listed(lost, 3)}. "
+                    "Download the case again."
+                )
+            mask = read_pixels([files[each.path.name] for each in series.slices]) > 0
+            if mask.shape != series.shape:
+                raise VolumeError(
+                    f"{folder} is not on the grid of its image: shape {mask.shape}, not "
+                    f"{series.shape}."
+                )
+            yield folder.name, mask
+
+    return overlay(series.shape, masks()), series.affine
+
+
+READERS = {
+    "label map": labels_from_map,
+    "masks": labels_from_masks,
+    "slices": labels_from_slices,
+    "dicom masks": labels_from_dicom_masks,
+}
+
+
+def _series_of(case: Case, image: Image | None) -> Series:
+    if image is None or image.series is None:
+        raise VolumeError(f"{case.image} is no DICOM series; these labels need one.")
+    return image.series
+
+
+def read_names(path: Path) -> Mapping[int, str]:
+    """Label value → name from a JSON object, whose keys are numbers as text.
+
+    Raises:
+        VolumeError: it cannot be read as that.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {int(value): str(name) for value, name in content.items()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise VolumeError(
+            f'{path} cannot be read as names of labels, {{"1": "liver", …}}: {error}.'
+        ) from error
+
+
+def structures_of(paths: Sequence[Path]) -> set[str]:
+    """Names of the structures for which there is a mask: NIfTI file, or folder of slices."""
+    return {nifti_stem(path) or path.parent.name for path in paths}

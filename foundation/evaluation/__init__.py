@@ -1,0 +1,1 @@
+"""Scores of masks against references, and reports of them."""

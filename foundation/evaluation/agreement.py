@@ -1,0 +1,93 @@
+"""How far a tuning left old classes alone in scans that do not label them.
+
+There is no reference, so the masks of the tuned model are compared with those that the model gave
+before. This is agreement, not accuracy: 1 says that nothing changed, be it right or wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foundation.data.store.arrays import StoredCase
+from foundation.evaluation.metrics import dice
+from foundation.evaluation.scores import Score, Scores, read_masks, surface_dice
+
+CHANGED = 0.95  # a Dice agreement below this is marked
+NOT_COMPARED = Scores((), 0.0, 0.0)
+
+
+def agreement(
+    before: Path,
+    after: Path,
+    cases: Sequence[StoredCase],
+    classes: Sequence[str],
+    tolerance_mm: float,
+) -> Scores:
+    """Dice and surface Dice of masks after a tuning with those before it, class by class.
+
+    before, after: folders in which `evaluate` kept the masks of `classes`. A row for each class of
+    each scan that does not label it and in which one of the two models sees it.
+    """
+    rows = []
+    for case in cases:
+        for name in classes:
+            if name in case.annotated:
+                continue
+            masks = [read_masks(folder, case, [name]).get(name) for folder in (before, after)]
+            first, then = masks
+            if first is not None and then is not None and (first.any() or then.any()):
+                overlap, surface = _agree(then, first, case.spacing_mm, tolerance_mm)
+                rows.append(Score(case.key, name, overlap, surface))
+    return Scores(tuple(rows), tolerance_mm, cases[0].spacing_mm)
+
+
+def _agree(
+    mask: NDArray[np.bool_], before: NDArray[np.bool_], spacing_mm: float, tolerance_mm: float
+) -> tuple[float, float]:
+    if np.array_equal(mask, before):  # as with a frozen network: no distances are needed
+        return 1.0, 1.0
+    # None: the model saw nothing before. What it sees now is all new, and agrees with nothing.
+    surface = surface_dice(mask, before, [spacing_mm] * 3, tolerance_mm)
+    return dice(mask, before) or 0.0, surface or 0.0
+
+
+def changed(scores: Scores) -> list[str]:
+    """Classes whose Dice agreement is marked, being low; in the order of the rows."""
+    return [name for name in scores.classes if (scores.mean([name]) or 0.0) < CHANGED]
+
+
+def summary(scores: Scores) -> dict[str, dict[str, float | int | None]]:
+    """Class → Dice and surface Dice agreement, and number of scans, as plain data."""
+    return {
+        name: {
+            "dice": scores.mean([name]),
+            "nsd": scores.mean([name], "nsd"),
+            "scans": len(scores.by_case([name])),
+        }
+        for name in scores.classes
+    }
+
+
+def card_section(scores: Scores) -> list[str]:
+    """Lines of a model card, in Markdown; none where nothing was compared."""
+    if not scores.rows:
+        return []
+    rows = [
+        f"| {name} | {scores.mean([name]):.3f} | {scores.mean([name], 'nsd'):.3f} |"
+        for name in scores.classes
+    ]
+    return [
+        "",
+        "## Agreement with the base model",
+        "",
+        "Of classes that the scans do not label: masks after the tuning compared with those before "
+        "it. This is agreement, not accuracy: 1 says that nothing changed.",
+        "",
+        "| class | Dice agreement | surface Dice agreement |",
+        "|-|-|-|",
+        *rows,
+    ]

@@ -1,0 +1,103 @@
+"""What a tuning changed: scores of the same scans before and after it, class by class."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from foundation.evaluation.scores import Interval, Metric, Scores, bootstrap, mean_of
+
+FORGOTTEN = 0.01  # a fall of Dice by more than this is marked
+METRICS: tuple[Metric, ...] = ("dice", "nsd")
+PARTS = ("before", "after", "low", "high", "change", "change_low", "change_high")
+AGREEMENT_PARTS = ("agreement", "agreement_low", "agreement_high")
+NONE = (None, None)  # where there is no interval
+
+
+@dataclass(frozen=True)
+class Change:
+    """A class, or a mean over some, before and after: values in [0, 1], None where not measured.
+
+    scans: that show it. interval: of the value after; change_interval: of the change, over scans.
+    """
+
+    name: str
+    scans: int
+    before: float | None
+    after: float | None
+    interval: Interval
+    change_interval: Interval
+
+    @property
+    def change(self) -> float | None:
+        """After less before."""
+        return None if self.before is None or self.after is None else self.after - self.before
+
+    @property
+    def forgotten(self) -> bool:
+        """Whether it fell by more than is left unsaid."""
+        return self.change is not None and self.change < -FORGOTTEN - 1e-9
+
+
+def change(
+    before: Scores, after: Scores, title: str, classes: Sequence[str], metric: Metric = "dice"
+) -> Change:
+    """The change of the mean over classes; scans are drawn in pairs, before with after."""
+    keys = tuple(dict.fromkeys((*before.cases, *after.cases)))
+    first, then = (scores.table(classes, metric, keys) for scores in (before, after))
+    return Change(
+        title,
+        int((~np.isnan(first) | ~np.isnan(then)).any(axis=1).sum()),
+        mean_of(first),
+        mean_of(then),
+        bootstrap(then),
+        bootstrap(then - first),
+    )
+
+
+def write_table(
+    path: Path,
+    before: Scores,
+    after: Scores,
+    new: Sequence[str],
+    old: Sequence[str],
+    agreement: Scores,
+) -> None:
+    """Write a CSV: a line per class, new ones first, and the mean of each group.
+
+    Old classes in scans that do not label them are the group "unlabelled": they have agreement
+    with the model before, and no Dice of their own.
+    """
+    columns = [f"{metric}_{part}" for metric in METRICS for part in PARTS]
+    agreements = [f"{metric}_{part}" for metric in METRICS for part in AGREEMENT_PARTS]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["class", "group", "scans", *columns, "forgotten", *agreements])
+        for group, classes in (("new", new), ("old", old)):
+            for title, names in _with_mean(group, classes):
+                found = [change(before, after, title, names, metric) for metric in METRICS]
+                cells: list[object] = [title, group, found[0].scans]
+                for each in found:
+                    values = (each.before, each.after, *(each.interval or NONE), each.change)
+                    cells += _texts(*values, *(each.change_interval or NONE))
+                forgotten = "yes" if group == "old" and found[0].forgotten else ""
+                writer.writerow([*cells, forgotten, *("" for _ in agreements)])
+        for title, names in _with_mean("unlabelled", agreement.classes):
+            cells = [title, "unlabelled", len(agreement.by_case(names)), *("" for _ in columns), ""]
+            for metric in METRICS:
+                interval = agreement.interval(names, metric) or NONE
+                cells += _texts(agreement.mean(names, metric), *interval)
+            writer.writerow(cells)
+
+
+def _with_mean(group: str, classes: Sequence[str]) -> list[tuple[str, Sequence[str]]]:
+    rows: list[tuple[str, Sequence[str]]] = [(name, [name]) for name in classes]
+    return [*rows, (f"mean of {group} classes", classes)] if classes else []
+
+
+def _texts(*values: float | None) -> list[str]:
+    return ["" if value is None else f"{value:.4f}" for value in values]

@@ -1,0 +1,1 @@
+"""Weights and adapters by name: load, save, convert, push."""

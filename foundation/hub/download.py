@@ -1,0 +1,119 @@
+"""Files from the Hugging Face Hub into its cache, and its client's errors as ours.
+
+The client is huggingface_hub's own, so HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE, HF_TOKEN and
+HF_ENDPOINT mean here what they mean everywhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from huggingface_hub import constants, hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from foundation import __version__
+from foundation.errors import HubError
+from foundation.hub.cards import card_names, did_you_mean
+
+LIBRARY = "universal-ct"  # what the Hub counts its requests under
+
+
+@dataclass(frozen=True)
+class Access:
+    """How the Hub may be used for one request."""
+
+    revision: str | None = None
+    cache_dir: str | Path | None = None
+    local_files_only: bool = False
+    token: str | bool | None = field(default=None, repr=False)
+
+
+def download_folder(repo: str, files: Sequence[str], access: Access) -> Path:
+    """`files` of `repo`, all from one commit; returns their folder in huggingface_hub's cache.
+
+    Raises:
+        HubError: as `download`.
+    """
+    first = download(repo, files[0], access)
+    # The first answer names the commit; asking for the rest by it keeps a push in between out,
+    # and spares the Hub a question about each file that is already here.
+    pinned = replace(access, revision=first.parent.name)
+    for file in files[1:]:
+        download(repo, file, pinned)
+    return first.parent
+
+
+def download(repo: str, file: str, access: Access) -> Path:
+    """One file of `repo`, from the cache if it is there unchanged.
+
+    Raises:
+        HubError: no such repository, revision or file; no access; not reachable and not cached.
+    """
+    try:
+        path = hf_hub_download(
+            repo,
+            file,
+            revision=access.revision,
+            cache_dir=access.cache_dir,
+            local_files_only=access.local_files_only,
+            token=access.token,
+            library_name=LIBRARY,
+            library_version=__version__,
+        )
+    # All of them: the client's transport, and so its exceptions, changed twice between versions.
+    except Exception as error:
+        raise explained(error, repo, file, access) from error
+    return Path(path)
+
+
+def explained(error: Exception, repo: str, file: str, access: Access) -> HubError:
+    """What the Hub's client says, as what was asked, what is wrong and what to do."""
+    page = f"{constants.ENDPOINT}/{repo}"
+    # Behind "not in the cache" stands the answer that sent the client there.
+    responses = [getattr(cause, "response", None) for cause in (error, error.__cause__)]
+    status = next((r.status_code for r in responses if r is not None), None)
+    login = "pass token=…, set HF_TOKEN, or run `hf auth login`"
+    if isinstance(error, HFValidationError):
+        return HubError(f"{repo!r} cannot be a repository on the Hub: {error}")
+    if isinstance(error, GatedRepoError) or status == 403:
+        return HubError(
+            f"The Hub refuses access to {repo} ({status}): it is gated, or the token lacks the "
+            f"right. Accept its terms at {page}, then {login}."
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return HubError(f"{repo} has no revision {access.revision!r}. Look at {page}/commits/main.")
+    if isinstance(error, RepositoryNotFoundError) or status == 401:
+        known = did_you_mean(repo, card_names())
+        return HubError(
+            f"There is no folder {repo!r} here and no such public repository on the Hub ({status})."
+            f" If it is private, {login}.{known}"
+        )
+    if isinstance(error, LocalEntryNotFoundError):
+        return HubError(_not_here(error, repo, file, access))
+    if isinstance(error, EntryNotFoundError):
+        return HubError(f"{repo} has no {file}: it is no model saved by universal-ct. See {page}.")
+    return HubError(f"Exchanging {file} with {page} failed: {type(error).__name__}: {error}")
+
+
+def _not_here(error: Exception, repo: str, file: str, access: Access) -> str:
+    cache = access.cache_dir or constants.HF_HUB_CACHE
+    if access.local_files_only or constants.HF_HUB_OFFLINE:
+        switch = "local_files_only=True" if access.local_files_only else "HF_HUB_OFFLINE=1"
+        return (
+            f"{file} of {repo} is not in the cache ({cache}), and {switch} forbids downloading. "
+            "Load the model once with a connection, or copy a saved folder here and give its path."
+        )
+    return (
+        f"{file} of {repo} is not in the cache ({cache}), and {constants.ENDPOINT} cannot be "
+        f"reached: {error.__cause__ or error}. Check the connection, HTTPS_PROXY and HF_ENDPOINT. "
+        "The embedded 'universal-ct' needs no network."
+    )

@@ -1,0 +1,1 @@
+"""A CT and its segmentation: files, frames, results, pictures."""

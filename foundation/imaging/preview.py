@@ -1,0 +1,208 @@
+"""A picture of a CT with its masks: axial, coronal and sagittal, as a radiologist looks at them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
+
+from foundation.errors import UsageError
+from foundation.files import replacing
+from foundation.imaging.frame import Frame
+from foundation.imaging.legend import colour, display_name
+from foundation.imaging.volumes import Volume
+
+HU_WINDOW = (-160.0, 240.0)  # soft tissue
+OPACITY = 0.45
+WIDTH_INCHES = 14.0
+DPI = 110
+LEGEND_COLUMNS = 5
+LEGEND_ROW_INCHES = 0.26
+
+# Axis that a plane cuts, and the RAS axes that run along its rows (across) and columns (down).
+# Both are shown reversed: the patient's right at the left, front and head at the top.
+PLANES = (("axial", 2, 0, 1), ("coronal", 1, 0, 2), ("sagittal", 0, 1, 2))
+
+
+class Masks(Protocol):
+    """What a preview needs of a result; `Segmentation` is one."""
+
+    @property
+    def present(self) -> tuple[str, ...]:
+        """Names of the classes to show."""
+
+    def mask(self, name: str) -> NDArray[np.bool_]:
+        """Mask of a class (X, Y, Z)."""
+
+
+@dataclass(frozen=True)
+class _Mapped:
+    masks: Mapping[str, NDArray[Any]]
+
+    @property
+    def present(self) -> tuple[str, ...]:
+        return tuple(name for name, mask in self.masks.items() if np.any(mask))
+
+    def mask(self, name: str) -> NDArray[np.bool_]:
+        return np.asarray(self.masks[name], bool)
+
+
+def save_preview(
+    ct: Volume, masks: Masks | Mapping[str, NDArray[Any]], path: str | os.PathLike[str]
+) -> Path:
+    """Write a PNG of three slices of a CT with coloured masks and a legend of volumes in ml.
+
+    The slices are those that show most of the structures. Voxels keep their true proportions. The
+    patient's right is at the left of the picture, as in radiology.
+
+    masks: a `Segmentation`, or name → mask (X, Y, Z) on the axes of the CT's file.
+
+    Raises:
+        UsageError: a mask of another shape than the CT, or a name that does not end in .png.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise UsageError(f"Cannot write the preview to {path}: name it .png.")
+    shown: Masks = _Mapped(masks) if isinstance(masks, Mapping) else masks
+    frame = Frame.of(ct, ct.spacing_mm)
+    names = shown.present
+    profiles, voxels = _profiles(shown, frame, ct.shape)
+    indices = informative_slices(profiles, frame.ras_shape)
+    panels = [
+        _panel(frame.to_ras(ct.array), plane, indices[plane[1]], frame.ras_spacing_mm)
+        for plane in PLANES
+    ]
+    overlays = [np.zeros((*panel.image.shape, 4), np.float32) for panel in panels]
+    # Large structures first, so that small ones are drawn over them.
+    for name in sorted(names, key=lambda name: -voxels[name]):
+        ras = frame.to_ras(shown.mask(name))
+        for plane, overlay in zip(PLANES, overlays, strict=True):
+            cut = _slice(ras, plane, indices[plane[1]])
+            overlay[cut] = (*(part / 255 for part in colour(name)), OPACITY)
+    legend = [
+        (f"{display_name(name)}  {voxels[name] * ct.voxel_ml:,.1f} ml", colour(name))
+        for name in names
+    ]
+    figure = _draw(panels, overlays, legend, str(ct.path.name) if ct.path else "")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=DPI, facecolor=figure.get_facecolor())
+    return path
+
+
+def informative_slices(
+    profiles: Iterable[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]], shape: tuple[int, ...]
+) -> tuple[int, int, int]:
+    """The slice along each axis that shows most of the structures; the middle if there are none.
+
+    profiles: for each structure, its voxels in every slice along X, Y, Z. Each structure counts by
+    how near the slice comes to its own largest section, so that small ones count as much.
+    """
+    scores = [np.zeros(size) for size in shape]
+    for structure in profiles:
+        for score, areas in zip(scores, structure, strict=True):
+            score += areas / max(1, areas.max())
+    x, y, z = (int(s.argmax()) if s.any() else s.size // 2 for s in scores)
+    return x, y, z
+
+
+@dataclass(frozen=True)
+class _Panel:
+    title: str
+    image: NDArray[np.float32]
+    aspect: float
+    width_mm: float
+    height_mm: float
+    left_mark: str
+    right_mark: str
+
+
+def _profiles(
+    masks: Masks, frame: Frame, shape: tuple[int, ...]
+) -> tuple[list[Any], dict[str, int]]:
+    profiles, voxels = [], {}
+    for name in masks.present:
+        mask = masks.mask(name)
+        if mask.shape != shape:
+            raise UsageError(f"Mask {name!r} has shape {mask.shape}; the CT has {shape}.")
+        ras = frame.to_ras(mask)
+        areas = tuple(np.count_nonzero(ras, axis=others) for others in ((1, 2), (0, 2), (0, 1)))
+        profiles.append(areas)
+        voxels[name] = int(areas[0].sum())
+    return profiles, voxels
+
+
+def _slice(ras: NDArray[Any], plane: tuple[str, int, int, int], index: int) -> NDArray[Any]:
+    """A plane of a RAS array as rows (downwards) and columns (to the right) of a picture."""
+    cut: NDArray[Any] = ras.take(index, axis=plane[1])[::-1, ::-1].T
+    return cut
+
+
+def _panel(
+    ras: NDArray[Any], plane: tuple[str, int, int, int], index: int, spacing_mm: tuple[float, ...]
+) -> _Panel:
+    title, cut, across, down = plane
+    image = _slice(ras, plane, index).astype(np.float32)
+    rows, columns = image.shape
+    marks = ("A", "P") if across == 1 else ("R", "L")
+    return _Panel(
+        title=f"{title} {index + 1}/{ras.shape[cut]}",
+        image=image,
+        aspect=spacing_mm[down] / spacing_mm[across],
+        width_mm=columns * spacing_mm[across],
+        height_mm=rows * spacing_mm[down],
+        left_mark=marks[0],
+        right_mark=marks[1],
+    )
+
+
+def _draw(
+    panels: list[_Panel],
+    overlays: list[NDArray[Any]],
+    legend: list[tuple[str, tuple[int, int, int]]],
+    title: str,
+) -> Figure:
+    # Every panel has the same height, and the width that its true proportions ask for.
+    widths = [panel.width_mm / panel.height_mm for panel in panels]
+    height = min(9.0, max(2.5, WIDTH_INCHES / sum(widths)))
+    legend_rows = max(1, -(-len(legend) // LEGEND_COLUMNS))
+    below = LEGEND_ROW_INCHES * legend_rows + 0.35
+    total = height + below + 0.45
+    figure = Figure(figsize=(WIDTH_INCHES, total), facecolor="black")
+    FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(
+        1, len(panels), width_ratios=widths, wspace=0.02, left=0.01, right=0.99,
+        bottom=below / total, top=(below + height) / total,
+    )  # fmt: skip
+    for place, (panel, overlay) in enumerate(zip(panels, overlays, strict=True)):
+        axes = figure.add_subplot(grid[0, place])
+        axes.set_facecolor("black")
+        axes.set_axis_off()
+        axes.imshow(
+            panel.image, cmap="gray", vmin=HU_WINDOW[0], vmax=HU_WINDOW[1], aspect=panel.aspect
+        )
+        axes.imshow(overlay, aspect=panel.aspect, interpolation="nearest")
+        axes.set_title(panel.title, color="white", fontsize=10)
+        style: dict[str, Any] = {"color": "white", "va": "center", "transform": axes.transAxes}
+        axes.text(0.01, 0.5, panel.left_mark, ha="left", **style)
+        axes.text(0.99, 0.5, panel.right_mark, ha="right", **style)
+    handles = [
+        Patch(color=(red / 255, green / 255, blue / 255), label=text)
+        for text, (red, green, blue) in legend
+    ]
+    if handles:
+        figure.legend(
+            handles=handles, loc="lower center", ncol=LEGEND_COLUMNS, fontsize=9,
+            facecolor="black", edgecolor="black", labelcolor="white",
+        )  # fmt: skip
+    else:
+        figure.text(0.5, 0.2 / total, "no structure found", color="white", ha="center")
+    figure.text(0.01, 1 - 0.2 / total, title, color="white", va="center", fontsize=9)
+    return figure

@@ -1,0 +1,1 @@
+"""A CT in, its segmentation out; one or a folder of them."""

@@ -1,0 +1,1 @@
+"""Label maps rendered as CTs: anatomies, deformation, lesions, the scanner."""

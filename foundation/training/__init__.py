@@ -1,0 +1,1 @@
+"""The training core that pretraining and tuning share."""

@@ -1,0 +1,111 @@
+"""A further class for a model: its row comes from the bank, or from the weights' own encoder."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import logits, tiny_model
+
+from foundation import add_class, from_pretrained, text
+from foundation.adapting.classes import nearest_classes, zero_shot_note
+from foundation.errors import MissingExtraError, UsageError
+from foundation.hub.saved import save_pretrained
+from foundation.model import UniversalModel
+from foundation.text import CLIP_VIT_B_32, MINILM, load_bank
+
+
+@pytest.fixture
+def model() -> UniversalModel:
+    """The tiny model with the prompts of the prompt bank's encoder."""
+    tiny = tiny_model()
+    torch.manual_seed(0)
+    return UniversalModel(replace(tiny.config, text=MINILM), torch.randn(3, MINILM.dim)).eval()
+
+
+@pytest.fixture
+def no_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "load_encoder", lambda spec: pytest.fail("used an encoder"))
+
+
+def test_a_term_of_the_bank_becomes_the_last_channel(
+    model: UniversalModel, no_encoder: None, tmp_path: Path
+) -> None:
+    before = logits(model)
+    add_class(model, "renal_artery_left")
+    assert model.classes == ("liver", "spleen", "liver_tumor", "renal_artery_left")
+    assert model.config.classes[-1].prompt == "A computerized tomography of a left renal artery"
+    row = load_bank().embedding("left renal artery")
+    assert torch.equal(model.prompt_embedding[-1], row)
+    torch.testing.assert_close(logits(model)[:, :3], before)
+    loaded = from_pretrained(save_pretrained(model, tmp_path / "grown"))
+    assert loaded.config == model.config
+    torch.testing.assert_close(logits(loaded), logits(model))
+
+
+def test_adding_a_class_tells_what_to_expect_and_changes_nothing_else(
+    model: UniversalModel, no_encoder: None
+) -> None:
+    appendix = load_bank().embedding("vermiform appendix")
+    before, state = logits(model), {n: v.clone() for n, v in model.state_dict().items()}
+    nearest = nearest_classes(model, appendix)
+    expected = model.add_class("vermiform appendix", parent="spleen")
+    # What it knew before: the class itself would be the nearest of all, and say nothing.
+    assert expected.neighbours == nearest
+    assert {each.name for each in expected.neighbours} == {"liver", "spleen", "liver_tumor"}
+    sentence = zero_shot_note("vermiform appendix", nearest)
+    assert repr(expected) == str(expected) == expected.note == sentence
+    assert sentence.startswith("vermiform appendix: nearest in text ")
+    assert torch.equal(model.prompt_embedding[-1], appendix)
+    assert model.config.classes[-1].parent == "spleen"
+    assert torch.equal(logits(model)[:, :3], before)
+    assert state.keys() == model.state_dict().keys()
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in state.items())
+
+
+def test_method_and_function_are_one(model: UniversalModel, no_encoder: None) -> None:
+    own = model.prompt_embedding[1] + 0.01
+    other = UniversalModel(model.config, model.prompt_embedding.clone()).eval()
+    given = {"prompt": "Spleen, too", "embedding": own, "text": MINILM, "kind": "head"}
+    expected = model.add_class("second spleen", **given)  # type: ignore[arg-type]
+    assert expected == add_class(other, "second spleen", **given)  # type: ignore[arg-type]
+    assert expected.neighbours[0].name == "spleen" and expected.neighbours[0].cosine > 0.99
+    assert "segmented much as spleen is" in expected.note
+    assert model.config == other.config
+
+
+def test_a_prompt_outside_the_bank_needs_the_extra(
+    model: UniversalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text.load_encoder.cache_clear()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"universal-ct\[text\]"):
+        add_class(model, "stent", prompt="A stent that no bank knows")
+    assert model.classes == tiny_model().classes, "nothing half-added"
+
+
+def test_embeddings_of_another_encoder_are_refused(model: UniversalModel, no_encoder: None) -> None:
+    own = torch.randn(MINILM.dim)
+    for wrong in (CLIP_VIT_B_32, *(replace(MINILM, **change) for change in CHANGES)):
+        with pytest.raises(UsageError, match="of two encoders cannot be mixed"):
+            add_class(model, "stent", embedding=own, text=wrong)
+    with pytest.raises(UsageError, match="which encoder made the embedding"):
+        add_class(model, "stent", embedding=own)
+    with pytest.raises(UsageError, match=r"shape \(3,\); .*one vector of 384"):
+        add_class(model, "stent", embedding=torch.zeros(3), text=MINILM)
+    add_class(model, "stent", prompt="A stent", parent="aorta", embedding=own, text=MINILM)
+    assert torch.equal(model.prompt_embedding[-1], own)
+    assert model.config.classes[-1].parent == "aorta"
+
+
+CHANGES = (
+    {"revision": "0" * 64},
+    {"template": "A photo of a {}."},
+    {"pooling": "cls"},
+    {"normalised": False},
+)
+
+
+def test_a_class_is_added_once(model: UniversalModel, no_encoder: None) -> None:
+    with pytest.raises(UsageError, match="has a class 'liver_tumor' already"):
+        add_class(model, "Liver tumour")

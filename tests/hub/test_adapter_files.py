@@ -1,0 +1,380 @@
+"""Adapters: small files that change a model and bring it classes, and leave its weights alone."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hub_server import HubServer
+from safetensors.torch import load_file
+from tiny import logits, tiny_model
+from torch import nn
+
+from foundation import from_pretrained
+from foundation.adapting import low_rank as lora
+from foundation.adapting.classes import add_classes
+from foundation.config import ClassSpec
+from foundation.data.naming import NewClass
+from foundation.errors import HubError, MissingExtraError, UsageError, WeightsError
+from foundation.hub.adapter_files import (
+    ADAPTER,
+    ADAPTER_FILES,
+    ADAPTER_WEIGHTS,
+    active_adapter,
+    adapters,
+    add_adapter,
+    load_adapter,
+    merge_adapter,
+    push_adapter_to_hub,
+    save_adapter,
+    set_adapter,
+)
+from foundation.hub.cards import PACKAGE, Card
+from foundation.hub.saved import CARD, SUMS, save_pretrained, write_sums
+from foundation.model import UniversalModel
+from foundation.networks.backbones import build_backbone
+from foundation.tuning.finetune import with_classes
+from foundation.tuning.methods import get_method
+
+pytest.importorskip("peft")
+
+
+def grown(kind: str, *names: str) -> UniversalModel:
+    """The tiny model with added classes."""
+    model = tiny_model()
+    grow(model, kind, *names)
+    return model
+
+
+def grow(model: UniversalModel, kind: str, *names: str) -> None:
+    seed = sum(map(ord, "".join(names)))
+    rows = torch.randn(len(names), 8, generator=torch.Generator().manual_seed(seed))
+    specs = [ClassSpec(name, f"A CT of a {name}") for name in names]
+    add_classes(model, specs, kind=kind, embeddings=rows)  # type: ignore[arg-type]
+
+
+def train(model: UniversalModel, seed: int = 0) -> None:
+    """As if what asks for gradients had been trained."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for tensor in model.parameters():
+            if tensor.requires_grad:
+                tensor.add_(0.05 * torch.randn(tensor.shape, generator=generator))
+
+
+def adapted(kind: str = "head", seed: int = 0) -> UniversalModel:
+    """A model with the trained adapter "spine", which brings two classes."""
+    model = grown(kind, "L1", "L2")
+    add_adapter(model, "spine", seed=seed)
+    train(model, seed)
+    return model
+
+
+def test_an_untrained_adapter_says_nothing() -> None:
+    model = grown("side", "L1")
+    before = logits(model)
+    add_adapter(model, "spine", rank=3)
+    assert torch.equal(logits(model), before)
+    asking = {name for name, tensor in model.named_parameters() if tensor.requires_grad}
+    assert asking, "there is something to train"
+    assert all("lora_" in name or name.startswith("branches.0.") for name in asking)
+    assert any(name.startswith("backbone.down") for name in asking), "convolutions too"
+    assert {"head.controller.lora_A.spine.weight", "branches.0.side.project.0.weight"} <= asking
+    assert "branches.0.head.controller.base_layer.weight" not in asking, "else it must be stored"
+
+
+def test_a_seed_is_one_start() -> None:
+    state = [adapted(seed=seed).state_dict() for seed in (1, 1, 2)]
+    name = "backbone.down.0.0.0.lora_A.spine.weight"
+    assert torch.equal(state[0][name], state[1][name])
+    assert not torch.equal(state[0][name], state[2][name])
+
+
+def test_without_its_adapter_a_model_is_what_it_was_bit_for_bit() -> None:
+    plain = tiny_model()
+    model = adapted()
+    with_it = logits(model)
+    assert with_it.shape[1] == 5
+    assert not torch.allclose(with_it[:, :3], logits(plain), atol=1e-3), "old classes change too"
+    set_adapter(model, None)
+    assert (model.classes, model.config) == (plain.classes, plain.config)
+    assert torch.equal(logits(model), logits(plain))
+    set_adapter(model, "spine")
+    assert torch.equal(logits(model), with_it)
+
+
+def test_several_adapters_take_turns(tmp_path: Path) -> None:
+    model = adapted()
+    spine = logits(model)
+    set_adapter(model, None)
+    grow(model, "side", "stent")
+    add_adapter(model, "devices", rank=1, alpha=4.0)
+    train(model, 1)
+    devices = logits(model)
+    assert adapters(model) == ("spine", "devices") and active_adapter(model) == "devices"
+    assert model.classes[3:] == ("stent",)
+    set_adapter(model, "spine")
+    assert model.classes[3:] == ("L1", "L2") and torch.equal(logits(model), spine)
+    for name in ("spine", "devices"):  # whichever speaks
+        save_adapter(model, tmp_path / name, name, dtype=None)
+    fresh = tiny_model()
+    for name in ("devices", "spine"):
+        assert load_adapter(fresh, tmp_path / name) == name
+    torch.testing.assert_close(logits(fresh), spine)
+    set_adapter(fresh, "devices")
+    torch.testing.assert_close(logits(fresh), devices)
+    set_adapter(fresh, None)
+    assert torch.equal(logits(fresh), logits(tiny_model()))
+
+
+@pytest.mark.parametrize("kind", ["prompt", "head", "side"])
+def test_a_saved_adapter_comes_back(kind: str, tmp_path: Path) -> None:
+    model = adapted(kind)
+    said = logits(model)
+    for dtype, tolerance in ((None, 1e-5), (torch.float16, 5e-3)):
+        folder = save_adapter(model, tmp_path / "spine", dtype=dtype)
+        assert {path.name for path in folder.iterdir()} == {*ADAPTER_FILES, SUMS, CARD}
+        fresh = tiny_model()
+        assert load_adapter(fresh, folder, "mine") == "mine"
+        assert fresh.classes == model.classes and fresh.config == model.config
+        torch.testing.assert_close(logits(fresh), said, atol=tolerance, rtol=tolerance)
+    card = Card.parse("spine", (folder / CARD).read_text(), CARD)
+    assert card.weights["adapter_of"] == "tiny"
+    assert card.weights["base_sha256"] == json.loads((folder / ADAPTER).read_text())["base_sha256"]
+
+
+def test_an_adapter_without_classes_comes_back(tmp_path: Path) -> None:
+    model = tiny_model()
+    add_adapter(model, "contrast")
+    train(model)
+    fresh = tiny_model()
+    load_adapter(fresh, save_adapter(model, tmp_path / "contrast", dtype=None))
+    torch.testing.assert_close(logits(fresh), logits(model))
+
+
+def test_copies_of_the_head_are_not_stored(tmp_path: Path) -> None:
+    large = "branches.0.head.controller.weight"
+    model = adapted()
+    with_copies = save_adapter(model, tmp_path / "small") / ADAPTER_WEIGHTS
+    assert large not in lora_names(with_copies)
+    with torch.no_grad():  # trained all the same, as by who asks for all of its gradients
+        model.get_parameter("branches.0.head.controller.base_layer.weight").mul_(1.5)
+    folder = save_adapter(model, tmp_path / "large", dtype=None)
+    assert large in lora_names(folder / ADAPTER_WEIGHTS)
+    fresh = tiny_model()
+    load_adapter(fresh, folder)
+    torch.testing.assert_close(logits(fresh), logits(model))
+
+
+def test_an_adapter_of_the_embedded_weights_is_small(tmp_path: Path) -> None:
+    """As the method `lora` makes it, for five classes."""
+    lora = get_method("lora")
+    wanted = [NewClass(f"vertebra L{number}") for number in range(1, 6)]
+    model = with_classes(from_pretrained("universal-ct"), wanted, lora, seed=1)
+    add_adapter(model, "spine", rank=lora.rank)
+    train(model)
+    folder = save_adapter(model, tmp_path / "spine")
+    whole = PACKAGE / "weights" / "universal-ct" / "model.safetensors"
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 0.02 * whole.stat().st_size
+
+
+def lora_names(path: Path) -> set[str]:
+    return set(load_file(path))
+
+
+@pytest.mark.parametrize("kind", ["prompt", "side"])
+def test_merging_gives_a_plain_model(kind: str, tmp_path: Path) -> None:
+    model = adapted(kind)
+    said = logits(model)
+    merged = merge_adapter(model)
+    assert torch.equal(logits(model), said) and active_adapter(model) == "spine"
+    assert not any("lora" in name or "base_layer" in name for name in merged.state_dict())
+    torch.testing.assert_close(logits(merged), said, atol=1e-4, rtol=1e-4)
+    set_adapter(model, None)
+    torch.testing.assert_close(logits(merge_adapter(model, "spine")), logits(merged))
+    assert save_pretrained(merged, tmp_path / "merged").is_dir()
+    with pytest.raises(UsageError, match=r"save_adapter.*merge_adapter"):
+        save_pretrained(model, tmp_path / "with")
+    assert not (tmp_path / "with").exists()
+
+
+def test_another_base_is_refused(tmp_path: Path) -> None:
+    folder = save_adapter(adapted(), tmp_path / "spine")
+    other = tiny_model(1)
+    before = logits(other)
+    with pytest.raises(UsageError, match="'spine' was made for 'tiny' with weights"):
+        load_adapter(other, folder)
+    assert not adapters(other) and torch.equal(logits(other), before)
+    assert not lora.has_adapters(other)
+
+
+def test_a_base_stored_in_half_precision_is_the_same_base(tmp_path: Path) -> None:
+    folder = save_adapter(adapted(), tmp_path / "spine")
+    half = from_pretrained(save_pretrained(tiny_model(), tmp_path / "half", dtype=torch.float16))
+    assert load_adapter(half, folder) == "spine"
+
+
+def test_what_an_adapter_brings_must_be_new(tmp_path: Path) -> None:
+    folder = save_adapter(adapted(), tmp_path / "spine")
+    model = grown("prompt", "L2")
+    with pytest.raises(UsageError, match="brings L2, which the model has already"):
+        load_adapter(model, folder)
+    assert not lora.has_adapters(model), "nothing half-loaded"
+    model = tiny_model()
+    load_adapter(model, folder)
+    with pytest.raises(UsageError, match="has an adapter 'spine' already"):
+        load_adapter(model, folder)
+    assert load_adapter(model, folder, "again") == "again", "another adapter's classes are away"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "a.b"}, "cannot name an adapter"),
+        ({"name": "x", "rank": 0}, "rank is 0"),
+        ({"name": "x", "classes": ["L1"]}, "not the classes that were added last"),
+    ],
+)
+def test_wrong_requests_say_so(options: dict[str, object], message: str) -> None:
+    model = grown("head", "L1", "L2")
+    with pytest.raises(UsageError, match=message):
+        add_adapter(model, **options)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"no adapter 'y'; it has none"):
+        set_adapter(model, "y")
+    with pytest.raises(UsageError, match="no adapter None"):
+        merge_adapter(model)
+    assert not lora.has_adapters(model)
+
+
+def test_classes_of_the_base_stay_with_it(tmp_path: Path) -> None:
+    """What the base was saved with is its own; so is what was named to be."""
+    saved = save_pretrained(grown("side", "stent"), tmp_path / "base")
+    model = from_pretrained(saved)
+    add_adapter(model, "contrast")
+    set_adapter(model, None)
+    assert model.classes[3:] == ("stent",)
+    model = grown("head", "L1")
+    grow(model, "head", "L2")
+    add_adapter(model, "spine", classes=["L2"])
+    set_adapter(model, None)
+    assert model.classes[3:] == ("L1",)
+
+
+def test_classes_added_while_an_adapter_speaks_go_with_it(tmp_path: Path) -> None:
+    model = adapted()
+    grow(model, "head", "L3")
+    train(model)
+    fresh = tiny_model()
+    load_adapter(fresh, save_adapter(model, tmp_path / "spine", dtype=None))
+    assert fresh.classes[3:] == ("L1", "L2", "L3")
+    torch.testing.assert_close(logits(fresh), logits(model))
+    set_adapter(model, None)
+    assert model.classes == tiny_model().classes
+
+
+def test_damage_is_noticed(tmp_path: Path) -> None:
+    folder = save_adapter(adapted(), tmp_path / "spine")
+    weights = folder / ADAPTER_WEIGHTS
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(WeightsError, match="damaged"):
+        load_adapter(tiny_model(), folder)
+    weights.unlink()
+    with pytest.raises(WeightsError, match="not a complete saved adapter"):
+        load_adapter(tiny_model(), folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rank": 3}, "another shape of backbone.*save or download"),
+        ({"colour": "red"}, "unknown field"),
+        ({"branches": []}, r"has the unknown branches\.0"),
+        ({"format_version": 2}, "another format version"),
+    ],
+)
+def test_an_adapter_is_read_strictly(
+    change: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    folder = save_adapter(adapted(), tmp_path / "spine")
+    raw = json.loads((folder / ADAPTER).read_text())
+    (folder / ADAPTER).write_text(json.dumps({**raw, **change}))
+    write_sums(folder, ADAPTER_FILES)
+    model = tiny_model()
+    with pytest.raises(WeightsError, match=f"(?i){message}"):
+        load_adapter(model, folder)
+    assert not lora.has_adapters(model)
+
+
+def test_adapters_travel_through_the_hub(server: HubServer, tmp_path: Path) -> None:
+    model = adapted("side")
+    url = push_adapter_to_hub(model, "lab/spine", token="hf_tests", dtype=None)
+    assert "/lab/spine/commit/" in url
+    assert set(server.repositories["lab/spine"].files("main")) == {*ADAPTER_FILES, SUMS, CARD}
+    fresh = tiny_model()
+    assert load_adapter(fresh, "lab/spine") == "spine"
+    torch.testing.assert_close(logits(fresh), logits(model))
+    server.log.clear()
+    load_adapter(tiny_model(), "lab/spine", local_files_only=True)
+    assert not server.log, "the cache is enough"
+    with pytest.raises(HubError, match="no such public repository"):
+        load_adapter(fresh, "lab/nothing")
+
+
+def test_adapters_of_weights_that_must_not_be_changed_stay_private(
+    server: HubServer,
+) -> None:
+    model = tiny_model(licence="cc-by-nc-nd-4.0")
+    add_adapter(model, "mine")
+    with pytest.raises(UsageError, match="private=True"):
+        push_adapter_to_hub(model, "lab/mine", token="hf_tests")
+    assert not server.log
+    push_adapter_to_hub(model, "lab/mine", token="hf_tests", private=True)
+    assert server.repositories["lab/mine"].private
+
+
+def test_peft_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    model = tiny_model()
+    with pytest.raises(MissingExtraError, match=r"universal-ct\[tune\]"):
+        add_adapter(model, "spine")
+    assert not adapters(model)
+
+
+@pytest.mark.parametrize("name", ["unet", "mednext"])
+def test_other_backbones_take_adapters(name: str) -> None:
+    """Published and MONAI's networks: nothing changes at first, everything can change."""
+    torch.manual_seed(0)
+    backbone = build_backbone(name, 1).eval()
+    image = torch.rand(1, 1, *(2 * backbone.divisor,) * 3)
+    with torch.no_grad():
+        before = backbone.decode(backbone.encode(image))
+        lora.inject(backbone, "a", 2, 2.0)
+        assert torch.equal(backbone.decode(backbone.encode(image)), before)
+        assert {k: tuple(v.shape) for k, v in lora.tensors(backbone, "a").items()} == lora.shapes(
+            backbone, 2
+        )
+        for tensor in lora.tensors(backbone, "a").values():
+            tensor.add_(0.01)
+        changed = backbone.decode(backbone.encode(image))
+        assert not torch.allclose(changed, before)
+        merged = build_backbone(name, 1).eval()
+        merged.load_state_dict(lora.plain_state(backbone, "a"))
+        torch.testing.assert_close(
+            merged.decode(merged.encode(image)), changed, atol=1e-4, rtol=1e-4
+        )
+
+
+def test_layers_that_peft_would_change_wrongly_are_left() -> None:
+    module = nn.ModuleDict(
+        {
+            "plain": nn.Conv3d(4, 4, 3),
+            "groups": nn.Conv3d(4, 4, 3, groups=4),
+            "dilated": nn.Conv3d(4, 4, 3, dilation=2),
+            "circular": nn.Conv3d(4, 4, 3, padding_mode="circular"),
+            "transposed": nn.ConvTranspose3d(4, 4, 2),
+            "linear": nn.Linear(4, 4),
+        }
+    )
+    assert set(lora.adaptable(module)) == {"plain", "linear"}

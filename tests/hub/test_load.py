@@ -1,0 +1,333 @@
+"""Saving and loading without a network: strict, whole, and errors that say what to do."""
+
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from published import empty_state
+from safetensors.torch import load_file, save_file
+from tiny import logits, tiny_model
+
+import foundation.hub.load as hub
+import foundation.hub.saved as saved
+from foundation.errors import HubError, UsageError, WeightsError
+from foundation.files import file_sha256
+from foundation.hub import convert
+from foundation.hub.cards import Card
+from foundation.hub.load import from_pretrained, model_card
+from foundation.hub.saved import CARD, CONFIG, PROMPTS, REQUIRED, SUMS, WEIGHTS
+from foundation.hub.saved import save_pretrained as save
+from foundation.model import Encoder, UniversalModel
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return save(tiny_model(), tmp_path / "model")
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("this test must not open a connection")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+def rewrite(folder: Path, file: str, tensors: dict[str, torch.Tensor]) -> None:
+    """Replace a tensor file and give it its right sum, so that only its content is wrong."""
+    save_file(tensors, folder / file)
+    resum(folder)
+
+
+def resum(folder: Path) -> None:
+    lines = [f"{file_sha256(folder / name)}  {name}\n" for name in (CONFIG, WEIGHTS, PROMPTS)]
+    (folder / SUMS).write_text("".join(lines))
+
+
+def test_a_saved_model_is_a_folder_that_gives_it_back(folder: Path) -> None:
+    assert {path.name for path in folder.iterdir()} == {*REQUIRED, CARD}
+    loaded = from_pretrained(folder)
+    assert loaded.config == tiny_model().config
+    assert torch.equal(logits(loaded), logits(tiny_model()))
+    assert not any(module.training for module in loaded.modules())
+    assert model_card(folder).metadata["universal_ct"]["classes"] == 3
+    assert all(
+        file_sha256(folder / name) in (folder / CARD).read_text() for name in (CONFIG, WEIGHTS)
+    )
+
+
+def test_whoever_may_read_the_configuration_may_read_the_weights(folder: Path) -> None:
+    modes = {path.name: path.stat().st_mode for path in folder.iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"] == modes["README.md"]
+
+
+def test_sums_are_as_sha256sum_reads_them(folder: Path) -> None:
+    lines = (folder / SUMS).read_text().splitlines()
+    assert [line[64:] for line in lines] == [f"  {CONFIG}", f"  {WEIGHTS}", f"  {PROMPTS}"]
+
+
+def test_half_precision_on_disk_loads_in_single(tmp_path: Path) -> None:
+    model = tiny_model()
+    full, half = save(model, tmp_path / "full"), save(model, tmp_path / "half", dtype=torch.float16)
+    assert (half / WEIGHTS).stat().st_size < 0.6 * (full / WEIGHTS).stat().st_size
+    loaded = from_pretrained(half)
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+    assert torch.equal(loaded.prompt_embedding, model.prompt_embedding)
+    torch.testing.assert_close(logits(loaded), logits(model), atol=0.02, rtol=0.02)
+
+
+def test_dtype_and_device_of_the_parameters(folder: Path) -> None:
+    loaded = from_pretrained(folder, dtype=torch.bfloat16, device="cpu")
+    assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
+    with pytest.raises(UsageError, match=r"torch\.int8.*floating-point"):
+        from_pretrained(folder, dtype=torch.int8)
+    with pytest.raises(UsageError, match="Unknown device 'gpu'"):
+        from_pretrained(folder, device="gpu")
+    assert next(from_pretrained(folder, device="auto").parameters()).device.type != "meta"
+
+
+def test_features_only_gives_the_pyramid(folder: Path) -> None:
+    encoder = from_pretrained(folder, features_only=True)
+    assert isinstance(encoder, Encoder) and not encoder.training
+    image = torch.rand(1, 1, 16, 16, 16)
+    pyramid = encoder(image)
+    assert [f.shape[1] for f in pyramid] == list(encoder.channels)
+    assert [16 // f.shape[2] for f in pyramid] == list(encoder.strides)
+    expected = tiny_model().backbone.encode(image)
+    assert all(torch.equal(a, b) for a, b in zip(pyramid, expected, strict=True))
+
+
+@pytest.mark.parametrize("name", REQUIRED)
+def test_incomplete_folder(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(WeightsError, match=rf"not a complete saved model: it lacks {name}"):
+        from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS, PROMPTS])
+def test_changed_file_is_named_with_both_sums(folder: Path, name: str) -> None:
+    expected = file_sha256(folder / name)
+    with (folder / name).open("ab") as file:
+        file.write(b" ")
+    actual = file_sha256(folder / name)
+    with pytest.raises(WeightsError, match=rf"{name} is damaged.*{expected}.*{actual}"):
+        from_pretrained(folder)
+
+
+def test_the_card_may_be_edited(folder: Path) -> None:
+    with (folder / CARD).open("a") as file:
+        file.write("\nSeen in our hospital.\n")
+    from_pretrained(folder)
+
+
+def test_lfs_pointer_is_recognised(folder: Path) -> None:
+    (folder / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(WeightsError, match="git lfs pull"):
+        from_pretrained(folder)
+
+
+def test_sums_without_a_file_or_with_nonsense(folder: Path) -> None:
+    lines = (folder / SUMS).read_text().splitlines(keepends=True)
+    (folder / SUMS).write_text(lines[0])
+    with pytest.raises(WeightsError, match=r"no sum for model\.safetensors"):
+        from_pretrained(folder)
+    (folder / SUMS).write_text("<html>\n")
+    with pytest.raises(WeightsError, match="line that is not"):
+        from_pretrained(folder)
+
+
+def test_keys_and_shapes_that_differ_are_listed(folder: Path) -> None:
+    state = load_file(folder / WEIGHTS)
+    state["head.extra"] = torch.zeros(1)
+    del state["head.controller.bias"]
+    state["head.text_projection.weight"] = torch.zeros(256, 9)
+    rewrite(folder, WEIGHTS, state)
+    with pytest.raises(WeightsError) as caught:
+        from_pretrained(folder)
+    message = str(caught.value)
+    assert "1 missing: head.controller.bias" in message
+    assert "1 unexpected: head.extra" in message
+    assert "head.text_projection.weight is (256, 9), not (256, 8)" in message
+
+
+def test_long_lists_are_counted() -> None:
+    expected = {f"k{n}": (1,) for n in range(20)}
+    with pytest.raises(WeightsError, match=r"20 missing: k0, .*k7 and 12 more"):
+        convert.check_state(expected, {}, "w")
+
+
+def test_prompt_embeddings_must_fit_the_classes(folder: Path) -> None:
+    rewrite(folder, PROMPTS, {"prompt_embedding": torch.zeros(2, 8)})
+    with pytest.raises(WeightsError, match=r"\(2, 8\).*shape \(3, 8\)"):
+        from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"text": {"encoder": "open_clip:ViT-B-32/openai"}}, r"text is .*none.*ViT-B-32.*mixed"),
+        ({"text": {"revision": "0" * 64}}, "of two encoders, or of other prompts, must not"),
+        ({"classes": {"prompt": "A CT of a lung"}}, "prompts is .*liver.*lung.*must not be mixed"),
+    ],
+)
+def test_embeddings_of_another_encoder_or_prompt_do_not_load(
+    folder: Path, change: dict[str, dict[str, str]], message: str
+) -> None:
+    config = json.loads((folder / CONFIG).read_text())
+    for part, values in change.items():
+        (config[part] if part == "text" else config[part][0]).update(values)
+    (folder / CONFIG).write_text(json.dumps(config))
+    resum(folder)
+    with pytest.raises(WeightsError, match=message):
+        from_pretrained(folder)
+
+
+def test_embeddings_that_do_not_say_their_origin_do_not_load(folder: Path) -> None:
+    rewrite(folder, PROMPTS, load_file(folder / PROMPTS))
+    with pytest.raises(WeightsError, match="text is None"):
+        from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"backbone": "vgg"}, r"builds no model: Unknown backbone 'vgg'"),
+        ({"colour": 1}, r"unknown field \['colour'\]"),
+        ({"format_version": 99}, "format version"),
+        ({"preprocessing": {"overlap": 2}}, r"does not describe a model: overlap must lie"),
+        ({"preprocessing": {"hu_windows": [[1, 2, 3]]}}, "does not describe a model"),
+    ],
+)
+def test_configuration_is_read_strictly(
+    folder: Path, change: dict[str, object], message: str
+) -> None:
+    config = {**json.loads((folder / CONFIG).read_text()), **change}
+    (folder / CONFIG).write_text(json.dumps(config))
+    resum(folder)
+    with pytest.raises(WeightsError, match=message):
+        from_pretrained(folder)
+
+
+def test_not_safetensors(folder: Path) -> None:
+    (folder / WEIGHTS).write_bytes(b"PK\x03\x04 a pickle in a zip")
+    resum(folder)
+    with pytest.raises(WeightsError, match="not a safetensors file"):
+        from_pretrained(folder)
+
+
+def test_failed_saving_leaves_what_was_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full_disk(*_: object, **__: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(saved, "save_file", full_disk)
+    for target in (folder, folder.with_name("new")):
+        with pytest.raises(OSError, match="No space"):
+            save(tiny_model(1), target)
+    assert os.listdir(folder.parent) == ["model"]
+    assert torch.equal(logits(from_pretrained(folder)), logits(tiny_model(0)))
+
+
+def test_saving_replaces_a_model_but_no_other_files(folder: Path) -> None:
+    save(tiny_model(1), folder)
+    assert torch.equal(logits(from_pretrained(folder)), logits(tiny_model(1)))
+    (folder / "thesis.tex").write_text("")
+    with pytest.raises(UsageError, match=r"other files \(thesis\.tex\)"):
+        save(tiny_model(2), folder)
+    with pytest.raises(UsageError, match="is a file"):
+        save(tiny_model(2), folder / "thesis.tex")
+    (folder / "thesis.tex").unlink()
+    (folder / SUMS).unlink()  # now it may be anybody's configuration and read-me
+    with pytest.raises(UsageError, match=r"other files \(README\.md, config\.json"):
+        save(tiny_model(2), folder)
+    assert os.listdir(folder.parent) == ["model"]
+
+
+def test_a_given_card_is_written(tmp_path: Path) -> None:
+    card = Card("mine", {"license": "mit"}, "# Mine\n")
+    folder = save(tiny_model(), tmp_path / "model", card=card)
+    assert model_card(folder).metadata == {"license": "mit"}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("universal-ct-swin-unter", "Did you mean 'universal-ct-swin-unetr'"),
+        ("liver", "Known models: universal-ct, universal-ct-swin-unetr, universal-ct-unet"),
+        ("./nowhere", r"no file or folder '\./nowhere'"),
+        ("a/b/c", "no file or folder 'a/b/c'"),
+        ("weights.pth", r"no file or folder 'weights\.pth'"),
+    ],
+)
+def test_unknown_names(no_network: None, name: str, message: str) -> None:
+    for load in (from_pretrained, model_card):
+        with pytest.raises(HubError, match=message):
+            load(name)
+
+
+def test_other_files_are_no_weights(tmp_path: Path) -> None:
+    path = tmp_path / "ct.nii.gz"
+    path.write_bytes(b"")
+    with pytest.raises(WeightsError, match="neither a saved folder nor a checkpoint"):
+        from_pretrained(path)
+
+
+def test_paths_may_hold_an_at_sign(tmp_path: Path) -> None:
+    folder = save(tiny_model(), tmp_path / "me@home")
+    assert from_pretrained(str(folder)).classes == tiny_model().classes
+
+
+def test_published_file_from_disk(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "mine.pth"
+    torch.save({"net": empty_state("unet"), "epoch": 1}, path)
+    model = from_pretrained(path)
+    assert model.config.licence == "cc-by-nc-nd-4.0"
+    assert len(model.classes) == 32
+    assert "CC BY-NC-ND" in caplog.text
+    encoder = from_pretrained(path, features_only=True)
+    assert encoder.channels == (64, 128, 256, 512)
+
+
+def test_checkpoint_without_a_head_is_an_encoder(tmp_path: Path) -> None:
+    path = tmp_path / "encoder.pth"
+    state = {key: value for key, value in empty_state("unet").items() if "backbone." in key}
+    torch.save({"net": state}, path)
+    with pytest.raises(WeightsError, match="features_only=True"):
+        from_pretrained(path)
+    assert isinstance(from_pretrained(path, features_only=True), Encoder)
+
+
+def test_embedded_weights_need_no_network(no_network: None) -> None:
+    model = from_pretrained("universal-ct")
+    assert model.config.name == "universal-ct"
+    assert model.config.licence == "apache-2.0"
+    with pytest.raises(UsageError, match="no revisions"):
+        from_pretrained("universal-ct@v1")
+
+
+def test_missing_embedded_weights_are_explained(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("foundation.hub.cards.PACKAGE", tmp_path / "foundation")
+    (tmp_path / "model_cards").mkdir()
+    (tmp_path / "model_cards" / "universal-ct.md").write_text("---\nlicense: mit\n---\n")
+    with pytest.raises(WeightsError, match="Install universal-ct again"):
+        from_pretrained("universal-ct")
+
+
+def test_segment_loads_a_model_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[UniversalModel] = []
+    monkeypatch.setattr(
+        UniversalModel, "segment", lambda self, ct, **options: seen.append(self), raising=False
+    )
+    hub.segment("ct.nii.gz", folder)
+    hub.segment("ct.nii.gz", str(folder), classes=["liver"])
+    assert seen[0] is seen[1]
+    save(tiny_model(1), folder)
+    os.utime(folder / SUMS, ns=(0, 1))
+    hub.segment("ct.nii.gz", folder)
+    assert torch.equal(logits(seen[2]), logits(tiny_model(1)))
+    hub.segment("ct.nii.gz", tiny_model(2))
+    assert torch.equal(logits(seen[3]), logits(tiny_model(2)))
