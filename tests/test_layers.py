@@ -41,7 +41,6 @@ UPWARD = {
     "networks.plain_head pretraining.network",
     "training.mixture pretraining.config",
     "training.scans pretraining.config",
-    "training.schedule pretraining.config",
 }
 WITHOUT_TORCH = (
     *("errors", "taxonomy", "config", "files", "hub.cards", "imaging.layout", "cli.arguments"),
