@@ -6,16 +6,16 @@ from dataclasses import asdict
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from foundation.config import Preprocessing
+from foundation.config import Activation, Preprocessing
 from foundation.errors import UsageError
 from foundation.evaluation.validation import mean_dice, validate
-from foundation.model import UniversalModel
-from foundation.networks.plain_head import Activation, LinearNetwork
+from foundation.model import Model, PlainModel
+from foundation.networks.encoder import check_patch
 from foundation.training.losses import published_losses, scan_losses
 from foundation.training.mixture import Mixture, PatchGrid
 from foundation.tuning.data import TuningData
@@ -69,22 +69,30 @@ def transfer_method(
     )
 
 
-def linear_losses(given: Forward, balance: float, *, activation: Activation) -> dict[str, Tensor]:
-    """Terms of the loss of a linear head, each a mean over the scans; their sum is to be minimised.
+def plain_losses(given: Forward, balance: float, *, activation: Activation) -> dict[str, Tensor]:
+    """Compute the loss of a head without text; the sum of its terms is to be minimised.
 
-    softmax: Dice of the classes' probabilities, and cross-entropy over background and classes
-    (`exclusive`), with `balance` as in `scan_losses`; logits are relative to background. sigmoid:
-    Dice and binary cross-entropy. What a scan does not label is left out of both: of the softmax
-    too, as if the class did not exist. Deviation from the published loss: Dice is of the classes
-    alone that the patch shows; there, background counts as one of them, and an absent class is a
-    constant.
+    With a softmax: Dice of the classes' probabilities, and cross-entropy over background and
+    classes (`exclusive`). With sigmoids: Dice and binary cross-entropy. A class that a scan does
+    not label is left out of both, and of the softmax too, as if it did not exist. Deviation from
+    the published loss: Dice is of the classes alone that the patch shows; there, background counts
+    as one of them, and an absent class is a constant.
+
+    Args:
+        given: What the model gave for some scans, and what they label.
+        balance: See `scan_losses`.
+        activation: Of the head.
+
+    Returns:
+        Terms by name, each a mean over the scans.
     """
     if activation == "sigmoid":
         terms = published_losses(given.logits, given.target, given.annotated, given.weight)
     else:
-        every = torch.ones(given.logits.shape[1], dtype=torch.bool, device=given.logits.device)
+        scores = given.logits.float()
+        every = torch.ones(scores.shape[1] - 1, dtype=torch.bool, device=scores.device)
         terms = scan_losses(
-            given.logits,
+            scores[:, 1:] - scores[:, :1],  # relative to background
             given.target,
             given.annotated,
             given.weight,
@@ -96,7 +104,7 @@ def linear_losses(given: Forward, balance: float, *, activation: Activation) -> 
 
 
 def build_transfer(
-    network: LinearNetwork | UniversalModel,
+    network: Model,
     data: TuningData,
     method: Method,
     folder: Path,
@@ -113,11 +121,12 @@ def build_transfer(
     Raises:
         UsageError: the patch does not fit the backbone; or `folder` holds another tuning.
     """
-    check_patch(network)
+    pre = network.config.preprocessing
+    check_patch(pre.patch_size, network.backbone, network.config.backbone)
+    check_readable(pre)
     network.to(device).train()
-    pre, classes = network.config.preprocessing, network.config.class_names
-    # Feed, validation and identity ask for no more than both have: config, classes, `logits_at`.
-    model = cast(UniversalModel, network)
+    classes = network.config.class_names
+    model: Any = network  # feed and validation ask for what both kinds have
     grid = PatchGrid(pre.patch_size, pre.spacing_mm[0], pre.hu_windows, method.voxels, classes)
     scans = FewScans(data.train, classes)
     feed = PatchFeed(model, Mixture([scans], seed), grid, method.batch_size, None, device)
@@ -133,8 +142,8 @@ def build_transfer(
     known = identity(model, data, classes, method, seed)
     # As JSON gives it back: lists for tuples.
     known["preprocessing"] = {k: _plain(v) for k, v in asdict(pre).items()}
-    if isinstance(network, LinearNetwork):
-        losses = partial(linear_losses, activation=network.activation)
+    if isinstance(network, PlainModel):
+        losses = partial(plain_losses, activation=network.config.activation)
     else:
         exclusive = torch.ones(len(classes), dtype=torch.bool, device=device)
         losses = partial(tuning_losses, exclusive=exclusive, distil=0.0)
@@ -151,17 +160,17 @@ def build_transfer(
     )
 
 
-def check_patch(network: LinearNetwork | UniversalModel) -> None:
-    """Refuse a patch that the backbone cannot take.
+def check_readable(pre: Preprocessing) -> None:
+    """Refuse what inference can read and the reading of training scans cannot.
 
     Raises:
-        UsageError: a side is no multiple of its divisor, or all are the coarsest stride.
+        UsageError: Another orientation than RAS, another spacing along another axis, or HU that
+            are not scaled to [0, 1].
     """
-    size, backbone = network.config.preprocessing.patch_size, network.backbone
-    if any(n % backbone.divisor for n in size) or all(n <= backbone.strides[-1] for n in size):
+    if pre.orientation != "RAS" or len(set(pre.spacing_mm)) > 1 or pre.hu_mean_std:
         raise UsageError(
-            f"The patch is {size} voxels; {network.config.backbone} needs multiples of "
-            f"{backbone.divisor}, one side of them {2 * backbone.strides[-1]} or more."
+            f"Training reads scans in RAS, at one spacing, with HU windows scaled to [0, 1]; here "
+            f"are {pre.orientation}, {pre.spacing_mm} mm, hu_mean_std {pre.hu_mean_std}."
         )
 
 
