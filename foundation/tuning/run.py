@@ -4,8 +4,7 @@
     run.read("scans", ["vertebra L1"])
     before = run.measure(BEFORE)
     run.train()
-    after = run.measure(AFTER)
-    saved, page = run.save(before, after), run.report(before, after)
+    tuned = run.finish(before, run.measure(AFTER))
 
 `finetune` does the same in one call.
 """
@@ -29,8 +28,8 @@ from torch import Tensor, nn
 from foundation.adapting.adapters import base_sha256
 from foundation.adapting.classes import Expectation, add_classes
 from foundation.config import ClassSpec
-from foundation.data.naming import NewClass
-from foundation.errors import UsageError
+from foundation.data.naming import Naming, NewClass
+from foundation.errors import UsageError, listed
 from foundation.evaluation.agreement import agreement, card_section
 from foundation.evaluation.charts import Curve
 from foundation.evaluation.report import Report, write_report
@@ -56,6 +55,7 @@ from foundation.tuning.data import TuningData, read_data
 from foundation.tuning.feeds import Feed, runs_in_bfloat16
 from foundation.tuning.methods.base import Method, TuningSettings
 from foundation.tuning.objective import Forward, tuning_losses
+from foundation.tuning.result import Tuned
 from foundation.tuning.samples import FewScans
 
 if TYPE_CHECKING:
@@ -160,6 +160,7 @@ class TuningRun:
                 method.
         """
         wanted = [self._wanted(each) for each in classes]
+        self._check_parents(wanted)
         with self.accelerator.main_process_first():
             self.data = read_data(
                 data,
@@ -196,6 +197,18 @@ class TuningRun:
                 "stays. Leave the prompt out, or give a new class another name."
             )
         return replace(each, name=spec.name, parent=spec.parent)
+
+    def _check_parents(self, wanted: Sequence[NewClass]) -> None:
+        naming = Naming(tuple(wanted), self.base.classes)
+        for each in wanted:
+            if each.name in self.base.classes or each.parent is None:
+                continue
+            if not naming.classes(each.parent):
+                known = listed([*self.base.classes, *(other.name for other in wanted)], 40)
+                raise UsageError(
+                    f"The parent {each.parent!r} of {each.name!r} is no class of the model and "
+                    f"none that is added. Choose from {known}."
+                )
 
     # --- training and measuring -----------------------------------------------------------------
 
@@ -270,13 +283,28 @@ class TuningRun:
 
     # --- what it leaves -------------------------------------------------------------------------
 
-    def save(self, before: Scores, after: Scores) -> Path:
-        """Write the model, or the adapter alone, with a card of its results; returns the folder.
+    def finish(self, before: Scores, after: Scores) -> Tuned:
+        """Save what was trained, with a card of its results, and write the report.
 
         Args:
             before: Scores of `measure(BEFORE)`.
             after: Scores of `measure(AFTER)`.
         """
+        return Tuned(
+            model=self.model,
+            saved=self.save(before, after),
+            new=self.learnt,
+            old=self.old,
+            before=before,
+            after=after,
+            agreement=self.agreement(),
+            neighbours={each.name: each.neighbours for each in self.expected},
+            best_step=self.trained.best_step,
+            report=self.report(before, after),
+        )
+
+    def save(self, before: Scores, after: Scores) -> Path:
+        """Write the model, or the adapter alone; return the folder. Arguments as of `finish`."""
 
         def write() -> Path:
             folder = self.method.save(self)
@@ -330,7 +358,7 @@ class TuningRun:
         }
 
     def report(self, before: Scores, after: Scores) -> Path:
-        """Write report.html and report.csv; returns the page. Arguments as of `save`."""
+        """Write report.html and report.csv; return the page. Arguments as of `finish`."""
         report = Report(
             title=f"{', '.join(self.learnt)}: {self.method.name}",
             lineage=self.lineage,

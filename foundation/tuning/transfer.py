@@ -140,7 +140,7 @@ def build_transfer(
     known = identity(network, data, classes, settings, seed)
     # As JSON gives it back: lists for tuples.
     known["preprocessing"] = json.loads(json.dumps(asdict(pre)))
-    terms = ("dice", "binary", "exclusive")
+    terms: tuple[str, ...] = ("dice", "binary", "exclusive")
     losses: Callable[[Forward, float], dict[str, Tensor]]
     if isinstance(network, PlainModel):
         losses = partial(plain_losses, activation=network.config.activation)
