@@ -196,6 +196,12 @@ class TuningRun:
                 f"{spec.name!r} is a class of the model with the prompt {spec.prompt!r}, which "
                 "stays. Leave the prompt out, or give a new class another name."
             )
+        if each.parent is not None and each.parent != spec.parent:
+            where = f"in {spec.parent!r}" if spec.parent else "without a parent"
+            raise UsageError(
+                f"{spec.name!r} is a class of the model {where}, which stays. Leave the parent "
+                "out, or give a new class another name."
+            )
         return replace(each, name=spec.name, parent=spec.parent)
 
     def _check_parents(self, wanted: Sequence[NewClass]) -> None:
