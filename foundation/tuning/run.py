@@ -207,7 +207,6 @@ class TuningRun:
 
     def trainer(self, method: Method, folder: Path) -> Trainer:
         """Return what trains the model by a method, with its state in `folder`."""
-        task = TuningTask(self, method)
         config = TrainerConfig(
             steps=method.steps,
             seed=self.seed,
@@ -218,7 +217,11 @@ class TuningRun:
             restores_best=True,
             title=method.name,
         )
-        return Trainer(task, config, self.accelerator, folder, progress=self.progress)
+        return Trainer(self.task(method), config, self.accelerator, folder, progress=self.progress)
+
+    def task(self, method: Method) -> TuningTask:
+        """Return what is trained by a method, and by which loss."""
+        return TuningTask(self, method)
 
     def measure(self, when: str) -> Scores:
         """Score all classes on the measured scans; keeps masks for the report.
