@@ -20,8 +20,8 @@ MODEL = "model"  # folder of the saved model within a run's
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method(ABC):
-    """One way of adapting a model, and its settings.
+class TuningSettings:
+    """The numbers of a tuning, whatever it trains.
 
     Args:
         steps: Optimiser steps, at most.
@@ -41,8 +41,6 @@ class Method(ABC):
     """
 
     name: ClassVar[str]
-    summary: ClassVar[str]  # a line for --help
-    tunes_known: ClassVar[bool] = True  # whether classes of the model can be trained further
 
     steps: int = 150
     batch_size: int = 1
@@ -67,7 +65,15 @@ class Method(ABC):
         if self.learning_rate <= 0:
             raise UsageError(f"learning_rate is {self.learning_rate}; it must be above 0.")
 
-    def prepare(self, run: TuningRun) -> None:  # noqa: B027  # most methods need nothing
+
+@dataclass(frozen=True, kw_only=True)
+class Method(TuningSettings, ABC):
+    """One way of adapting a model: what it trains, from which batches, and how it is saved."""
+
+    summary: ClassVar[str]  # a line for --help
+    tunes_known: ClassVar[bool] = True  # whether classes of the model can be trained further
+
+    def prepare(self, run: TuningRun) -> None:  # most methods need nothing
         """Change the model before its training, which is given with the new classes."""
 
     @abstractmethod
@@ -153,6 +159,12 @@ class NetworkMethod(Method):
         """As `Method.feed`: patches, and the old model where it teaches."""
         from foundation.tuning.feeds import PatchFeed
 
+        teacher = run.base if self.protect == "distil" else None
         return PatchFeed(
-            run, self, teacher=run.base if self.protect == "distil" else None, pseudo={}
+            self,
+            run.model,
+            run.scans(self),
+            run.data.validation,
+            seed=run.seed,
+            teacher=teacher,
         )
