@@ -59,7 +59,7 @@ from foundation.inference.predict import choose_device
 from foundation.networks.backbones import BACKBONES
 from foundation.networks.encoder import check_patch
 from foundation.tuning.data import TuningData, read_data
-from foundation.tuning.finetune import validation_curve
+from foundation.tuning.run import validation_curve
 from foundation.tuning.start import HEADS, random_model, transfer_model, transfer_preprocessing
 from foundation.tuning.tasks import (
     PUBLISHED,

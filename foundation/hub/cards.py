@@ -151,7 +151,8 @@ def cards_folder() -> Path:
 
 def card_names() -> tuple[str, ...]:
     """Names of the weights that have a card, sorted; each loads with `from_pretrained`."""
-    return tuple(sorted(path.stem for path in cards_folder().glob("*.md")))
+    found = cards_folder().glob("*.md")
+    return tuple(sorted(path.stem for path in found if path.name != "README.md"))
 
 
 def read_card(name: str) -> Card:
