@@ -29,8 +29,7 @@ from tqdm import trange
 
 from foundation import NewClass, from_pretrained, save_pretrained
 from foundation.adapting.classes import add_classes
-from foundation.evaluation.scores import evaluate
-from foundation.evaluation.validation import mean_dice, validate
+from foundation.evaluation.scores import evaluate, mean_dice, validate
 from foundation.hardware import autocast, keep_freed_memory
 from foundation.inference.predict import choose_device
 from foundation.training.depth import rate_factors

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from foundation.adapting.low_rank import has_adapters
-from foundation.evaluation.validation import mean_dice, validate
+from foundation.evaluation.scores import mean_dice, validate
 from foundation.hardware import autocast
 from foundation.model import UniversalModel
 from foundation.taxonomy import NAMES

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from foundation.config import Preprocessing
 from foundation.errors import UsageError
-from foundation.evaluation.validation import mean_dice, validate
+from foundation.evaluation.scores import mean_dice, validate
 from foundation.model import UniversalModel
 from foundation.networks.plain_head import Activation, LinearNetwork
 from foundation.training.losses import published_losses, scan_losses
