@@ -32,6 +32,7 @@ from foundation.files import replacing
 from foundation.imaging.volumes import VolumeWarning
 from foundation.inference.predict import InferenceOptions, segment_volume
 from foundation.inference.sliding_window import Network
+from foundation.settings import read, read_file
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -188,16 +189,9 @@ class Scores:
         """Read what `write` wrote as .json.
 
         Raises:
-            UsageError: it cannot be read as scores.
+            UsageError: The file is missing, damaged, or of another format version.
         """
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-            if content.pop("format_version") != FORMAT_VERSION:
-                raise ValueError("another format version")
-            rows = tuple(Score(**row) for row in content.pop("rows"))
-            return cls(rows, **content)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UsageError(f"{path} cannot be read as scores: {error!r}.") from error
+        return read(cls, read_file(path), str(path), version=FORMAT_VERSION)
 
 
 def mean_of(table: NDArray[np.float64]) -> float | None:

@@ -181,9 +181,29 @@ def test_scores_come_back_from_their_file(tmp_path: Path) -> None:
     assert table == ["case,name,dice,nsd", "a,liver,0.75,0.375", "b,vertebra L1,0.5,0.25"]
     with pytest.raises(UsageError, match=r"name it \.json or \.csv"):
         found.write(tmp_path / "scores.txt")
-    (tmp_path / "broken.json").write_text("[]")
-    with pytest.raises(UsageError, match="cannot be read as scores"):
-        Scores.read(tmp_path / "broken.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("[]", "expected keys and values"),
+        ("{", "cannot be read as JSON"),
+        ('{"format_version": 2, "rows": []}', "format_version is 2"),
+        (
+            '{"format_version": 1, "rows": [], "tolerance_mm": 2, "spacing_mm": 3, "cases": 1}',
+            "unknown key 'cases'",
+        ),
+        (
+            '{"format_version": 1, "rows": [{"case": "a", "name": "b", "dice": "1", "nsd": 1}], '
+            '"tolerance_mm": 2, "spacing_mm": 3}',
+            r"rows\[0\].dice is '1'",
+        ),
+    ],
+)
+def test_scores_are_read_strictly(content: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "scores.json").write_text(content)
+    with pytest.raises(UsageError, match=said):
+        Scores.read(tmp_path / "scores.json")
 
 
 # --- a model on a store ---------------------------------------------------------------------------

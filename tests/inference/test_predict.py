@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from foundation.config import ClassSpec, ModelConfig, Preprocessing, TextSpec
 from foundation.errors import UsageError, VolumeError
+from foundation.imaging.probabilities import QUANTA
 from foundation.imaging.volumes import read_ct
 from foundation.inference.predict import choose_device, segment_volume
 from foundation.inference.sliding_window import (
-    QUANTA,
     SlabAccumulator,
     collect,
     importance_map,
