@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from foundation.errors import UsageError
@@ -92,15 +92,15 @@ class ResultFiles:
         return next((place for place in places if place.exists() and place not in earlier), None)
 
     @contextmanager
-    def replacing(self) -> Iterator[ResultFiles]:
-        """Give the same places in a hidden folder; its files come here when the block ends well.
+    def replacing(self) -> Iterator[Writing]:
+        """Write a result in a hidden folder; its files come here when the block ends well.
 
         Until then nothing of an earlier result changes, so that a full disk or an error costs
         nothing. Then the files are renamed, which takes a moment and no room. Meanwhile the sidecar
         names the files of both results and says that it is not complete: a result that a kill has
         left half replaced is known as ours, and is done again.
 
-        The block must write the sidecar.
+        The block must write the sidecar, and last.
 
         Raises:
             UsageError: Files are there that no result of ours names.
@@ -115,18 +115,13 @@ class ResultFiles:
         beside.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=beside))
         try:
-            yield self._in(staging)
+            yield Writing(self.root, staging)
             self._publish(staging)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
-    def _in(self, folder: Path) -> ResultFiles:
-        """The same places in another folder."""
-        moved = {name: folder / path.relative_to(self.root) for name, path in vars(self).items()}
-        return ResultFiles(**moved)
-
     def _publish(self, staging: Path) -> None:
-        written = self._in(staging).sidecar
+        written = staging / self.sidecar.name
         sidecar = Sidecar.read(written)
         new = [self.root / name for name in sidecar.files]
         gone = [path for path in self.earlier() if path not in (*new, self.sidecar)]
@@ -143,3 +138,39 @@ class ResultFiles:
         with suppress(OSError):  # not there, or not empty
             self.masks.rmdir()
         os.replace(written, self.sidecar)
+
+
+@dataclass(frozen=True)
+class Writing:
+    """The files of a result that is being written.
+
+    Attributes:
+        root: The folder in which they will lie.
+        staging: The hidden folder in which they are written.
+        files: Those that are written, under `root`.
+    """
+
+    root: Path
+    staging: Path
+    files: list[Path] = field(default_factory=list)
+
+    @contextmanager
+    def file(self, target: Path) -> Iterator[Path]:
+        """Give the place to write a file at; it is noted when the block ends well.
+
+        Raises:
+            OSError: It cannot be written; the error names `target`.
+        """
+        hidden = self.staging / target.relative_to(self.root)
+        hidden.parent.mkdir(exist_ok=True)
+        try:
+            yield hidden
+        except OSError as error:
+            if error.errno is None:
+                raise
+            raise OSError(error.errno, error.strerror, str(target)) from error
+        self.files.append(target)
+
+    def names(self) -> tuple[str, ...]:
+        """Return the files that are written, relative to `root`."""
+        return tuple(path.relative_to(self.root).as_posix() for path in self.files)

@@ -6,8 +6,7 @@ import csv
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from foundation import __version__, taxonomy
 from foundation.errors import UsageError
 from foundation.imaging.frame import Box, Frame, bounding_box
-from foundation.imaging.layout import ResultFiles
+from foundation.imaging.layout import ResultFiles, Writing
 from foundation.imaging.legend import colours, display_name
 from foundation.imaging.probabilities import QUANTA, ProbabilityMap
 from foundation.imaging.sidecar import Label, Sidecar
@@ -199,69 +198,56 @@ class Segmentation:
         if layout not in LAYOUTS:
             raise UsageError(f"Unknown layout {layout!r}. Choose from: {', '.join(LAYOUTS)}.")
         places = ResultFiles.of(Path(path))
-        written: list[Path] = []
         doubts = [*self.warnings]
-
-        @contextmanager
-        def writing(target: Path) -> Iterator[Path]:
-            """The place of a file in the hidden folder; it is noted, and errors name it."""
-            try:
-                yield hidden_folder / target.relative_to(places.root)
-            except OSError as error:
-                if error.errno is None:
-                    raise
-                raise OSError(error.errno, error.strerror, str(target)) from error
-            written.append(target)
-
-        with places.replacing() as new:
-            hidden_folder = new.root
-            hidden: dict[str, int] = {}
+        hidden: dict[str, int] = {}
+        with places.replacing() as result:
             if layout != "per_class":
                 label_map = self.label_map()
                 hidden = self.hidden_voxels(label_map)
-                with writing(places.label_map) as file:
+                with result.file(places.label_map) as file:
                     write_label_map(file, label_map, self.volume)
-            masks = {
-                name: places.masks / f"{self._file_stem(name)}.nii.gz"
-                for name in (hidden if layout == "multilabel" else self.classes)
-            }
-            for name, target in masks.items():
-                with writing(target) as file:
+            own = {}
+            for name in hidden if layout == "multilabel" else self.classes:
+                with result.file(places.masks / f"{self._file_stem(name)}.nii.gz") as file:
                     write_mask(file, self.mask(name), self.volume)
+                own[name] = result.names()[-1]
             if preview:
-                try:
-                    from foundation.imaging.preview import save_preview
-
-                    with writing(places.preview) as file:
-                        save_preview(self.volume, self, file)
-                except OSError:
-                    raise
-                except Exception as error:  # of a picture's; the masks are right all the same
-                    doubts.append(f"The preview could not be drawn: {error!r}.")
-                    warnings.warn(doubts[-1], VolumeWarning, stacklevel=2)
-            with writing(places.volumes) as file:
+                doubts += self._write_preview(result, places.preview)
+            with result.file(places.volumes) as file:
                 self._write_volumes(file, doubts)
-            names = [target.relative_to(places.root).as_posix() for target in written]
-            with writing(places.sidecar) as file:
-                Sidecar(
-                    universal_ct=__version__,
-                    ct=_text(self.volume.path.name) if self.volume.path else None,
-                    model=self.model_name,
-                    model_sha256=self.model_sha256,
-                    label_map=None if layout == "per_class" else places.label_map.name,
-                    labels=self._labels(
-                        hidden, {n: p.relative_to(places.root).as_posix() for n, p in masks.items()}
-                    ),
-                    files=tuple(names),
-                    options={"threshold": self.threshold, "layout": layout, **self.options},
-                    warnings=tuple(map(_text, doubts)),
-                    seconds=seconds,
-                ).write(file)
-        return written
+            sidecar = Sidecar(
+                universal_ct=__version__,
+                ct=_text(self.volume.path.name) if self.volume.path else None,
+                model=self.model_name,
+                model_sha256=self.model_sha256,
+                label_map=None if layout == "per_class" else places.label_map.name,
+                labels=self._labels(hidden, own),
+                files=result.names(),
+                options={"threshold": self.threshold, "layout": layout, **self.options},
+                warnings=tuple(map(_text, doubts)),
+                seconds=seconds,
+            )
+            with result.file(places.sidecar) as file:
+                sidecar.write(file)
+        return result.files
+
+    def _write_preview(self, result: Writing, target: Path) -> list[str]:
+        """Draw the picture; whatever goes wrong with it must not cost the masks."""
+        from foundation.imaging.preview import save_preview
+
+        try:
+            with result.file(target) as file:
+                save_preview(self.volume, self, file)
+        except OSError:
+            raise
+        except Exception as error:
+            doubt = f"The preview could not be drawn: {error!r}."
+            warnings.warn(doubt, VolumeWarning, stacklevel=3)
+            return [doubt]
+        return []
 
     def _write_volumes(self, path: Path, doubts: list[str]) -> None:
         truncated = self.truncated
-        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", newline="", encoding="utf-8", errors="replace") as file:
             writer = csv.writer(file)
             writer.writerow(["class", "volume_ml", "truncated", "warnings"])

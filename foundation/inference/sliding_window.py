@@ -139,9 +139,8 @@ def slide(
         len(channels), image.shape[:2], window, _accumulator_device(device, nbytes)
     )
     count = len(starts[0]) * len(starts[1]) * len(starts[2])
-    with tqdm(
-        total=count, desc="segment", unit="window", disable=None if progress else True
-    ) as bar:
+    hidden = None if progress else True  # None: hidden where no terminal shows it
+    with tqdm(total=count, desc="segment", unit="window", disable=hidden) as bar:
         for index, z in enumerate(starts[2]):
             for x, y in product(starts[0], starts[1]):
                 patch = image[x : x + window[0], y : y + window[1], z : z + window[2]]
