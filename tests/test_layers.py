@@ -31,7 +31,6 @@ FLOORS = {
 STRANGERS = {("pretraining", "tuning"), ("tuning", "pretraining")}  # on one floor, yet apart
 # What the move of the files left to mend: imports that go up. Nothing may be added.
 UPWARD = {
-    "imaging.result inference.sliding_window",
     "adapting.adapters hub.saved",
     "adapting.adapters model",
     "networks.plain_head adapting.low_rank",
@@ -44,7 +43,7 @@ UPWARD = {
     "training.schedule pretraining.config",
 }
 WITHOUT_TORCH = (
-    *("errors", "taxonomy", "config", "files", "hub.cards", "imaging.layout", "cli.arguments"),
+    *("errors", "taxonomy", "config", "files", "hub.cards", "imaging.layout", "cli.main"),
     *("cli.datasets", "cli.prepare", "cli.pretrain", "cli.add_class"),
 )
 

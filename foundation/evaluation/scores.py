@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 from foundation.errors import UsageError
 from foundation.files import replacing
 from foundation.imaging.volumes import VolumeWarning
-from foundation.inference.predict import InferenceOptions, segment_volume
+from foundation.inference.predict import segment_volume
 from foundation.inference.sliding_window import Network
 from foundation.settings import read, read_file
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from foundation.data.store.arrays import StoredCase
+    from foundation.inference.options import InferenceOptions
 
 FEWEST_CASES = 3  # for an interval: fewer say nothing of the scatter between scans
 DRAWS = 2000

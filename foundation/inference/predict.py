@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,15 +21,6 @@ from foundation.inference.postprocess import CONNECTED, Mask
 from foundation.inference.sliding_window import Network, collect, slide
 
 Maps = dict[str, ProbabilityMap]
-
-
-class InferenceOptions(TypedDict, total=False):
-    """The options of `segment_volume` that callers pass on; its signature has the defaults."""
-
-    device: str | torch.device | None
-    overlap: float | None
-    postprocess: bool
-    progress: bool
 
 
 def segment_volume(
