@@ -29,7 +29,8 @@ if TYPE_CHECKING:
         segment,
     )
     from foundation.imaging.result import Segmentation
-    from foundation.model import Encoder, UniversalModel
+    from foundation.model import PlainModel, UniversalModel
+    from foundation.networks.encoder import Encoder
     from foundation.taxonomy import CLASSES, DATASETS, AnatomicalClass
     from foundation.tuning.finetune import Tuned, finetune
 
@@ -45,7 +46,8 @@ _HOMES = {
         "WeightsError",
     ),
     "hub.load": ("from_pretrained", "model_card", "push_to_hub", "save_pretrained", "segment"),
-    "model": ("Encoder", "UniversalModel"),
+    "model": ("PlainModel", "UniversalModel"),
+    "networks.encoder": ("Encoder",),
     "adapting.classes": ("add_class",),
     "tuning.finetune": ("Tuned", "finetune"),
     "data.naming": ("NewClass",),
@@ -66,6 +68,7 @@ __all__ = [
     "ModelConfig",
     "ModelSummary",
     "NewClass",
+    "PlainModel",
     "Preprocessing",
     "Segmentation",
     "TextSpec",

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from foundation.adapting import low_rank as lora
 from foundation.config import BranchSpec, ClassSpec
 from foundation.errors import UsageError, listed
-from foundation.hub.saved import build_model
-from foundation.model import UniversalModel
+from foundation.model import UniversalModel, build_model
 from foundation.networks.branches import Branch
 from foundation.taxonomy import normalise
 

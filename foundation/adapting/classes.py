@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -13,10 +13,13 @@ from torch.nn import functional
 from foundation.adapting import low_rank as lora
 from foundation.config import BranchSpec, ClassSpec, TextSpec
 from foundation.errors import UsageError
-from foundation.inference.sliding_window import Network
 from foundation.networks.branches import Branch
+from foundation.networks.protocol import require
 from foundation.taxonomy import normalise
 from foundation.text import check_compatible, class_prompt, encode_prompts
+
+if TYPE_CHECKING:
+    from foundation.model import UniversalModel
 
 Kind = Literal["prompt", "head", "side"]
 # Measured with the embedded weights on one CT, 17 untrained prompts: the five whose nearest class
@@ -53,7 +56,7 @@ class Expectation:
 
 
 def add_class(
-    model: Network,
+    model: UniversalModel,
     name: str,
     *,
     prompt: str | None = None,
@@ -91,7 +94,7 @@ def add_class(
 
 
 def add_classes(
-    model: Network,
+    model: UniversalModel,
     specs: Sequence[ClassSpec],
     *,
     kind: Kind = "prompt",
@@ -109,6 +112,7 @@ def add_classes(
         UsageError: no class, one that the model has, or embeddings of another shape.
         MissingExtraError, HubError, WeightsError: as `add_class`.
     """
+    require(model, "logits", "Adding a class by its prompt")
     config = model.config
     known = {normalise(name): name for name in config.class_names}
     for spec in specs:
@@ -139,7 +143,9 @@ def add_classes(
     return expected
 
 
-def nearest_classes(model: Network, prompt: str | Tensor, count: int = 3) -> tuple[Neighbour, ...]:
+def nearest_classes(
+    model: UniversalModel, prompt: str | Tensor, count: int = 3
+) -> tuple[Neighbour, ...]:
     """The model's classes whose prompts are nearest to `prompt`, nearest first.
 
     prompt: a sentence, or its embedding (D,). Prompts of one template lie close together, so they

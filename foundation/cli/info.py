@@ -11,7 +11,7 @@ from foundation.cli.shared import add_json, add_verb, print_json
 from foundation.errors import UsageError
 
 if TYPE_CHECKING:
-    from foundation.config import ModelConfig
+    from foundation.config import NetworkConfig
     from foundation.hub.cards import Card
 
 
@@ -24,6 +24,7 @@ def add_arguments(verbs: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the card and the configuration."""
+    from foundation.config import ModelConfig
     from foundation.taxonomy import NAMES
 
     card, config = _described(args.model)
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     if config is not None:
         pre = config.preprocessing
         facts += [
-            ("text encoder", config.text.encoder),
+            ("text encoder", config.text.encoder if isinstance(config, ModelConfig) else None),
             ("spacing", " × ".join(f"{mm:g}" for mm in pre.spacing_mm) + " mm"),
             ("windows", ", ".join(f"{low:g} to {high:g} HU" for low, high in pre.hu_windows)),
             ("patch", " × ".join(map(str, pre.patch_size)) + " voxels"),
@@ -63,9 +64,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _described(name: str) -> tuple[Card, ModelConfig | None]:
+def _described(name: str) -> tuple[Card, NetworkConfig | None]:
     """A model's card, and its configuration where that is on this machine; without its weights."""
-    from foundation.config import ModelConfig
+    from foundation.config import read_config
     from foundation.hub.cards import Card, card_names, read_card
 
     folder = Path(name).expanduser()
@@ -84,4 +85,4 @@ def _described(name: str) -> tuple[Card, ModelConfig | None]:
     path = folder / "config.json"
     if not path.is_file():
         return card, None
-    return card, ModelConfig.from_json(path.read_text(encoding="utf-8"), str(path))
+    return card, read_config(path.read_text(encoding="utf-8"), str(path))

@@ -31,7 +31,7 @@ from foundation.errors import UsageError
 from foundation.files import replacing
 from foundation.imaging.volumes import VolumeWarning
 from foundation.inference.predict import segment_volume
-from foundation.inference.sliding_window import Network
+from foundation.networks.protocol import Network
 from foundation.settings import read, read_file
 
 if TYPE_CHECKING:

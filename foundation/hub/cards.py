@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from foundation.config import ClassSpec, ModelConfig
+from foundation.config import ClassSpec, ModelConfig, NetworkConfig
 from foundation.errors import HubError, WeightsError
 from foundation.taxonomy import CLASSES
 
@@ -151,7 +151,8 @@ def cards_folder() -> Path:
 
 def card_names() -> tuple[str, ...]:
     """Names of the weights that have a card, sorted; each loads with `from_pretrained`."""
-    return tuple(sorted(path.stem for path in cards_folder().glob("*.md")))
+    names = {path.stem for path in cards_folder().glob("*.md")}
+    return tuple(sorted(names - {"README"}))  # which is about the cards
 
 
 def read_card(name: str) -> Card:
@@ -184,7 +185,7 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
     return f"{guess} Known models: {', '.join(known)}. See: universal-ct models."
 
 
-def generate_card(config: ModelConfig, parameters: int, sha256: Mapping[str, str]) -> Card:
+def generate_card(config: NetworkConfig, parameters: int, sha256: Mapping[str, str]) -> Card:
     """The card of a saved model that comes without one: facts only, no results.
 
     parameters: number of the network's parameters; sha256: file name → hexadecimal digest.
@@ -267,7 +268,7 @@ def adapter_card(
     return Card(name, metadata, "\n".join(lines) + "\n")
 
 
-def _licence(config: ModelConfig) -> dict[str, str]:
+def _licence(config: NetworkConfig) -> dict[str, str]:
     if config.licence in _HUB_LICENCES:
         return {"license": config.licence}
     return {"license": "other", "license_name": config.licence}
@@ -287,14 +288,25 @@ def _class_table(classes: Sequence[ClassSpec]) -> list[str]:
     ]
 
 
-def _generated_text(config: ModelConfig, sha256: Mapping[str, str]) -> str:
-    pre, text = config.preprocessing, config.text
+def _generated_text(config: NetworkConfig, sha256: Mapping[str, str]) -> str:
+    pre = config.preprocessing
+    head, encoder = f"a head without text ({config.activation})", []
+    if isinstance(config, ModelConfig):
+        text, head = config.text, "the text-driven head of the CLIP-Driven Universal Model"
+        head += " (arXiv 2301.00785)"
+        encoder = [
+            "",
+            "## Text encoder",
+            "",
+            f"`{text.encoder}`, revision `{text.revision or 'not recorded'}`, pooling "
+            f"{text.pooling}, {'unit length' if text.normalised else 'not normalised'}, "
+            f"{text.dim} dimensions. Template: `{text.template}`.",
+        ]
     windows = "; ".join(f"{low:g} to {high:g} HU" for low, high in pre.hu_windows)
     lines = [
         f"# {config.name}",
         "",
-        f"CT segmentation: backbone `{config.backbone}` and the text-driven head of the "
-        "CLIP-Driven Universal Model (arXiv 2301.00785), saved by universal-ct.",
+        f"CT segmentation: backbone `{config.backbone}` and {head}, saved by universal-ct.",
         "",
         _DISCLAIMER,
         *(["", config.licence_notice] if config.licence_notice else []),
@@ -302,12 +314,7 @@ def _generated_text(config: ModelConfig, sha256: Mapping[str, str]) -> str:
         "## Classes",
         "",
         *_class_table(config.classes),
-        "",
-        "## Text encoder",
-        "",
-        f"`{text.encoder}`, revision `{text.revision or 'not recorded'}`, pooling {text.pooling}, "
-        f"{'unit length' if text.normalised else 'not normalised'}, {text.dim} dimensions. "
-        f"Template: `{text.template}`.",
+        *encoder,
         "",
         "## Preprocessing",
         "",

@@ -19,30 +19,29 @@ import torch
 from huggingface_hub import CommitOperationAdd, HfApi, constants
 
 from foundation import __version__
-from foundation.config import ModelConfig
+from foundation.config import NetworkConfig
 from foundation.errors import HubError, UsageError, WeightsError
 from foundation.files import file_sha256
 from foundation.hub.cards import Card, HubFile, card_names, did_you_mean, list_models, read_card
 from foundation.hub.convert import (
     Converted,
-    check_state,
     convert_state_dict,
     published_config,
     read_checkpoint,
-    shapes_of,
 )
 from foundation.hub.download import LIBRARY, Access, download, download_folder, explained
 from foundation.hub.saved import (
     CARD,
-    REQUIRED,
+    CONFIG,
     SUMS,
-    build_model,
     load_folder,
     save_pretrained,
+    summed_files,
 )
 from foundation.inference.predict import choose_device
-from foundation.model import Encoder, UniversalModel
+from foundation.model import Model, UniversalModel, build_model, check_state, shapes_of
 from foundation.networks.backbones import build_backbone
+from foundation.networks.encoder import Encoder
 
 if TYPE_CHECKING:
     from foundation.imaging.result import Segmentation
@@ -99,7 +98,7 @@ def from_pretrained(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     features_only: bool = False,
-) -> UniversalModel | Encoder:
+) -> Model | Encoder:
     """Load a model, in evaluation mode, strictly: every hash, key and shape must agree.
 
     name_or_path, in this order: a name of `list_models()` (embedded, or published weights that
@@ -122,12 +121,13 @@ def from_pretrained(
     name, revision = _split_revision(str(name_or_path), revision)
     access = Access(revision, cache_dir, local_files_only, token)
     loaded = _load(name, access, features_only)
-    network = loaded.encoder.eval() if features_only and not isinstance(loaded, Encoder) else loaded
-    return network.to(device=target, dtype=dtype)
+    if features_only and isinstance(loaded, Model):
+        loaded = loaded.encoder
+    return loaded.to(device=target, dtype=dtype)
 
 
 def push_to_hub(
-    model: UniversalModel,
+    model: Model,
     repo_id: str,
     *,
     token: str | bool | None = None,
@@ -153,7 +153,7 @@ def push_to_hub(
         return upload(folder, repo_id, access, model.config, private, commit_message)
 
 
-def refuse_changed(config: ModelConfig, private: bool | None) -> None:
+def refuse_changed(config: NetworkConfig, private: bool | None) -> None:
     """Refuse to publish what was made of weights whose licence forbids it.
 
     Raises:
@@ -170,7 +170,7 @@ def upload(
     folder: Path,
     repo_id: str,
     access: Access,
-    config: ModelConfig,
+    config: NetworkConfig,
     private: bool | None,
     commit_message: str,
 ) -> str:
@@ -236,7 +236,7 @@ def model_card(
 
 def segment(
     ct: Any,
-    model: str | Path | UniversalModel = "universal-ct",
+    model: str | Path | Model = "universal-ct",
     *,
     classes: str | Sequence[str] | None = None,
     device: str | torch.device | None = None,
@@ -246,7 +246,7 @@ def segment(
 
     ct, classes, device and options: as in `UniversalModel.segment`.
     """
-    if not isinstance(model, UniversalModel):
+    if not isinstance(model, Model):
         sums = Path(model).expanduser() / SUMS
         # A folder that was saved anew is another model under the same name.
         model = _remembered(str(model), sums.stat().st_mtime_ns if sums.is_file() else 0)
@@ -254,11 +254,11 @@ def segment(
 
 
 @functools.lru_cache(maxsize=2)
-def _remembered(name: str, saved_ns: int) -> UniversalModel:
+def _remembered(name: str, saved_ns: int) -> Model:
     return from_pretrained(name)
 
 
-def _no_derivatives(config: ModelConfig) -> bool:
+def _no_derivatives(config: NetworkConfig) -> bool:
     return "-nd" in config.licence.lower()
 
 
@@ -285,7 +285,7 @@ def _split_revision(name: str, revision: str | None) -> tuple[str, str | None]:
     return base, named
 
 
-def _load(name: str, access: Access, features_only: bool) -> UniversalModel | Encoder:
+def _load(name: str, access: Access, features_only: bool) -> Model | Encoder:
     """A model on the CPU; the encoder where the weights have no head and features are enough."""
     path = Path(name).expanduser()
     if name in card_names():
@@ -295,13 +295,15 @@ def _load(name: str, access: Access, features_only: bool) -> UniversalModel | En
     elif path.is_file():
         return _from_checkpoint(path, features_only)
     else:
-        model = load_folder(download_folder(_repo_id(name), REQUIRED, access))
+        folder = download_folder(_repo_id(name), (CONFIG, SUMS), access)
+        pinned = replace(access, revision=folder.name)
+        model = load_folder(download_folder(name, summed_files(folder), pinned))
     if model.config.licence_notice:
         logger.warning("%s: %s", model.config.name, model.config.licence_notice)
     return model
 
 
-def _known(card: Card, access: Access) -> UniversalModel:
+def _known(card: Card, access: Access) -> Model:
     source = card.source
     if source is not None:
         return _published(card, source, access)
@@ -318,7 +320,7 @@ def _known(card: Card, access: Access) -> UniversalModel:
     return load_folder(card.folder)
 
 
-def _published(card: Card, source: HubFile, access: Access) -> UniversalModel:
+def _published(card: Card, source: HubFile, access: Access) -> Model:
     """Published weights, converted on this machine once for each source file and our version."""
     checkpoint = download(source.repo, source.file, access)
     # Where huggingface_hub wants what other packages derive from its files.
@@ -358,7 +360,7 @@ def _from_checkpoint(path: Path, features_only: bool) -> UniversalModel | Encode
     check_state(shapes_of(backbone), state, str(path))
     backbone.load_state_dict(state)
     logger.warning("%s: its licence is not in the file; ask where it was published.", path.name)
-    return Encoder(backbone).eval()
+    return Encoder(backbone, config).eval()
 
 
 def _with_head(path: Path, converted: Converted) -> UniversalModel:

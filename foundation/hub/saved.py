@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -16,24 +16,24 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from foundation.adapting.low_rank import has_adapters
-from foundation.config import ModelConfig
+from foundation.config import ModelConfig, read_config
 from foundation.errors import UsageError, WeightsError, listed
 from foundation.files import file_sha256
 from foundation.hub.cards import Card, generate_card
-from foundation.hub.convert import check_state, shapes_of
-from foundation.model import UniversalModel
+from foundation.model import Model, UniversalModel, build_model, weights_of
 
 CONFIG, WEIGHTS, PROMPTS = "config.json", "model.safetensors", "prompt_embedding.safetensors"
 CARD, SUMS = "README.md", "SHA256SUMS"
 # The card is not among them: it is prose, which people edit on the Hub's pages after publishing.
 SUMMED = (CONFIG, WEIGHTS, PROMPTS)
 REQUIRED = (*SUMMED, SUMS)
+PLAIN = (CONFIG, WEIGHTS)  # of a model without text
 _PROMPT_KEY = "prompt_embedding"
 _LFS_POINTER = b"version https://git-lfs"
 
 
 def save_pretrained(
-    model: UniversalModel,
+    model: Model,
     folder: str | Path,
     *,
     card: Card | None = None,
@@ -54,15 +54,17 @@ def save_pretrained(
             "The model has adapters, which are saved apart: save_adapter. For one folder with all "
             "in it, save what merge_adapter returns."
         )
-    with written_at_once(folder, SUMMED) as temporary:
+    names = SUMMED if isinstance(model, UniversalModel) else PLAIN
+    with written_at_once(folder, names) as temporary:
         (temporary / CONFIG).write_text(model.config.to_json(), encoding="utf-8")
-        state = {name: stored(tensor, dtype) for name, tensor in model.state_dict().items()}
+        state = {name: stored(tensor, dtype) for name, tensor in weights_of(model).items()}
         save_file(state, temporary / WEIGHTS, metadata={"format": "pt"})
-        # Always float32: a few hundred kB, and new classes are compared with these rows.
-        prompts = stored(model.prompt_embedding, torch.float32)
-        metadata = {"format": "pt", **_origin(model.config)}
-        save_file({_PROMPT_KEY: prompts}, temporary / PROMPTS, metadata=metadata)
-        sums = write_sums(temporary, SUMMED)
+        if isinstance(model, UniversalModel):
+            # Always float32: a few hundred kB, and new classes are compared with these rows.
+            prompts = stored(model.prompt_embedding, torch.float32)
+            metadata = {"format": "pt", **_origin(model.config)}
+            save_file({_PROMPT_KEY: prompts}, temporary / PROMPTS, metadata=metadata)
+        sums = write_sums(temporary, names)
         if card is None:
             parameters = sum(parameter.numel() for parameter in model.parameters())
             card = generate_card(model.config, parameters, sums)
@@ -70,7 +72,7 @@ def save_pretrained(
     return folder
 
 
-def load_folder(folder: Path) -> UniversalModel:
+def load_folder(folder: Path) -> Model:
     """Rebuild the model that `save_pretrained` wrote, on the CPU, in evaluation mode.
 
     Parameters come in float32 whatever they are stored in.
@@ -80,30 +82,22 @@ def load_folder(folder: Path) -> UniversalModel:
             weights are not exactly those of the model that the configuration describes; or the
             prompt embeddings are of other prompts, or of another text encoder.
     """
-    verify_sums(folder)
+    names = summed_files(folder)
+    verify_sums(folder, names)
     config_text = (folder / CONFIG).read_text(encoding="utf-8")
-    config = ModelConfig.from_json(config_text, str(folder / CONFIG))
-    prompt_embedding = _read_prompts(folder / PROMPTS, config)
+    config = read_config(config_text, str(folder / CONFIG))
+    prompt_embedding = None
+    if isinstance(config, ModelConfig):
+        if PROMPTS not in names:
+            verify_sums(folder)  # which says what is missing
+        prompt_embedding = _read_prompts(folder / PROMPTS, config)
     return build_model(config, read_tensors(folder / WEIGHTS), prompt_embedding, str(folder))
 
 
-def build_model(
-    config: ModelConfig, state: Mapping[str, Tensor], prompt_embedding: Tensor, source: str
-) -> UniversalModel:
-    """The model of `config` with exactly the weights `state`, in evaluation mode.
-
-    source: names the weights in errors.
-
-    Raises:
-        WeightsError: keys are missing or unexpected, or shapes differ; it lists them.
-    """
-    try:
-        model = UniversalModel(config, prompt_embedding)
-    except UsageError as error:
-        raise WeightsError(f"The configuration of {source} builds no model: {error}") from error
-    check_state(shapes_of(model), state, source)
-    model.load_state_dict(state)
-    return model.eval()
+def summed_files(folder: Path) -> tuple[str, ...]:
+    """The files that a saved folder must have beside its sums: a model without text has fewer."""
+    sums = folder / SUMS
+    return PLAIN if sums.is_file() and PROMPTS not in _read_sums(sums) else SUMMED
 
 
 def write_sums(folder: Path, names: Sequence[str]) -> dict[str, str]:

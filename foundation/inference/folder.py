@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from foundation.imaging.result import Layout
     from foundation.inference.options import FolderOptions, InferenceOptions
-    from foundation.inference.sliding_window import Network
+    from foundation.networks.protocol import Network
 
 Existing = Literal["refuse", "skip", "overwrite"]
 

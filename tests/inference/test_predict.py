@@ -4,7 +4,6 @@ import json
 import sys
 import warnings
 from dataclasses import replace
-from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 from monai.data.utils import compute_importance_map, dense_patch_slices
 from torch import Tensor, nn
 
-from foundation.config import ClassSpec, ModelConfig, Preprocessing, TextSpec
+from foundation.config import ClassSpec, ModelConfig, NetworkConfig, Preprocessing, TextSpec
 from foundation.errors import UsageError, VolumeError
 from foundation.imaging.probabilities import QUANTA
 from foundation.imaging.volumes import read_ct
@@ -34,46 +33,33 @@ WINDOW = (-1000.0, 1000.0)
 ABOVE_HU = {"liver": 150.0, "liver_tumor": 450.0, "spleen": 900.0, "my_structure": -100.0}
 
 
-class LevelHead(nn.Module):
-    """Logit 40 × (value − level): steep, but it still interpolates."""
-
-    def generate(self, deep: Tensor, embedding: Tensor) -> Tensor:
-        return embedding[None]
-
-    def forward(self, full: Tensor, generated: Tensor) -> Tensor:
-        return 40 * (full[:, :1] - generated[..., None, None])
-
-
 class ThresholdNetwork(nn.Module):
     """Class k is where the first channel exceeds its level: what a perfect network would see."""
 
-    def __init__(self, patch=(32, 32, 32), spacing_mm=(2.0, 2.0, 2.0), windows=(WINDOW,)):
+    def __init__(self, patch=(32, 32, 32), spacing_mm=(2.0, 2.0, 2.0), windows=(WINDOW,), **more):
         super().__init__()
-        self.config = ModelConfig(
+        self.config = NetworkConfig(
             name="threshold",
-            backbone="none",
+            divisor=8,
             classes=tuple(
-                ClassSpec(name, name, "liver" if name == "liver_tumor" else None)
+                ClassSpec(name, parent="liver" if name == "liver_tumor" else None)
                 for name in ABOVE_HU
             ),
-            text=TextSpec(dim=1),
             preprocessing=Preprocessing(
-                spacing_mm=spacing_mm, patch_size=patch, hu_windows=windows, overlap=0.5
+                spacing_mm=spacing_mm, patch_size=patch, hu_windows=windows, overlap=0.5, **more
             ),
         )
         low, high = windows[0]
-        levels = [[(hu - low) / (high - low)] for hu in ABOVE_HU.values()]
-        self.register_buffer("prompt_embedding", torch.tensor(levels))
+        levels = [(hu - low) / (high - low) for hu in ABOVE_HU.values()]
+        self.register_buffer("levels", torch.tensor(levels))
         self.encoded: list[tuple[int, ...]] = []
-        self.backbone = SimpleNamespace(
-            divisor=8, encode=self.encode, decode=lambda pyramid: pyramid[0]
-        )
-        self.head = LevelHead()
 
-    def encode(self, image: Tensor) -> list[Tensor]:
+    def forward(self, image: Tensor, channels=None) -> Tensor:
+        """Logit 40 × (value − level): steep, but it still interpolates."""
         assert not self.training and image.min() >= 0 and image.max() <= 1
         self.encoded.append(tuple(image.shape))
-        return [image, image]
+        levels = self.levels if channels is None else self.levels[list(channels)]
+        return 40 * (image[:, :1] - levels[None, :, None, None, None])
 
 
 network = ThresholdNetwork

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from foundation.tuning.tuner import Tuner
 from tiny import tiny_model
 from torch.nn import functional
 from tuning_trees import SPACING_MM, write_folders
@@ -34,7 +35,6 @@ from foundation.tuning.start import (
     untrained_like,
 )
 from foundation.tuning.transfer import build_transfer, linear_losses, transfer_method
-from foundation.tuning.tuner import Tuner
 
 CLASSES = ("vertebrae_L1", "hip_left", "hip_right")
 # Not 16³: where a convolution sees 2 voxels along its first axis, torch 2.14 computes its gradient,
