@@ -1,13 +1,18 @@
 """Dice and surface Dice of masks whose agreement is known, intervals, and files of scores."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from anatomies import ball
+from monai.networks.nets import UNet
 from tiny import tiny_model
+from torch import nn
 
+from foundation.config import ClassSpec, NetworkConfig, Preprocessing
 from foundation.data.store.arrays import Store
 from foundation.errors import UsageError
 from foundation.evaluation.scores import (
@@ -233,6 +238,44 @@ def test_validation_measures_what_an_evaluation_measures(store: Path, tmp_path: 
     agreement = 2 * (mask & reference).sum() / (mask.sum() + reference.sum())
     assert agreement == pytest.approx(found.rows[0].dice)
     assert read_masks(tmp_path, whole.case("03/case_0"), ["liver"]) == {}
+
+
+class Wrapped(nn.Module):
+    """A network of MONAI's, in the few lines that inference and evaluation ask for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = NetworkConfig(
+            name="a UNet of MONAI",
+            classes=(ClassSpec("liver", ""), ClassSpec("spleen", "")),
+            preprocessing=Preprocessing(patch_size=(32, 32, 32), spacing_mm=(4.0, 4.0, 4.0)),
+            activation="softmax",
+            divisor=4,
+        )
+        self.net = UNet(3, 1, 3, channels=(4, 8, 8), strides=(2, 2))
+
+    def forward(self, image: torch.Tensor, channels: Sequence[int] | None = None) -> torch.Tensor:
+        logits: torch.Tensor = self.net(image)
+        return logits
+
+
+def test_a_network_of_monai_is_evaluated(store: Path) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = Wrapped()
+    case = Store(store).case("04/case_0")
+    found = evaluate(network, [case], overlap=0.0, postprocess=False, progress=False)
+    (row,) = found.rows
+    assert row.name == "liver", "it has no liver_tumor, and the case labels no spleen"
+    with torch.no_grad():
+        image = torch.from_numpy(case.read_ct().astype(np.float32))
+        (low, high), size = network.config.preprocessing.hu_windows[0], (28, 24, 28)
+        image = ((image - low) / (high - low)).clamp(0, 1)
+        image = nn.functional.pad(image, (1, 1))[None, None]  # of air, to multiples of 4
+        assert tuple(image.shape[2:]) == size
+        whole = network.eval()(image).argmax(1)[0, :, :, 1:-1].numpy() == 1
+    liver = case.membership(["liver"])[:, 0][case.read_labels()]
+    assert row.dice == pytest.approx(dice(whole, liver), abs=1e-3) and row.dice > 0.01
 
 
 def test_nothing_to_measure(store: Path) -> None:
