@@ -23,7 +23,9 @@ from foundation.networks.head import TextDrivenHead, is_recorded
 from foundation.networks.plain_head import PlainHead
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
+
+    from foundation.inference.options import InferenceOptions
 
 PROMPTS = "prompt_embedding"  # the prompts' key in a state dict
 
@@ -107,34 +109,23 @@ class Model(nn.Module):
         ct: Source,
         *,
         classes: str | Sequence[str] | None = None,
-        device: str | torch.device | None = None,
-        overlap: float | None = None,
-        postprocess: bool = True,
-        progress: bool = True,
+        **options: Unpack[InferenceOptions],
     ) -> Segmentation:
         """Segment a CT.
 
         Args:
             ct: Path of a NIfTI file, nibabel image, or (array in HU, affine).
             classes: Names or aliases; all if not given.
-            device: "auto", "cpu", "cuda:1", "mps"; the model moves there.
-            overlap: Share of a window that its neighbour covers; the weights' own if not given.
-            postprocess: Clean the masks up, see `foundation.inference.postprocess`.
-            progress: Show a bar on standard error.
+            **options: `device`: "auto", "cpu", "cuda:1", "mps"; the model moves there. `overlap`:
+                share of a window that its neighbour covers; the weights' own if not given.
+                `postprocess`: clean the masks up, True if not given. `progress`: show a bar in a
+                terminal, True if not given. See `foundation.inference.predict.segment_volume`.
 
         Raises:
             VolumeError: The CT cannot be read.
             UsageError: Unknown class, bad overlap, or a device that is not there.
         """
-        return segment_volume(
-            self,
-            ct,
-            classes=classes,
-            device=device,
-            overlap=overlap,
-            postprocess=postprocess,
-            progress=progress,
-        )
+        return segment_volume(self, ct, classes=classes, **options)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> Self:
