@@ -29,11 +29,12 @@ from torch import nn
 from tqdm import trange
 
 from foundation import NewClass, from_pretrained
+from foundation.adapting.adapters import add_adapter
 from foundation.adapting.classes import add_classes
 from foundation.evaluation.scores import evaluate
 from foundation.evaluation.validation import mean_dice, validate
 from foundation.hardware import autocast, keep_freed_memory
-from foundation.hub.adapter_files import add_adapter, save_adapter
+from foundation.hub.adapter_files import save_adapter
 from foundation.inference.predict import choose_device
 from foundation.training.mixture import Mixture, PatchGrid
 from foundation.tuning.data import read_data

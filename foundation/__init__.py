@@ -21,13 +21,9 @@ if TYPE_CHECKING:
         WeightsError,
     )
     from foundation.hub.cards import Card, ModelSummary, list_models
-    from foundation.hub.load import (
-        from_pretrained,
-        model_card,
-        push_to_hub,
-        save_pretrained,
-        segment,
-    )
+    from foundation.hub.load import from_pretrained, model_card, segment
+    from foundation.hub.saved import save_pretrained
+    from foundation.hub.upload import push_to_hub
     from foundation.imaging.result import Segmentation
     from foundation.model import Encoder, UniversalModel
     from foundation.taxonomy import CLASSES, DATASETS, AnatomicalClass
@@ -44,7 +40,9 @@ _HOMES = {
         "VolumeError",
         "WeightsError",
     ),
-    "hub.load": ("from_pretrained", "model_card", "push_to_hub", "save_pretrained", "segment"),
+    "hub.load": ("from_pretrained", "model_card", "segment"),
+    "hub.saved": ("save_pretrained",),
+    "hub.upload": ("push_to_hub",),
     "model": ("Encoder", "UniversalModel"),
     "adapting.classes": ("add_class",),
     "tuning.finetune": ("Tuned", "finetune"),

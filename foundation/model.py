@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from foundation.adapting import adapters
 from foundation.adapting.classes import Expectation, Kind, add_class
-from foundation.config import ModelConfig, TextSpec
+from foundation.config import ModelConfig, Origin, TextSpec
 from foundation.errors import UsageError
 from foundation.imaging.result import Segmentation
 from foundation.imaging.volumes import Source
@@ -68,7 +71,8 @@ class UniversalModel(nn.Module):
         self.branches = nn.ModuleList(
             Branch(spec, self.backbone, config) for spec in config.branches
         )
-        self.loaded_branches = len(config.branches)  # any others were added since
+        self.adapters = adapters.Adapters(loaded_branches=len(config.branches))
+        self.origin: Origin | None = None  # set by `from_pretrained`
         self._instance_norm = any(isinstance(m, nn.InstanceNorm3d) for m in self.backbone.modules())
         # Saved beside the weights, not among them: it grows by a row with each class.
         self.register_buffer("prompt_embedding", prompt_embedding.float(), persistent=False)
@@ -142,6 +146,44 @@ class UniversalModel(nn.Module):
         return add_class(
             self, name, prompt=prompt, parent=parent, embedding=embedding, text=text, kind=kind
         )
+
+    def add_adapter(self, name: str, **options: Any) -> None:
+        """Add an untrained adapter and activate it; see `foundation.adapting.adapters`."""
+        adapters.add_adapter(self, name, **options)
+
+    def set_adapter(self, name: str | None) -> None:
+        """Activate an adapter; None: the model as it was; see `foundation.adapting.adapters`."""
+        adapters.set_adapter(self, name)
+
+    def delete_adapter(self, name: str | None = None) -> None:
+        """Delete an adapter, the active one if no name is given."""
+        adapters.delete_adapter(self, name)
+
+    def merge_adapter(
+        self, name: str | None = None, *, new_name: str | None = None
+    ) -> UniversalModel:
+        """A plain model with an adapter in its weights; see `foundation.adapting.adapters`."""
+        return adapters.merge_adapter(self, name, new_name=new_name)
+
+    def load_adapter(
+        self, name_or_path: str | Path, name: str | None = None, **options: Any
+    ) -> str:
+        """Load an adapter and activate it; see `foundation.hub.load.load_adapter`."""
+        from foundation.hub.load import load_adapter
+
+        return load_adapter(self, name_or_path, name, **options)
+
+    def save_adapter(self, folder: str | Path, name: str | None = None, **options: Any) -> Path:
+        """Write an adapter's folder; see `foundation.hub.adapter_files.save_adapter`."""
+        from foundation.hub.adapter_files import save_adapter
+
+        return save_adapter(self, folder, name, **options)
+
+    def push_adapter(self, repo_id: str, name: str | None = None, **options: Any) -> str:
+        """Upload an adapter; see `foundation.hub.upload.push_adapter`."""
+        from foundation.hub.upload import push_adapter
+
+        return push_adapter(self, repo_id, name, **options)
 
     def segment(
         self,

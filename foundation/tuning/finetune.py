@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from foundation.adapting.adapters import base_sha256
+from foundation.adapting.adapters import add_adapter, base_sha256
 from foundation.adapting.classes import Neighbour, add_classes, nearest_classes, zero_shot_note
 from foundation.config import ClassSpec
 from foundation.data.naming import NewClass
@@ -28,7 +28,7 @@ from foundation.evaluation.charts import Curve
 from foundation.evaluation.report import Report, write_report
 from foundation.evaluation.scores import Scores, evaluate
 from foundation.hardware import keep_freed_memory
-from foundation.hub.adapter_files import add_adapter, save_adapter
+from foundation.hub.adapter_files import save_adapter
 from foundation.hub.cards import Card, generate_card
 from foundation.hub.load import from_pretrained
 from foundation.hub.saved import save_pretrained

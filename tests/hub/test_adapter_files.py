@@ -12,26 +12,27 @@ from tiny import logits, tiny_model
 from torch import nn
 
 from foundation import from_pretrained
-from foundation.adapting import low_rank as lora
+from foundation.adapting import low_rank
+from foundation.adapting.adapters import add_adapter, merge_adapter, set_adapter
 from foundation.adapting.classes import add_classes
 from foundation.config import ClassSpec
 from foundation.data.naming import NewClass
 from foundation.errors import HubError, MissingExtraError, UsageError, WeightsError
-from foundation.hub.adapter_files import (
-    ADAPTER,
-    ADAPTER_FILES,
-    ADAPTER_WEIGHTS,
-    active_adapter,
-    adapters,
-    add_adapter,
-    load_adapter,
-    merge_adapter,
-    push_adapter_to_hub,
-    save_adapter,
-    set_adapter,
-)
+from foundation.hub.adapter_files import save_adapter
 from foundation.hub.cards import PACKAGE, Card
-from foundation.hub.saved import CARD, SUMS, save_pretrained, write_sums
+from foundation.hub.load import load_adapter
+from foundation.hub.saved import (
+    ADAPTER_FILES,
+    ADDED_CLASSES,
+    CARD,
+    PEFT_CONFIG,
+    PEFT_WEIGHTS,
+    SUMS,
+    UNIVERSAL_CT,
+    save_pretrained,
+    write_sums,
+)
+from foundation.hub.upload import push_adapter
 from foundation.model import UniversalModel
 from foundation.networks.backbones import build_backbone
 from foundation.tuning.finetune import with_classes
@@ -112,7 +113,7 @@ def test_several_adapters_take_turns(tmp_path: Path) -> None:
     add_adapter(model, "devices", rank=1, alpha=4.0)
     train(model, 1)
     devices = logits(model)
-    assert adapters(model) == ("spine", "devices") and active_adapter(model) == "devices"
+    assert model.adapters.names == ("spine", "devices") and model.adapters.active == "devices"
     assert model.classes[3:] == ("stent",)
     set_adapter(model, "spine")
     assert model.classes[3:] == ("L1", "L2") and torch.equal(logits(model), spine)
@@ -141,7 +142,10 @@ def test_a_saved_adapter_comes_back(kind: str, tmp_path: Path) -> None:
         torch.testing.assert_close(logits(fresh), said, atol=tolerance, rtol=tolerance)
     card = Card.parse("spine", (folder / CARD).read_text(), CARD)
     assert card.weights["adapter_of"] == "tiny"
-    assert card.weights["base_sha256"] == json.loads((folder / ADAPTER).read_text())["base_sha256"]
+    assert (
+        card.weights["base_sha256"]
+        == json.loads((folder / UNIVERSAL_CT).read_text())["base_sha256"]
+    )
 
 
 def test_an_adapter_without_classes_comes_back(tmp_path: Path) -> None:
@@ -156,12 +160,12 @@ def test_an_adapter_without_classes_comes_back(tmp_path: Path) -> None:
 def test_copies_of_the_head_are_not_stored(tmp_path: Path) -> None:
     large = "branches.0.head.controller.weight"
     model = adapted()
-    with_copies = save_adapter(model, tmp_path / "small") / ADAPTER_WEIGHTS
+    with_copies = save_adapter(model, tmp_path / "small") / ADDED_CLASSES
     assert large not in lora_names(with_copies)
     with torch.no_grad():  # trained all the same, as by who asks for all of its gradients
         model.get_parameter("branches.0.head.controller.base_layer.weight").mul_(1.5)
     folder = save_adapter(model, tmp_path / "large", dtype=None)
-    assert large in lora_names(folder / ADAPTER_WEIGHTS)
+    assert large in lora_names(folder / ADDED_CLASSES)
     fresh = tiny_model()
     load_adapter(fresh, folder)
     torch.testing.assert_close(logits(fresh), logits(model))
@@ -188,7 +192,7 @@ def test_merging_gives_a_plain_model(kind: str, tmp_path: Path) -> None:
     model = adapted(kind)
     said = logits(model)
     merged = merge_adapter(model)
-    assert torch.equal(logits(model), said) and active_adapter(model) == "spine"
+    assert torch.equal(logits(model), said) and model.adapters.active == "spine"
     assert not any("lora" in name or "base_layer" in name for name in merged.state_dict())
     torch.testing.assert_close(logits(merged), said, atol=1e-4, rtol=1e-4)
     set_adapter(model, None)
@@ -205,8 +209,8 @@ def test_another_base_is_refused(tmp_path: Path) -> None:
     before = logits(other)
     with pytest.raises(UsageError, match="'spine' was made for 'tiny' with weights"):
         load_adapter(other, folder)
-    assert not adapters(other) and torch.equal(logits(other), before)
-    assert not lora.has_adapters(other)
+    assert not other.adapters.names and torch.equal(logits(other), before)
+    assert not low_rank.has_adapters(other)
 
 
 def test_a_base_stored_in_half_precision_is_the_same_base(tmp_path: Path) -> None:
@@ -220,7 +224,7 @@ def test_what_an_adapter_brings_must_be_new(tmp_path: Path) -> None:
     model = grown("prompt", "L2")
     with pytest.raises(UsageError, match="brings L2, which the model has already"):
         load_adapter(model, folder)
-    assert not lora.has_adapters(model), "nothing half-loaded"
+    assert not low_rank.has_adapters(model), "nothing half-loaded"
     model = tiny_model()
     load_adapter(model, folder)
     with pytest.raises(UsageError, match="has an adapter 'spine' already"):
@@ -244,7 +248,7 @@ def test_wrong_requests_say_so(options: dict[str, object], message: str) -> None
         set_adapter(model, "y")
     with pytest.raises(UsageError, match="no adapter None"):
         merge_adapter(model)
-    assert not lora.has_adapters(model)
+    assert not low_rank.has_adapters(model)
 
 
 def test_classes_of_the_base_stay_with_it(tmp_path: Path) -> None:
@@ -275,7 +279,7 @@ def test_classes_added_while_an_adapter_speaks_go_with_it(tmp_path: Path) -> Non
 
 def test_damage_is_noticed(tmp_path: Path) -> None:
     folder = save_adapter(adapted(), tmp_path / "spine")
-    weights = folder / ADAPTER_WEIGHTS
+    weights = folder / PEFT_WEIGHTS
     content = weights.read_bytes()
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(WeightsError, match="damaged"):
@@ -286,30 +290,32 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("file", "change", "message"),
     [
-        ({"rank": 3}, "another shape of backbone.*save or download"),
-        ({"colour": "red"}, "unknown field"),
-        ({"branches": []}, r"has the unknown branches\.0"),
-        ({"format_version": 2}, "another format version"),
+        (PEFT_CONFIG, {"r": 3}, "another shape of backbone.*save or download"),
+        (PEFT_CONFIG, {"use_dora": True}, "do not belong together"),
+        (PEFT_CONFIG, {"base_model_name_or_path": "another"}, "do not belong together"),
+        (UNIVERSAL_CT, {"colour": "red"}, "unknown field"),
+        (UNIVERSAL_CT, {"branches": []}, r"has the unknown branches\.0"),
+        (UNIVERSAL_CT, {"format_version": 2}, "another format version"),
     ],
 )
 def test_an_adapter_is_read_strictly(
-    change: dict[str, object], message: str, tmp_path: Path
+    file: str, change: dict[str, object], message: str, tmp_path: Path
 ) -> None:
     folder = save_adapter(adapted(), tmp_path / "spine")
-    raw = json.loads((folder / ADAPTER).read_text())
-    (folder / ADAPTER).write_text(json.dumps({**raw, **change}))
+    raw = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps({**raw, **change}))
     write_sums(folder, ADAPTER_FILES)
     model = tiny_model()
     with pytest.raises(WeightsError, match=f"(?i){message}"):
         load_adapter(model, folder)
-    assert not lora.has_adapters(model)
+    assert not low_rank.has_adapters(model)
 
 
 def test_adapters_travel_through_the_hub(server: HubServer, tmp_path: Path) -> None:
     model = adapted("side")
-    url = push_adapter_to_hub(model, "lab/spine", token="hf_tests", dtype=None)
+    url = push_adapter(model, "lab/spine", token="hf_tests", dtype=None)
     assert "/lab/spine/commit/" in url
     assert set(server.repositories["lab/spine"].files("main")) == {*ADAPTER_FILES, SUMS, CARD}
     fresh = tiny_model()
@@ -328,9 +334,9 @@ def test_adapters_of_weights_that_must_not_be_changed_stay_private(
     model = tiny_model(licence="cc-by-nc-nd-4.0")
     add_adapter(model, "mine")
     with pytest.raises(UsageError, match="private=True"):
-        push_adapter_to_hub(model, "lab/mine", token="hf_tests")
+        push_adapter(model, "lab/mine", token="hf_tests")
     assert not server.log
-    push_adapter_to_hub(model, "lab/mine", token="hf_tests", private=True)
+    push_adapter(model, "lab/mine", token="hf_tests", private=True)
     assert server.repositories["lab/mine"].private
 
 
@@ -339,7 +345,7 @@ def test_peft_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model()
     with pytest.raises(MissingExtraError, match=r"universal-ct\[tune\]"):
         add_adapter(model, "spine")
-    assert not adapters(model)
+    assert not model.adapters.names
 
 
 @pytest.mark.parametrize("name", ["unet", "mednext"])
@@ -350,17 +356,18 @@ def test_other_backbones_take_adapters(name: str) -> None:
     image = torch.rand(1, 1, *(2 * backbone.divisor,) * 3)
     with torch.no_grad():
         before = backbone.decode(backbone.encode(image))
-        lora.inject(backbone, "a", 2, 2.0)
+        low_rank.inject(backbone, "a", 2, 2.0)
         assert torch.equal(backbone.decode(backbone.encode(image)), before)
-        assert {k: tuple(v.shape) for k, v in lora.tensors(backbone, "a").items()} == lora.shapes(
-            backbone, 2
-        )
-        for tensor in lora.tensors(backbone, "a").values():
+        assert {
+            k: tuple(v.shape) for k, v in low_rank.tensors(backbone, "a").items()
+        } == low_rank.shapes(backbone, 2)
+        for tensor in low_rank.tensors(backbone, "a").values():
             tensor.add_(0.01)
         changed = backbone.decode(backbone.encode(image))
         assert not torch.allclose(changed, before)
+        low_rank.merge(backbone, "a")
         merged = build_backbone(name, 1).eval()
-        merged.load_state_dict(lora.plain_state(backbone, "a"))
+        merged.load_state_dict(backbone.state_dict())
         torch.testing.assert_close(
             merged.decode(merged.encode(image)), changed, atol=1e-4, rtol=1e-4
         )
@@ -377,4 +384,4 @@ def test_layers_that_peft_would_change_wrongly_are_left() -> None:
             "linear": nn.Linear(4, 4),
         }
     )
-    assert set(lora.adaptable(module)) == {"plain", "linear"}
+    assert set(low_rank.adaptable(module)) == {"plain", "linear"}
