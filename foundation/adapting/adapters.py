@@ -288,6 +288,12 @@ def base_sha256(model: UniversalModel) -> str:
     return digest.hexdigest()
 
 
+def default_name(classes: Sequence[str]) -> str:
+    """A name for the adapter of these classes: "vertebra-L1", "vertebra-L1-and-4-more"."""
+    first = re.sub(r"[^\w]+", "-", classes[0]).strip("-") or "adapter"
+    return first if len(classes) == 1 else f"{first}-and-{len(classes) - 1}-more"
+
+
 def check_name(model: UniversalModel, name: str) -> None:
     """Refuse a name that the model has an adapter of, or that no adapter can have.
 

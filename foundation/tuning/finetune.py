@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from foundation.adapting.adapters import add_adapter, base_sha256
+from foundation.adapting.adapters import add_adapter, base_sha256, default_name
 from foundation.adapting.classes import Neighbour, add_classes, nearest_classes, zero_shot_note
 from foundation.config import ClassSpec
 from foundation.data.naming import NewClass
@@ -165,7 +165,7 @@ def finetune(
     masks = run / MASKS
     before = evaluate(tuned, measured, compared, masks=masks / BEFORE, keep=base.classes, **options)
     if chosen.trains == "adapter":
-        add_adapter(tuned, name or found.names[0].replace(" ", "-"), rank=chosen.rank, seed=seed)
+        add_adapter(tuned, name or default_name(found.names), rank=chosen.rank, seed=seed)
     run_of: dict[str, Any] = {"seed": seed, "device": place, "progress": progress}
     if chosen.probe:
         shared = {key: getattr(chosen, key) for key in ("voxels", "windows", "balance")}

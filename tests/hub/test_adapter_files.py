@@ -2,25 +2,33 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from hub_server import HubServer
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from tiny import logits, tiny_model
 from torch import nn
 
 from foundation import from_pretrained
 from foundation.adapting import low_rank
-from foundation.adapting.adapters import add_adapter, merge_adapter, set_adapter
+from foundation.adapting.adapters import (
+    add_adapter,
+    default_name,
+    delete_adapter,
+    merge_adapter,
+    set_adapter,
+)
 from foundation.adapting.classes import add_classes
 from foundation.config import ClassSpec
 from foundation.data.naming import NewClass
 from foundation.errors import HubError, MissingExtraError, UsageError, WeightsError
-from foundation.hub.adapter_files import save_adapter
-from foundation.hub.cards import PACKAGE, Card
-from foundation.hub.load import load_adapter
+from foundation.hub.adapter_files import read_config, save_adapter
+from foundation.hub.cards import PACKAGE, Card, Results
+from foundation.hub.load import load_adapter, model_card
 from foundation.hub.saved import (
     ADAPTER_FILES,
     ADDED_CLASSES,
@@ -29,16 +37,17 @@ from foundation.hub.saved import (
     PEFT_WEIGHTS,
     SUMS,
     UNIVERSAL_CT,
+    load_folder,
     save_pretrained,
     write_sums,
 )
-from foundation.hub.upload import push_adapter
+from foundation.hub.upload import push_adapter, push_to_hub
 from foundation.model import UniversalModel
 from foundation.networks.backbones import build_backbone
 from foundation.tuning.finetune import with_classes
 from foundation.tuning.methods import get_method
 
-pytest.importorskip("peft")
+peft = pytest.importorskip("peft")
 
 
 def grown(kind: str, *names: str) -> UniversalModel:
@@ -385,3 +394,188 @@ def test_layers_that_peft_would_change_wrongly_are_left() -> None:
         }
     )
     assert set(low_rank.adaptable(module)) == {"plain", "linear"}
+
+
+def test_peft_itself_loads_it(tmp_path: Path) -> None:
+    """The base's classes are what they are with our own loading; peft knows no others."""
+    folder = save_adapter(adapted("side"), tmp_path / "spine", dtype=None)
+    ours, base = tiny_model(), tiny_model()
+    load_adapter(ours, folder)
+    with_peft = peft.PeftModel.from_pretrained(base, str(folder))
+    image = torch.linspace(0, 1, 16**3).view(1, 1, 16, 16, 16)
+    with torch.no_grad():
+        theirs = with_peft(image)
+    assert not torch.allclose(theirs, logits(tiny_model()), atol=1e-3), "the adapter does something"
+    assert torch.equal(theirs, logits(ours)[:, :3])
+    config = peft.LoraConfig.from_pretrained(str(folder))
+    assert (config.r, config.base_model_name_or_path) == (2, "tiny")
+
+
+def with_adapter(base: UniversalModel, name: str = "spine") -> UniversalModel:
+    """A model with a trained adapter, which brings a class."""
+    grow(base, "head", "L1")
+    add_adapter(base, name)
+    train(base)
+    return base
+
+
+def test_an_adapter_loads_with_its_base_from_a_folder(tmp_path: Path) -> None:
+    saved = save_pretrained(tiny_model(), tmp_path / "bases" / "tiny")
+    model = with_adapter(from_pretrained(saved))
+    model.config = replace(model.config, name="runs-folder")  # a tuning names its model so
+    folder = save_adapter(model, tmp_path / "run" / "adapter", dtype=None)
+    for given in (folder, tmp_path / "run"):
+        loaded = from_pretrained(given)
+        assert loaded.adapters.active == "spine" and loaded.classes == model.classes
+        torch.testing.assert_close(logits(loaded), logits(model))
+    config = read_config(folder)
+    assert (config.base, config.base_source) == ("tiny", "")
+    assert str(tmp_path) not in (folder / PEFT_CONFIG).read_text() + (folder / CARD).read_text()
+    card = model_card(tmp_path / "run")
+    assert "base_model" not in card.metadata, "a folder is no id"
+    assert "Base model: `tiny`. SHA-256 of its" in card.text and config.base_sha256 in card.text
+    moved = folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(HubError, match=r"made for 'tiny' \(weights .*load_adapter\('.*where'\)"):
+        from_pretrained(moved)
+    again = from_pretrained(saved)
+    again.load_adapter(moved)
+    torch.testing.assert_close(logits(again), logits(model))
+
+
+def test_an_adapter_refuses_a_base_that_has_changed(tmp_path: Path) -> None:
+    saved = save_pretrained(tiny_model(), tmp_path / "tiny")
+    folder = save_adapter(with_adapter(from_pretrained(saved)), tmp_path / "adapter")
+    save_pretrained(tiny_model(1), saved)
+    with pytest.raises(UsageError, match=r"made for 'tiny' with weights .*put the adapter on"):
+        from_pretrained(folder)
+
+
+def test_an_adapter_of_known_weights_names_them(tmp_path: Path) -> None:
+    model = from_pretrained("universal-ct")
+    model.add_adapter("contrast")
+    train(model)
+    results = Results("hospital-a", "test", 3, dice={"liver": 0.95}, agreement={"spleen": 0.9})
+    model.save_adapter(tmp_path / "contrast", results=results, notes="## Thanks\n\nTo all.")
+    loaded = from_pretrained(tmp_path / "contrast")
+    assert (loaded.config.name, loaded.adapters.names) == ("universal-ct", ("contrast",))
+    assert torch.allclose(patch_logits(loaded), patch_logits(model), atol=0.2)
+    card = model_card(tmp_path / "contrast")
+    assert card.metadata["base_model"] == "universal-ct"
+    assert card.metadata["base_model_relation"] == "adapter"
+    assert card.licence == "apache-2.0-and-that-of-the-data"
+    index = ModelCard(card.render(), ignore_metadata_errors=False).data.eval_results
+    found = {(each.metric_name, each.metric_value, each.dataset_split) for each in index}
+    assert found == {("Dice, liver", 0.95, "test"), ("Dice agreement, spleen", 0.9, "test")}
+    assert "| liver | 0.950 |" in card.text and "no accuracy" in card.text
+    assert card.text.endswith("## Thanks\n\nTo all.\n")
+
+
+def patch_logits(model: UniversalModel) -> torch.Tensor:
+    with torch.no_grad():
+        image = torch.linspace(0, 1, 2 * 64 * 32**2).view(1, 2, 64, 32, 32)
+        result: torch.Tensor = model(image, [0, 5])
+    return result
+
+
+def test_adapters_of_the_hub_load_with_their_base(server: HubServer, tmp_path: Path) -> None:
+    push_to_hub(tiny_model(), "lab/tiny", token="hf_tests", revision="v1")
+    push_to_hub(tiny_model(1), "lab/tiny", token="hf_tests")
+    model = with_adapter(from_pretrained("lab/tiny@v1"))
+    model.push_adapter("lab/spine", token="hf_tests", dtype=None, revision="first")
+    config = json.loads(server.repositories["lab/spine"].files("first")[PEFT_CONFIG])
+    assert (config["base_model_name_or_path"], config["revision"]) == ("lab/tiny", "v1")
+    for where, options in (("lab/spine@first", {}), ("lab/spine", {"revision": "first"})):
+        loaded = from_pretrained(where, **options)
+        torch.testing.assert_close(logits(loaded), logits(model))
+    assert model_card("lab/spine@first").metadata["base_model"] == "lab/tiny"
+    server.log.clear()
+    from_pretrained("lab/spine@first", local_files_only=True)
+    assert not server.log, "the cache is enough"
+    del server.repositories["lab/tiny"]
+    with pytest.raises(HubError, match=r"base 'tiny' of the adapter 'spine' cannot be loaded"):
+        from_pretrained("lab/spine@first", cache_dir=tmp_path / "empty")
+
+
+def test_pushing_an_adapter_of_a_folder_says_what_others_lack(
+    server: HubServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved = save_pretrained(tiny_model(), tmp_path / "base")
+    push_adapter(with_adapter(from_pretrained(saved)), "lab/spine", token="hf_tests")
+    assert "base of this adapter, tiny, is only on this machine" in caplog.text
+    files = server.repositories["lab/spine"].files("main")
+    assert json.loads(files[UNIVERSAL_CT])["base_folder"] == ""
+    with pytest.raises(HubError, match="was in a folder and is not there"):
+        from_pretrained("lab/spine")
+
+
+def test_models_and_adapters_are_told_apart(tmp_path: Path) -> None:
+    adapter = save_adapter(adapted(), tmp_path / "run" / "adapter")
+    whole = save_pretrained(tiny_model(), tmp_path / "whole")
+    with pytest.raises(UsageError, match="is a whole model, not an adapter: from_pretrained"):
+        load_adapter(tiny_model(), whole)
+    with pytest.raises(UsageError, match="is an adapter, not a whole model: from_pretrained"):
+        load_folder(adapter)
+    whole.rename(tmp_path / "run" / "model")
+    with pytest.raises(UsageError, match="holds a model and an adapter"):
+        from_pretrained(tmp_path / "run")
+    for path in adapter.iterdir():
+        if path.name not in (PEFT_CONFIG, PEFT_WEIGHTS):
+            path.unlink()
+    with pytest.raises(WeightsError, match=r"no universal_ct.json: peft saved this adapter"):
+        load_adapter(tiny_model(), adapter)
+
+
+def test_a_deleted_adapter_leaves_the_model_as_it_was() -> None:
+    model = adapted("side")
+    model.set_adapter(None)
+    grow(model, "head", "stent")
+    model.add_adapter("devices", classes=["stent"])
+    devices = logits(model)
+    model.delete_adapter("spine")
+    assert model.adapters.names == ("devices",) and torch.equal(logits(model), devices)
+    model.delete_adapter()
+    assert not model.adapters.names and not low_rank.has_adapters(model)
+    plain = tiny_model()
+    assert model.config == plain.config and torch.equal(logits(model), logits(plain))
+    assert model.state_dict().keys() == plain.state_dict().keys()
+    with pytest.raises(UsageError, match="no adapter 'spine'; it has none"):
+        delete_adapter(model, "spine")
+
+
+def test_a_merged_model_is_another_model(tmp_path: Path) -> None:
+    saved = save_pretrained(tiny_model(), tmp_path / "tiny", dtype=torch.float16)
+    model = with_adapter(from_pretrained(saved))
+    merged = model.merge_adapter()
+    assert merged.config.name == "tiny-spine" and not merged.adapters.names
+    assert merge_adapter(model, new_name="mine").config.name == "mine"
+    folder = save_pretrained(merged, tmp_path / "merged", dtype=torch.float16)
+    card = model_card(folder)
+    assert card.text.startswith("# tiny-spine\n") and card.weights["classes"] == 4
+    assert card.weights["base"]["name"] == "tiny" and "Base model: `tiny`" in card.text
+    assert all(tensor.requires_grad for tensor in merged.parameters())
+
+
+def test_reading_what_an_adapter_says_needs_no_peft(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    saved = save_pretrained(tiny_model(), tmp_path / "tiny")
+    folder = save_adapter(with_adapter(from_pretrained(saved)), tmp_path / "spine")
+    monkeypatch.setitem(sys.modules, "peft", None)
+    assert read_config(folder).name == "spine"
+    with pytest.raises(MissingExtraError, match="Adapters need peft"):
+        from_pretrained(folder)
+
+
+def test_adapters_of_wrapped_models_are_saved(tmp_path: Path) -> None:
+    model = adapted()
+    wrapped = nn.DataParallel(torch.compile(model))  # type: ignore[arg-type]
+    fresh = tiny_model()
+    load_adapter(nn.DataParallel(fresh), save_adapter(wrapped, tmp_path / "spine", dtype=None))
+    torch.testing.assert_close(logits(fresh), logits(model))
+
+
+def test_an_adapter_is_named_after_its_classes() -> None:
+    assert default_name(["vertebra L1 (lumbar)"]) == "vertebra-L1-lumbar"
+    assert default_name(["L1", "L2", "L3"]) == "L1-and-2-more"
+    for classes in (["?"], ["psoas abscess"]):
+        add_adapter(tiny_model(), default_name(classes))
