@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from foundation.tuning.setup import exclusive_of, probe
 from torch import nn
 from tqdm import trange
 
@@ -41,7 +42,6 @@ from foundation.tuning.finetune import specs_of
 from foundation.tuning.objective import tuning_losses
 from foundation.tuning.recipe import settings_of, write_results
 from foundation.tuning.samples import FewScans
-from foundation.tuning.setup import exclusive_of, probe
 
 
 @dataclass(frozen=True)

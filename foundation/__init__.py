@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from foundation.hub.saved import save_pretrained
     from foundation.hub.upload import push_to_hub
     from foundation.imaging.result import Segmentation
-    from foundation.model import Encoder, UniversalModel
+    from foundation.model import PlainModel, UniversalModel
+    from foundation.networks.encoder import Encoder
     from foundation.taxonomy import CLASSES, DATASETS, AnatomicalClass
     from foundation.tuning.finetune import Tuned, finetune
 
@@ -43,7 +44,8 @@ _HOMES = {
     "hub.load": ("from_pretrained", "model_card", "segment"),
     "hub.saved": ("save_pretrained",),
     "hub.upload": ("push_to_hub",),
-    "model": ("Encoder", "UniversalModel"),
+    "model": ("PlainModel", "UniversalModel"),
+    "networks.encoder": ("Encoder",),
     "adapting.classes": ("add_class",),
     "tuning.finetune": ("Tuned", "finetune"),
     "data.naming": ("NewClass",),
@@ -64,6 +66,7 @@ __all__ = [
     "ModelConfig",
     "ModelSummary",
     "NewClass",
+    "PlainModel",
     "Preprocessing",
     "Segmentation",
     "TextSpec",

@@ -26,7 +26,7 @@ from foundation.networks.branches import Branch
 from foundation.taxonomy import normalise
 
 if TYPE_CHECKING:
-    from foundation.model import UniversalModel
+    from foundation.model import Model, UniversalModel
 
 HEAD_RANK = 8  # at least, in heads of added classes: rank 2 hardly tells five vertebrae apart
 
@@ -275,7 +275,7 @@ def head_rank(rank: int) -> int:
     return max(rank, HEAD_RANK)
 
 
-def base_sha256(model: UniversalModel) -> str:
+def base_sha256(model: Model) -> str:
     """SHA-256 of a model's backbone and head without adapters, by which an adapter knows its base.
 
     It is computed from the values in half precision: stored so, they are the same weights still.

@@ -15,6 +15,7 @@ from foundation.adapting import low_rank
 from foundation.config import BranchSpec, ClassSpec, ModelConfig, TextSpec
 from foundation.errors import UsageError
 from foundation.networks.branches import Branch
+from foundation.networks.protocol import require
 from foundation.taxonomy import PAIRED, normalise, resolve
 from foundation.text import check_compatible, class_prompt, encode_prompts
 
@@ -131,6 +132,7 @@ def add_classes(
             no class; or the embeddings have another shape.
         MissingExtraError, HubError, WeightsError: As `add_class`.
     """
+    require(model, "logits", "Adding a class by its prompt")
     config = model.config
     _check_new(config, specs)
     specs = [_with_parent(config, spec, specs) for spec in specs]

@@ -26,7 +26,7 @@ from foundation.errors import UniversalCTError, UsageError
 from foundation.files import nifti_stem
 
 if TYPE_CHECKING:
-    from foundation.config import ModelConfig
+    from foundation.config import NetworkConfig
     from foundation.hub.cards import Card
     from foundation.inference.folder import Case, Outcome, Settings
     from foundation.model import UniversalModel
@@ -175,6 +175,7 @@ def _models(args: argparse.Namespace) -> int:
 
 
 def _info(args: argparse.Namespace) -> int:
+    from foundation.config import ModelConfig
     from foundation.taxonomy import NAMES
 
     card, config = _described(args.model)
@@ -202,7 +203,7 @@ def _info(args: argparse.Namespace) -> int:
     if config is not None:
         pre = config.preprocessing
         facts += [
-            ("text encoder", config.text.encoder),
+            ("text encoder", config.text.encoder if isinstance(config, ModelConfig) else None),
             ("spacing", " × ".join(f"{mm:g}" for mm in pre.spacing_mm) + " mm"),
             ("windows", ", ".join(f"{low:g} to {high:g} HU" for low, high in pre.hu_windows)),
             ("patch", " × ".join(map(str, pre.patch_size)) + " voxels"),
@@ -293,9 +294,9 @@ def _class_list(given: list[str] | None) -> list[str] | None:
     return [name.strip() for each in given for name in each.split(",") if name.strip()]
 
 
-def _described(name: str) -> tuple[Card, ModelConfig | None]:
+def _described(name: str) -> tuple[Card, NetworkConfig | None]:
     """A model's card, and its configuration where that is on this machine; without its weights."""
-    from foundation.config import ModelConfig
+    from foundation.config import read_config
     from foundation.hub.cards import Card, card_names, read_card
 
     folder = Path(name).expanduser()
@@ -314,7 +315,7 @@ def _described(name: str) -> tuple[Card, ModelConfig | None]:
     path = folder / "config.json"
     if not path.is_file():
         return card, None
-    return card, ModelConfig.from_json(path.read_text(encoding="utf-8"), str(path))
+    return card, read_config(path.read_text(encoding="utf-8"), str(path))
 
 
 def _say(text: str) -> None:

@@ -31,7 +31,7 @@ from foundation.evaluation.metrics import dice
 from foundation.files import replacing
 from foundation.imaging.volumes import VolumeWarning
 from foundation.inference.predict import segment_volume
-from foundation.inference.sliding_window import Network
+from foundation.networks.protocol import Network
 
 FEWEST_CASES = 3  # for an interval: fewer say nothing of the scatter between scans
 DRAWS = 2000

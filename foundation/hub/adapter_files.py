@@ -89,7 +89,7 @@ def save_adapter(
     Raises:
         UsageError: There is no such adapter; `folder` is a file or holds other files.
     """
-    model, folder = unwrapped(model), Path(folder)
+    model, folder = unwrapped(model, UniversalModel), Path(folder)
     name = named_adapter(model, name)
     adapter, added = model.adapters.known[name], details(model, name)
     origin = model.origin or Origin(adapter.base)

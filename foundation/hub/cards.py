@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from foundation.config import AdapterConfig, ClassSpec, ModelConfig
+from foundation.config import AdapterConfig, ClassSpec, ModelConfig, NetworkConfig
 from foundation.errors import HubError, WeightsError
 from foundation.taxonomy import CLASSES
 
@@ -277,7 +277,7 @@ class Base:
 
 
 def generate_card(
-    config: ModelConfig,
+    config: NetworkConfig,
     parameters: int,
     sha256: Mapping[str, str],
     *,
@@ -303,17 +303,19 @@ def generate_card(
     }
     if base is not None:
         block["base"] = asdict(base)
-    first = (
-        f"CT segmentation: backbone `{config.backbone}` and the text-driven head of the "
-        "CLIP-Driven Universal Model (arXiv 2301.00785), saved by universal-ct."
+    head = (
+        "the text-driven head of the CLIP-Driven Universal Model (arXiv 2301.00785)"
+        if isinstance(config, ModelConfig)
+        else f"a plain head ({config.activation})"
     )
+    first = f"CT segmentation: backbone `{config.backbone}` and {head}, saved by universal-ct."
     sections = {"Classes": _class_table(config.classes), **_input_sections(config)}
     return _card(config.name, first, config, block, sections, sha256, base, results, notes)
 
 
 def adapter_card(
     adapter: AdapterConfig,
-    config: ModelConfig,
+    config: NetworkConfig,
     parameters: int,
     sha256: Mapping[str, str],
     *,
@@ -363,7 +365,7 @@ def adapter_card(
 def _card(
     name: str,
     first: str,
-    config: ModelConfig,
+    config: NetworkConfig,
     block: Mapping[str, Any],
     sections: Mapping[str, Sequence[str]],
     sha256: Mapping[str, str],
@@ -401,7 +403,7 @@ def _card(
     return Card(name, metadata, f"{text}\n{notes.strip()}\n" if notes else text)
 
 
-def _licence(config: ModelConfig, base: Base | None) -> dict[str, str]:
+def _licence(config: NetworkConfig, base: Base | None) -> dict[str, str]:
     """The licence's lines of the front matter.
 
     What was trained further is never said to be under the base's licence alone: the data may have
@@ -428,20 +430,22 @@ def _class_table(classes: Sequence[ClassSpec]) -> list[str]:
     ]
 
 
-def _input_sections(config: ModelConfig) -> dict[str, list[str]]:
-    pre, text = config.preprocessing, config.text
+def _input_sections(config: NetworkConfig) -> dict[str, list[str]]:
+    pre, sections = config.preprocessing, {}
     windows = "; ".join(f"{low:g} to {high:g} HU" for low, high in pre.hu_windows)
-    encoder = (
-        f"`{text.encoder}`, revision `{text.revision or 'not recorded'}`, pooling {text.pooling}, "
-        f"{'unit length' if text.normalised else 'not normalised'}, {text.dim} dimensions. "
-        f"Template: `{text.template}`."
-    )
+    if isinstance(config, ModelConfig):
+        text = config.text
+        sections["Text encoder"] = [
+            f"`{text.encoder}`, revision `{text.revision or 'not recorded'}`, pooling "
+            f"{text.pooling}, {'unit length' if text.normalised else 'not normalised'}, "
+            f"{text.dim} dimensions. Template: `{text.template}`."
+        ]
     reading = (
         f"Orientation {pre.orientation}, spacing {_by(pre.spacing_mm)} mm, window {windows}, "
         f"patch {_by(pre.patch_size)} voxels, overlap {pre.overlap:g}, "
         f"threshold {pre.threshold:g}."
     )
-    return {"Text encoder": [encoder], "Preprocessing": [reading]}
+    return {**sections, "Preprocessing": [reading]}
 
 
 def _by(sizes: Sequence[float]) -> str:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from foundation.config import ClassSpec, ModelConfig, Preprocessing, TextSpec
 from foundation.errors import UsageError, WeightsError, listed
+from foundation.model import check_state, shapes_of
 from foundation.networks.backbones import build_backbone
 from foundation.networks.head import TextDrivenHead
 from foundation.taxonomy import CLASSES
@@ -242,39 +243,6 @@ def _expected_shapes(backbone: str, has_head: bool, text_dim: int) -> dict[str, 
         for part, module in parts.items()
         for key, shape in shapes_of(module).items()
     }
-
-
-def check_state(
-    expected: Mapping[str, tuple[int, ...]], given: Mapping[str, Tensor], source: str
-) -> None:
-    """Compare the keys and shapes of weights with those of a network.
-
-    expected: key → shape. source: names the weights in the error.
-
-    Raises:
-        WeightsError: they differ; the message lists what is missing, unexpected or mis-shaped.
-    """
-    shapes = [
-        f"{name} is {tuple(given[name].shape)}, not {shape}"
-        for name, shape in expected.items()
-        if name in given and tuple(given[name].shape) != shape
-    ]
-    problems = {
-        "missing": [name for name in expected if name not in given],
-        "unexpected": [name for name in given if name not in expected],
-        "of another shape": shapes,
-    }
-    parts = [f"{len(keys)} {kind}: {listed(keys)}" for kind, keys in problems.items() if keys]
-    if parts:
-        raise WeightsError(
-            f"The weights of {source} do not fit the architecture; {'; '.join(parts)}. "
-            "Nothing was loaded."
-        )
-
-
-def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Key → shape of a network's state dict."""
-    return {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
 
 
 _UNIVERSAL_MODEL = (

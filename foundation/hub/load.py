@@ -30,11 +30,9 @@ from foundation.hub.adapter_files import put_on, read_config
 from foundation.hub.cards import Card, HubFile, card_names, read_card
 from foundation.hub.convert import (
     Converted,
-    check_state,
     convert_state_dict,
     published_config,
     read_checkpoint,
-    shapes_of,
 )
 from foundation.hub.download import (
     CHECKPOINTS,
@@ -47,19 +45,20 @@ from foundation.hub.download import (
 from foundation.hub.saved import (
     ADAPTER_REQUIRED,
     CARD,
-    REQUIRED,
+    CONFIG,
     SUMS,
-    build_model,
     is_adapter,
     load_folder,
     save_pretrained,
     saved_folder,
+    summed_files,
     unwrapped,
     verify_sums,
 )
 from foundation.inference.predict import choose_device
-from foundation.model import Encoder, UniversalModel
+from foundation.model import Model, UniversalModel, build_model, check_state, shapes_of
 from foundation.networks.backbones import build_backbone
+from foundation.networks.encoder import Encoder
 
 if TYPE_CHECKING:
     from foundation.imaging.result import Segmentation
@@ -106,7 +105,7 @@ def from_pretrained(
     device: str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
     features_only: bool = False,
-) -> UniversalModel | Encoder:
+) -> Model | Encoder:
     """Load a model, in evaluation mode, strictly: every hash, key and shape must agree.
 
     Args:
@@ -135,8 +134,9 @@ def from_pretrained(
     kind = _floating_point(dtype)
     access = Access(revision, cache_dir, local_files_only, token)
     loaded = _load(str(name_or_path), access, features_only)
-    network = loaded.encoder.eval() if features_only and not isinstance(loaded, Encoder) else loaded
-    return network.to(device=target, dtype=kind)
+    if features_only and isinstance(loaded, Model):
+        loaded = loaded.encoder
+    return loaded.to(device=target, dtype=kind)
 
 
 def load_adapter(
@@ -177,7 +177,7 @@ def load_adapter(
     else:
         access = Access(revision, cache_dir, local_files_only, token)
         folder = download_folder(repo_id(given), ADAPTER_REQUIRED, access)
-    return put_on(unwrapped(model), folder, read_config(folder), name)
+    return put_on(unwrapped(model, UniversalModel), folder, read_config(folder), name)
 
 
 def model_card(
@@ -219,7 +219,7 @@ def model_card(
 
 def segment(
     ct: Any,
-    model: str | Path | UniversalModel = "universal-ct",
+    model: str | Path | Model = "universal-ct",
     *,
     classes: str | Sequence[str] | None = None,
     device: str | torch.device | None = None,
@@ -234,7 +234,7 @@ def segment(
         device: As in `UniversalModel.segment`.
         options: As in `UniversalModel.segment`.
     """
-    if not isinstance(model, UniversalModel):
+    if not isinstance(model, Model):
         sums = saved_folder(Path(model).expanduser()) / SUMS
         # A folder that was saved anew is another model under the same name.
         model = _remembered(str(model), sums.stat().st_mtime_ns if sums.is_file() else 0)
@@ -242,7 +242,7 @@ def segment(
 
 
 @functools.lru_cache(maxsize=2)
-def _remembered(name: str, saved_ns: int) -> UniversalModel:
+def _remembered(name: str, saved_ns: int) -> Model:
     return from_pretrained(name)
 
 
@@ -253,7 +253,7 @@ def _floating_point(dtype: torch.dtype | str | None) -> torch.dtype | None:
     raise UsageError(f"dtype is {dtype!r}; weights are floating-point: {', '.join(_DTYPES)}.")
 
 
-def _load(given: str, access: Access, features_only: bool = False) -> UniversalModel | Encoder:
+def _load(given: str, access: Access, features_only: bool = False) -> Model | Encoder:
     """A model on the CPU; the encoder where the weights have no head and features are enough."""
     name, revision = split_revision(given, access.revision)
     access = replace(access, revision=revision)
@@ -274,7 +274,9 @@ def _find(name: str, access: Access) -> tuple[Path, str]:
     repository = repo_id(name)
     source = f"{repository}@{access.revision}" if access.revision else repository
     try:
-        return download_folder(repository, REQUIRED, access), source
+        folder = download_folder(repository, (CONFIG, SUMS), access)
+        pinned = replace(access, revision=folder.name)
+        return download_folder(repository, summed_files(folder), pinned), source
     except HubError as error:
         if not isinstance(error.__cause__, EntryNotFoundError | FileNotFoundError):
             raise
@@ -284,7 +286,7 @@ def _find(name: str, access: Access) -> tuple[Path, str]:
             raise error from error.__cause__  # most are models: say what is missing for one
 
 
-def _read(folder: Path, source: str, access: Access) -> UniversalModel:
+def _read(folder: Path, source: str, access: Access) -> Model:
     """The model of a folder that `_find` returned; an adapter comes on its base."""
     if is_adapter(folder):
         return _with_base(folder, access)
@@ -295,7 +297,7 @@ def _read(folder: Path, source: str, access: Access) -> UniversalModel:
     return model
 
 
-def _with_base(folder: Path, access: Access) -> UniversalModel:
+def _with_base(folder: Path, access: Access) -> Model:
     """The base that an adapter names, with the adapter on.
 
     Raises:
@@ -320,8 +322,8 @@ def _with_base(folder: Path, access: Access) -> UniversalModel:
             f"The base {config.base!r} of the adapter {config.name!r} cannot be loaded: {error} "
             f"{what_to_do}"
         ) from error
-    assert isinstance(base, UniversalModel)
-    put_on(base, folder, config)
+    assert isinstance(base, Model)
+    put_on(unwrapped(base, UniversalModel), folder, config)
     return base
 
 
@@ -373,7 +375,7 @@ def _scratch() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="universal-ct-")
 
 
-def _from_checkpoint(path: Path, features_only: bool) -> UniversalModel | Encoder:
+def _from_checkpoint(path: Path, features_only: bool) -> Model | Encoder:
     """A local file of a published format, by whoever trained it."""
     if path.suffix not in CHECKPOINTS:
         raise WeightsError(
@@ -391,7 +393,7 @@ def _from_checkpoint(path: Path, features_only: bool) -> UniversalModel | Encode
     check_state(shapes_of(backbone), state, str(path))
     backbone.load_state_dict(state)
     logger.warning("%s: its licence is not in the file; ask where it was published.", path.name)
-    return Encoder(backbone).eval()
+    return Encoder(backbone, config).eval()
 
 
 def _with_head(path: Path, converted: Converted) -> UniversalModel:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,12 +21,11 @@ from torch import Tensor, nn
 
 from foundation.adapting.adapters import base_sha256
 from foundation.adapting.low_rank import has_adapters
-from foundation.config import ModelConfig, Origin
+from foundation.config import ModelConfig, Origin, read_config
 from foundation.errors import UsageError, WeightsError, listed
 from foundation.files import file_sha256
 from foundation.hub.cards import Base, Card, Results, card_names, generate_card, read_card
-from foundation.hub.convert import check_state, shapes_of
-from foundation.model import UniversalModel
+from foundation.model import Model, UniversalModel, build_model, weights_of
 
 CONFIG, WEIGHTS, PROMPTS = "config.json", "model.safetensors", "prompt_embedding.safetensors"
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # peft's own names
@@ -35,8 +35,10 @@ CARD, SUMS = "README.md", "SHA256SUMS"
 SUMMED = (CONFIG, WEIGHTS, PROMPTS)
 ADAPTER_FILES = (UNIVERSAL_CT, PEFT_CONFIG, PEFT_WEIGHTS, ADDED_CLASSES)
 REQUIRED, ADAPTER_REQUIRED = (*SUMMED, SUMS), (*ADAPTER_FILES, SUMS)
+PLAIN = (CONFIG, WEIGHTS)  # of a model without text
 MODEL, ADAPTER = "model", "adapter"  # folders inside that of a run
 _PROMPT_KEY = "prompt_embedding"
+_Kind = TypeVar("_Kind", bound=Model)
 _LFS_POINTER = b"version https://git-lfs"
 
 
@@ -56,7 +58,7 @@ def save_pretrained(
     that names the model they were loaded from as their base.
 
     Args:
-        model: A `UniversalModel`, also inside `torch.compile` or a wrapper for several devices.
+        model: A model of ours, also inside `torch.compile` or a wrapper for several devices.
         folder: New, empty, or that of an earlier saved model, which is replaced.
         card: README.md, in place of all that follows.
         results: What was measured with the model, for its card.
@@ -67,9 +69,9 @@ def save_pretrained(
 
     Raises:
         UsageError: `folder` is a file, or holds files that are not part of a saved model; the
-            model has adapters, or is no `UniversalModel`.
+            model has adapters, or is no model of ours.
     """
-    model, folder = unwrapped(model), Path(folder)
+    model, folder = unwrapped(model, Model), Path(folder)
     if has_adapters(model):
         raise UsageError(
             "The model has adapters, which are saved apart: save_adapter. For one folder with all "
@@ -80,15 +82,17 @@ def save_pretrained(
         card = _card_of(model)
     if card is None and base is None and loaded is not None:
         base = base_of(loaded, model.origin)
-    with written_at_once(folder, SUMMED) as temporary:
+    names = SUMMED if isinstance(model, UniversalModel) else PLAIN
+    with written_at_once(folder, names) as temporary:
         (temporary / CONFIG).write_text(model.config.to_json(), encoding="utf-8")
-        state = {name: stored(tensor, dtype) for name, tensor in _weights(model).items()}
+        state = {name: stored(tensor, dtype) for name, tensor in _clean(weights_of(model)).items()}
         save_file(state, temporary / WEIGHTS, metadata={"format": "pt"})
-        # Always float32: a few hundred kB, and new classes are compared with these rows.
-        prompts = stored(model.prompt_embedding, torch.float32)
-        metadata = {"format": "pt", **_origin(model.config)}
-        save_file({_PROMPT_KEY: prompts}, temporary / PROMPTS, metadata=metadata)
-        sums = write_sums(temporary, SUMMED)
+        if isinstance(model, UniversalModel):
+            # Always float32: a few hundred kB, and new classes are compared with these rows.
+            prompts = stored(model.prompt_embedding, torch.float32)
+            metadata = {"format": "pt", **_origin(model.config)}
+            save_file({_PROMPT_KEY: prompts}, temporary / PROMPTS, metadata=metadata)
+        sums = write_sums(temporary, names)
         if card is None:
             parameters = sum(parameter.numel() for parameter in model.parameters())
             card = generate_card(
@@ -98,26 +102,30 @@ def save_pretrained(
     return folder
 
 
-def unwrapped(model: nn.Module) -> UniversalModel:
+def unwrapped(model: nn.Module, kind: type[_Kind]) -> _Kind:
     """The model inside `torch.compile`, `DataParallel` and `DistributedDataParallel`.
 
+    Args:
+        model: As it is used.
+        kind: `Model`, or `UniversalModel` where a text-driven one is needed.
+
     Raises:
-        UsageError: There is no `UniversalModel` inside.
+        UsageError: There is no such model inside.
     """
     plain: object = model
-    while not isinstance(plain, UniversalModel):
+    while not isinstance(plain, kind):
         parts = vars(plain).get("_modules", {})
         inner = parts.get("_orig_mod", parts.get("module"))
         if inner is None:
             raise UsageError(
-                f"This is a {type(model).__name__}, not a UniversalModel. Save the whole model, as "
-                "from_pretrained returns it; an encoder or another part is saved by torch.save."
+                f"This is a {type(model).__name__}, not a {kind.__name__}. Give the whole model, "
+                "as from_pretrained returns it; save an encoder or another part by torch.save."
             )
         plain = inner
     return plain
 
 
-def base_of(model: UniversalModel, origin: Origin | None = None) -> Base:
+def base_of(model: Model, origin: Origin | None = None) -> Base:
     """A model as the base of what is trained from it: for a card, before the training.
 
     Args:
@@ -128,7 +136,7 @@ def base_of(model: UniversalModel, origin: Origin | None = None) -> Base:
     return Base(origin.name, origin.source, base_sha256(model))
 
 
-def _as_loaded(model: UniversalModel) -> UniversalModel | None:
+def _as_loaded(model: Model) -> Model | None:
     """What the model was loaded from, read again; None if that is not there."""
     if model.origin is None or not Path(model.origin.path).is_dir():
         return None
@@ -138,14 +146,14 @@ def _as_loaded(model: UniversalModel) -> UniversalModel | None:
         return None
 
 
-def _unchanged(model: UniversalModel, loaded: UniversalModel) -> bool:
+def _unchanged(model: Model, loaded: Model) -> bool:
     if model.config != loaded.config:
         return False
-    now, then = _weights(model), _weights(loaded)
+    now, then = _clean(model.state_dict()), loaded.state_dict()
     return all(torch.equal(now[name], value.to(now[name])) for name, value in then.items())
 
 
-def _card_of(model: UniversalModel) -> Card | None:
+def _card_of(model: Model) -> Card | None:
     """The card that the model came with."""
     assert model.origin is not None
     if model.origin.source in card_names():
@@ -156,14 +164,12 @@ def _card_of(model: UniversalModel) -> Card | None:
     return Card.parse(model.config.name, path.read_text(encoding="utf-8"), str(path))
 
 
-def _weights(model: UniversalModel) -> dict[str, Tensor]:
-    """The state dict by the names that a plain model has; prompts have a file of their own."""
-    state = {name.replace("_orig_mod.", ""): value for name, value in model.state_dict().items()}
-    state.pop(_PROMPT_KEY, None)
-    return state
+def _clean(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict by the names that it has where no part is compiled."""
+    return {name.replace("_orig_mod.", ""): value for name, value in state.items()}
 
 
-def load_folder(folder: Path) -> UniversalModel:
+def load_folder(folder: Path) -> Model:
     """Rebuild the model that `save_pretrained` wrote, on the CPU, in evaluation mode.
 
     Parameters come in float32 whatever they are stored in.
@@ -173,30 +179,22 @@ def load_folder(folder: Path) -> UniversalModel:
             weights are not exactly those of the model that the configuration describes; or the
             prompt embeddings are of other prompts, or of another text encoder.
     """
-    verify_sums(folder)
+    names = summed_files(folder)
+    verify_sums(folder, names)
     config_text = (folder / CONFIG).read_text(encoding="utf-8")
-    config = ModelConfig.from_json(config_text, str(folder / CONFIG))
-    prompt_embedding = _read_prompts(folder / PROMPTS, config)
+    config = read_config(config_text, str(folder / CONFIG))
+    prompt_embedding = None
+    if isinstance(config, ModelConfig):
+        if PROMPTS not in names:
+            verify_sums(folder)  # which says what is missing
+        prompt_embedding = _read_prompts(folder / PROMPTS, config)
     return build_model(config, read_tensors(folder / WEIGHTS), prompt_embedding, str(folder))
 
 
-def build_model(
-    config: ModelConfig, state: Mapping[str, Tensor], prompt_embedding: Tensor, source: str
-) -> UniversalModel:
-    """The model of `config` with exactly the weights `state`, in evaluation mode.
-
-    source: names the weights in errors.
-
-    Raises:
-        WeightsError: keys are missing or unexpected, or shapes differ; it lists them.
-    """
-    try:
-        model = UniversalModel(config, prompt_embedding)
-    except UsageError as error:
-        raise WeightsError(f"The configuration of {source} builds no model: {error}") from error
-    check_state(shapes_of(model), state, source)
-    model.load_state_dict(state)
-    return model.eval()
+def summed_files(folder: Path) -> tuple[str, ...]:
+    """The files that a saved folder must have beside its sums: a model without text has fewer."""
+    sums = folder / SUMS
+    return PLAIN if sums.is_file() and PROMPTS not in _read_sums(sums) else SUMMED
 
 
 def saved_folder(folder: Path) -> Path:

@@ -11,11 +11,12 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from torch import nn
 
 from foundation import __version__
-from foundation.config import ModelConfig
+from foundation.config import NetworkConfig
 from foundation.errors import UsageError
 from foundation.hub.adapter_files import save_adapter
 from foundation.hub.download import LIBRARY, Access, explained
 from foundation.hub.saved import save_pretrained, unwrapped
+from foundation.model import Model, UniversalModel
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ def push_to_hub(
             and `private` is not True.
         HubError: The Hub cannot be reached, or refuses.
     """
-    config = unwrapped(model).config
+    config = unwrapped(model, Model).config
     refuse_changed(config, private)
     with tempfile.TemporaryDirectory() as temporary:
         folder = save_pretrained(model, Path(temporary) / "model", **saving)
@@ -82,7 +83,7 @@ def push_adapter(
             `private` is not True.
         HubError: The Hub cannot be reached, or refuses.
     """
-    plain = unwrapped(model)
+    plain = unwrapped(model, UniversalModel)
     refuse_changed(plain.config, private)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "adapter"
@@ -97,7 +98,7 @@ def push_adapter(
         return upload(folder, repo_id, access, plain.config, private, commit_message)
 
 
-def refuse_changed(config: ModelConfig, private: bool | None) -> None:
+def refuse_changed(config: NetworkConfig, private: bool | None) -> None:
     """Refuse to publish what was made of weights whose licence forbids it.
 
     Raises:
@@ -114,7 +115,7 @@ def upload(
     folder: Path,
     repo_id: str,
     access: Access,
-    config: ModelConfig,
+    config: NetworkConfig,
     private: bool | None,
     commit_message: str,
 ) -> str:
@@ -148,5 +149,5 @@ def upload(
     return str(commit.commit_url)
 
 
-def _no_derivatives(config: ModelConfig) -> bool:
+def _no_derivatives(config: NetworkConfig) -> bool:
     return "-nd" in config.licence.lower()

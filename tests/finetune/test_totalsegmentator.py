@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY
+from foundation.tuning.tuner import Tuner
 from tiny import tiny_model
 from tuning_trees import SPACING_MM
 
@@ -30,7 +31,6 @@ from foundation.text import MINILM
 from foundation.tuning.methods import Method
 from foundation.tuning.tasks import TASKS, get_task, read_subsets
 from foundation.tuning.transfer import transfer_method
-from foundation.tuning.tuner import Tuner
 
 PATH = REPOSITORY / "finetune" / "totalsegmentator.py"
 

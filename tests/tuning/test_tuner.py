@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from foundation.tuning.tuner import Parameters, Tuner, rate_share
 from torch import Tensor, nn
 
 from foundation.errors import UsageError
 from foundation.tuning.methods import METHODS, get_method
 from foundation.tuning.objective import Forward, distillation, tuning_losses
-from foundation.tuning.tuner import Parameters, Tuner, rate_share
 
 ALL = torch.ones(2, dtype=torch.bool)
 LOSSES = partial(tuning_losses, exclusive=ALL, distil=1.0)
