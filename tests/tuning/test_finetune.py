@@ -17,7 +17,7 @@ from foundation.cli import main as cli
 from foundation.config import Preprocessing
 from foundation.data.naming import NewClass
 from foundation.errors import UsageError
-from foundation.hub.adapter_files import load_adapter
+from foundation.hub.load import load_adapter
 from foundation.hub.saved import save_pretrained
 from foundation.model import UniversalModel
 from foundation.text import MINILM

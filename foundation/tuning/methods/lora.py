@@ -35,9 +35,9 @@ class Lora(NetworkMethod):
 
     def prepare(self, run: TuningRun) -> None:
         """As `Method.prepare`: add the adapter, then train what is new."""
-        from foundation.hub.adapter_files import add_adapter
+        from foundation.adapting.adapters import add_adapter, default_name
 
-        name = run.name or run.learnt[0].replace(" ", "-")
+        name = run.name or default_name(run.learnt)
         add_adapter(run.model, name, rank=self.rank, seed=run.seed)
         super().prepare(run)
 
