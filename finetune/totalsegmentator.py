@@ -193,11 +193,11 @@ def learn(settings: Settings, *, smoke: bool = False) -> Scores:
         voxels=settings.voxels,
     )
     tuning = settings.output / "tuning"
-    tuner = build_transfer(network, data, method, tuning, seed=settings.seed, device=device)
+    trainer = build_transfer(network, data, method, tuning, seed=settings.seed, device=device)
     masks = settings.output / "masks"
     options = {"tolerance_mm": settings.tolerance_mm, "postprocess": False}
     before = evaluate(network, data.test, classes, **options)
-    tuner.train()
+    trainer.train()
 
     # 3. The test scans, once, and what was learnt on disk.
     after = evaluate(network.eval(), data.test, classes, masks=masks, keep=classes, **options)

@@ -276,44 +276,99 @@ def _content(text: str, source: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class AdapterConfig:
-    """What adapter.json says.
+class Origin:
+    """Where a model was loaded from.
 
-    base, base_sha256: the model that it was made for, see `attachment.base_sha256`.
-    rank, alpha: see `attachment.add_adapter`. classes, branches: that it brings. text: the encoder
-    that made their prompts' embeddings.
+    Attributes:
+        name: Of the model as it was saved.
+        source: By which anybody can load it: a name of `list_models()`, or `org/name` or
+            `org/name@revision` on the Hub. Empty for a folder or a file.
+        path: The folder or file on this machine.
+    """
+
+    name: str
+    source: str = ""
+    path: str = ""
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """What an adapter's folder says about it, in two files.
+
+    adapter_config.json is peft's own and holds rank, alpha and the names of the changed layers;
+    universal_ct.json holds the rest.
+
+    Attributes:
+        name: Of the adapter.
+        base: Name of the model that it was made for.
+        base_source: What `from_pretrained` loads the base by; empty if it was only in a folder.
+        base_folder: That folder, relative to the adapter's; never in an adapter that was pushed.
+        base_sha256: See `adapting.adapters.base_sha256`.
+        rank: See `adapting.adapters.add_adapter`.
+        alpha: See `adapting.adapters.add_adapter`.
+        target_modules: Regular expression of the names of the base's layers that it changes.
+        classes: That it brings.
+        branches: Of these classes.
+        text: The encoder that made the embeddings of their prompts.
     """
 
     name: str
     base: str
+    base_source: str
+    base_folder: str
     base_sha256: str
     rank: int
     alpha: float
+    target_modules: str
     classes: tuple[ClassSpec, ...]
     branches: tuple[BranchSpec, ...]
     text: TextSpec
 
     def to_json(self) -> str:
-        """What `from_json` reads."""
-        return json.dumps({"format_version": ADAPTER_VERSION, **asdict(self)}, indent=2) + "\n"
+        """The text of universal_ct.json."""
+        content = asdict(self)
+        for name in ("rank", "alpha", "target_modules"):  # peft's file holds these
+            del content[name]
+        return json.dumps({"format_version": ADAPTER_VERSION, **content}, indent=2) + "\n"
+
+    def to_peft(self) -> str:
+        """The text of adapter_config.json."""
+        source, _, revision = self.base_source.partition("@")
+        content = {
+            "peft_type": "LORA",
+            "task_type": None,
+            "base_model_name_or_path": source or self.base,
+            "revision": revision or None,
+            "inference_mode": True,
+            "r": self.rank,
+            "lora_alpha": self.alpha,
+            "lora_dropout": 0.0,
+            "bias": "none",
+            "target_modules": self.target_modules,
+        }
+        return json.dumps(content, indent=2) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, source: str) -> AdapterConfig:
-        """Read adapter.json strictly.
+    def from_json(cls, ours: str, pefts: str, source: str) -> AdapterConfig:
+        """Read the texts of universal_ct.json and adapter_config.json strictly.
 
         Raises:
-            WeightsError: it is not what this version writes.
+            WeightsError: They are not what this version writes, or do not belong together.
         """
         try:
-            raw = json.loads(text)
+            raw, layers = json.loads(ours), json.loads(pefts)
             if raw.pop("format_version") != ADAPTER_VERSION:
                 raise ValueError("another format version; update universal-ct")
             raw["classes"] = tuple(_strict(ClassSpec, item) for item in raw["classes"])
             raw["branches"] = tuple(_strict(BranchSpec, _tuples(item)) for item in raw["branches"])
             raw["text"] = _strict(TextSpec, raw["text"])
-            return _strict(cls, raw)
+            raw |= {"rank": layers["r"], "alpha": layers["lora_alpha"]}
+            config = _strict(cls, {**raw, "target_modules": layers["target_modules"]})
+            if json.loads(config.to_peft()) != layers:
+                raise ValueError("universal_ct.json and adapter_config.json do not belong together")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise WeightsError(f"{source} does not describe an adapter: {error}.") from error
+        return config
 
 
 def _strict(kind: type[_Spec], values: Mapping[str, Any]) -> _Spec:

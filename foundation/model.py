@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import Tensor, nn
 
+from foundation.adapting import adapters
 from foundation.adapting.classes import Expectation, Kind, add_class
-from foundation.config import ModelConfig, NetworkConfig, TextSpec
+from foundation.config import ModelConfig, NetworkConfig, Origin, TextSpec
 from foundation.errors import UsageError, WeightsError, listed
 from foundation.imaging.result import Segmentation
 from foundation.imaging.volumes import Source
@@ -23,7 +24,9 @@ from foundation.networks.head import TextDrivenHead, is_recorded
 from foundation.networks.plain_head import PlainHead
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
+
+    from foundation.inference.options import InferenceOptions
 
 PROMPTS = "prompt_embedding"  # the prompts' key in a state dict
 
@@ -39,6 +42,7 @@ class Model(nn.Module):
     """
 
     config: NetworkConfig
+    head: nn.Module
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -46,6 +50,7 @@ class Model(nn.Module):
             config.backbone, config.preprocessing.channels, **config.backbone_options
         )
         self.config = replace(config, divisor=self.backbone.divisor)
+        self.origin: Origin | None = None  # set by `from_pretrained`
 
     def __repr__(self) -> str:
         pre, names = self.config.preprocessing, self.classes
@@ -107,34 +112,23 @@ class Model(nn.Module):
         ct: Source,
         *,
         classes: str | Sequence[str] | None = None,
-        device: str | torch.device | None = None,
-        overlap: float | None = None,
-        postprocess: bool = True,
-        progress: bool = True,
+        **options: Unpack[InferenceOptions],
     ) -> Segmentation:
         """Segment a CT.
 
         Args:
             ct: Path of a NIfTI file, nibabel image, or (array in HU, affine).
             classes: Names or aliases; all if not given.
-            device: "auto", "cpu", "cuda:1", "mps"; the model moves there.
-            overlap: Share of a window that its neighbour covers; the weights' own if not given.
-            postprocess: Clean the masks up, see `foundation.inference.postprocess`.
-            progress: Show a bar on standard error.
+            **options: `device`: "auto", "cpu", "cuda:1", "mps"; the model moves there. `overlap`:
+                share of a window that its neighbour covers; the weights' own if not given.
+                `postprocess`: clean the masks up, True if not given. `progress`: show a bar in a
+                terminal, True if not given. See `foundation.inference.predict.segment_volume`.
 
         Raises:
             VolumeError: The CT cannot be read.
             UsageError: Unknown class, bad overlap, or a device that is not there.
         """
-        return segment_volume(
-            self,
-            ct,
-            classes=classes,
-            device=device,
-            overlap=overlap,
-            postprocess=postprocess,
-            progress=progress,
-        )
+        return segment_volume(self, ct, classes=classes, **options)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> Self:
@@ -161,7 +155,7 @@ class Model(nn.Module):
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Upload the model and return the address of the commit; see `foundation.push_to_hub`."""
-        from foundation.hub.load import push_to_hub
+        from foundation.hub.upload import push_to_hub
 
         return push_to_hub(self, repo_id, **options)
 
@@ -180,6 +174,7 @@ class UniversalModel(Model):
     """
 
     config: ModelConfig
+    head: TextDrivenHead
     prompt_embedding: Tensor
 
     def __init__(self, config: ModelConfig, prompt_embedding: Tensor | None = None) -> None:
@@ -201,7 +196,7 @@ class UniversalModel(Model):
         self.branches = nn.ModuleList(
             Branch(spec, self.backbone, config) for spec in config.branches
         )
-        self.loaded_branches = len(config.branches)  # any others were added since
+        self.adapters = adapters.Adapters(loaded_branches=len(config.branches))
         self.register_buffer(PROMPTS, prompt_embedding.float())
         self._checked_prompts: tuple[Tensor, ...] = ()  # a tuple, so that they are not registered
 
@@ -356,6 +351,44 @@ class UniversalModel(Model):
             self, name, prompt=prompt, parent=parent, embedding=embedding, text=text, kind=kind
         )
 
+    def add_adapter(self, name: str, **options: Any) -> None:
+        """Add an untrained adapter and activate it; see `foundation.add_adapter`."""
+        adapters.add_adapter(self, name, **options)
+
+    def set_adapter(self, name: str | None) -> None:
+        """Activate an adapter; None: the model as it was; see `foundation.set_adapter`."""
+        adapters.set_adapter(self, name)
+
+    def delete_adapter(self, name: str | None = None) -> None:
+        """Delete an adapter; the active one if no name is given."""
+        adapters.delete_adapter(self, name)
+
+    def merge_adapter(
+        self, name: str | None = None, *, new_name: str | None = None
+    ) -> UniversalModel:
+        """Return a plain model with an adapter in its weights; see `foundation.merge_adapter`."""
+        return adapters.merge_adapter(self, name, new_name=new_name)
+
+    def load_adapter(
+        self, name_or_path: str | Path, name: str | None = None, **options: Any
+    ) -> str:
+        """Load an adapter, activate it and return its name; see `foundation.load_adapter`."""
+        from foundation.hub.load import load_adapter
+
+        return load_adapter(self, name_or_path, name, **options)
+
+    def save_adapter(self, folder: str | Path, name: str | None = None, **options: Any) -> Path:
+        """Write the folder of an adapter; see `foundation.save_adapter`."""
+        from foundation.hub.adapter_files import save_adapter
+
+        return save_adapter(self, folder, name, **options)
+
+    def push_adapter(self, repo_id: str, name: str | None = None, **options: Any) -> str:
+        """Upload an adapter and return the address of the commit; see `foundation.push_adapter`."""
+        from foundation.hub.upload import push_adapter
+
+        return push_adapter(self, repo_id, name, **options)
+
 
 class PlainModel(Model):
     """A backbone with a head without text: one channel a class, as in the published transfer.
@@ -366,6 +399,8 @@ class PlainModel(Model):
     Raises:
         UsageError: The backbone cannot be built.
     """
+
+    head: PlainHead
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__(config)

@@ -19,12 +19,13 @@ from tiny_runs import assert_same_gradients, rows
 from tuning_trees import write_folders
 
 from foundation import from_pretrained
+from foundation.adapting.adapters import set_adapter
 from foundation.cli import main as cli
-from foundation.cli.arguments import build_parser
+from foundation.cli.main import build_parser
 from foundation.config import Preprocessing
 from foundation.data.naming import NewClass
 from foundation.errors import UsageError
-from foundation.hub.adapter_files import load_adapter, set_adapter
+from foundation.hub.load import load_adapter
 from foundation.hub.saved import save_pretrained
 from foundation.model import UniversalModel
 from foundation.text import MINILM
@@ -90,7 +91,7 @@ def test_what_a_method_leaves(
         assert torch.equal(kept[:, :3], before), "it cannot change them"
     card = (tuned.saved / "README.md").read_text()
     assert "SHA-256 of its weights" in card and "| vertebra L1 | " in card
-    assert f"- base model: {base.config.name}\n" in card
+    assert f"Base model: `{base.config.name}`" in card, "not the run's folder"
 
 
 @pytest.mark.parametrize(
@@ -143,7 +144,8 @@ def test_old_classes_that_no_scan_labels_are_compared_with_the_model_before(
         assert min(agreed) < (1.0, 1.0), "what was trained as absent has changed"
     assert "agreement with the model before" in tuned.report.read_text()
     assert f"{len(told)} old classes, not labelled" in tuned.table()
-    assert "| spleen | " in (tuned.saved / "README.md").read_text().partition("## Agreement")[2]
+    card = (tuned.saved / "README.md").read_text()
+    assert "| spleen | " in card.partition("Agreement with the base model")[2]
 
 
 def test_head_learns_what_the_features_show(
