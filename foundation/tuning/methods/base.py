@@ -72,7 +72,7 @@ class Method(TuningSettings, ABC):
     """One way of adapting a model: what it trains, from which batches, and how it is saved."""
 
     summary: ClassVar[str]  # a line for --help
-    tunes_known: ClassVar[bool] = True  # whether classes of the model can be trained further
+    replaces_known: ClassVar[bool] = False  # a known class gets a branch that computes it instead
 
     def prepare(self, run: TuningRun) -> None:  # most methods need nothing
         """Change the model before its training, which is given with the new classes."""
