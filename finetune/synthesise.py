@@ -25,6 +25,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import torch
+from foundation.synthesis.patch import PatchSettings, View, draw_view
 from numpy.typing import NDArray
 
 from foundation.data import Adapter
@@ -34,7 +35,6 @@ from foundation.data.store.arrays import Store
 from foundation.data.store.prepare import prepare
 from foundation.errors import UsageError, listed
 from foundation.synthesis.anatomy import FINE_MM, Anatomy, phantom_anatomy, stored_anatomy
-from foundation.synthesis.patch import PatchSettings, View, draw_view
 from foundation.taxonomy import Dataset
 from foundation.training.checkpoints import recover_folder, replacing_folder
 

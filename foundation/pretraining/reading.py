@@ -12,12 +12,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import yaml
 
 from foundation.errors import UsageError
-from foundation.pretraining.config import (
-    SOURCES,
-    PhantomsConfig,
-    RunConfig,
-    SourceConfig,
-)
+from foundation.pretraining.config import RunConfig
+from foundation.training.sources import SOURCES, PhantomsConfig, SourceConfig
 
 CONFIGS = Path(__file__).parent / "configs"
 # A run may be made longer or shorter; the rest of these have no influence on its weights. Other

@@ -31,18 +31,13 @@ from foundation.pretraining.config import RunConfig, StageConfig
 from foundation.pretraining.folds import Folds, held_out_cases, make_folds, read_folds
 from foundation.pretraining.network import build_network, build_optimizer, exclusive_classes
 from foundation.pretraining.reading import differences, dump, load_config, smoke, with_store
+from foundation.pretraining.sources import batches, build_sources, open_store
 from foundation.training import checkpoints
 from foundation.training.checkpoints import Checkpoint, recover_folder, replacing_folder
 from foundation.training.ema import Average
 from foundation.training.logs import Board, Progress, Table, Tally
 from foundation.training.losses import published_losses, scan_losses
-from foundation.training.mixture import (
-    Mixture,
-    batches,
-    build_sources,
-    fingerprint,
-    open_store,
-)
+from foundation.training.mixture import Mixture, fingerprint
 from foundation.training.schedule import build_schedule
 
 if TYPE_CHECKING:

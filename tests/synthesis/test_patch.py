@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from anatomies import ball, paired_organs
+from foundation.synthesis.patch import PatchSettings, Sample, draw_patch
 
 from foundation.imaging.frame import window_hu
 from foundation.synthesis import patch as sampler
@@ -17,7 +18,6 @@ from foundation.synthesis.anatomy import (
     membership_of,
     phantom_anatomy,
 )
-from foundation.synthesis.patch import PatchSettings, Sample, draw_patch
 from foundation.taxonomy import CLASSES
 
 SETTINGS = PatchSettings(patch_size=24, spacing_mm=4.0, voxels=24**3)

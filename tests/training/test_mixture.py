@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from anatomies import harmonised, paired_organs, write_anatomies
+from foundation.training.scans import Scans, draw_centre, draw_zoom, resample, rotate, shift
+from foundation.training.scans import scan_sources as sources_of
 from tiny_store import DATASETS, SPACING_MM, tiny_config, write_store
 
 from foundation.data.store.arrays import Store
@@ -28,8 +30,6 @@ from foundation.training.mixture import (
     echoed,
     grid_of,
 )
-from foundation.training.scans import Scans, draw_centre, draw_zoom, resample, rotate, shift
-from foundation.training.scans import scan_sources as sources_of
 
 PLAIN = AugmentationConfig(rotate_probability=0, shift_probability=0)
 WINDOWS = ((-175.0, 250.0), (-1000.0, 1000.0))

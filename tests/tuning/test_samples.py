@@ -8,7 +8,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from foundation.training.mixture import PatchGrid
+from foundation.training.sample import PatchGrid
 from foundation.tuning import samples
 from foundation.tuning.samples import FewScans, draw_lattice
 

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from foundation.synthesis.fields import rotation
+
 Floats = NDArray[np.float32]
 Box = tuple[slice, slice, slice]
 
@@ -36,13 +38,10 @@ def _waves(
     return field
 
 
-def rotation(tilt_x: float = 0.0, tilt_y: float = 0.0, tilt_z: float = 0.0) -> NDArray[np.float64]:
-    """Rotation matrix (3, 3) about x, then y, then z; angles in degrees."""
-    a, b, c = np.deg2rad([tilt_x, tilt_y, tilt_z])
-    about_x = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
-    about_y = np.array([[np.cos(b), 0, np.sin(b)], [0, 1, 0], [-np.sin(b), 0, np.cos(b)]])
-    about_z = np.array([[np.cos(c), -np.sin(c), 0], [np.sin(c), np.cos(c), 0], [0, 0, 1]])
-    return np.asarray(about_z @ about_y @ about_x)
+def rotation_deg(x: float = 0.0, y: float = 0.0, z: float = 0.0) -> NDArray[np.float64]:
+    """Return the right-handed rotation (3, 3) about X, then Y, then Z; angles in degrees."""
+    # `rotation` turns from X to Z about Y, which is left-handed.
+    return rotation(np.deg2rad([x, -y, z]), order=(2, 1, 0))
 
 
 def curve(
