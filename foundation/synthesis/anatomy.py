@@ -116,12 +116,18 @@ def _signed_distance_mm(inside: NDArray[np.bool_]) -> NDArray[np.float32]:
 def load_anatomies(
     store: Store, datasets: Sequence[str] = (), held_out: frozenset[str] = frozenset()
 ) -> list[Anatomy]:
-    """All cases of a store that can be drawn from, except those held out.
+    """Read all cases of a store that can be drawn from, except those held out.
 
-    datasets: only of these; of all if empty. held_out: keys of cases.
+    Args:
+        store: Prepared at FINE_MM.
+        datasets: Only of these; of all if empty.
+        held_out: Keys of cases.
+
+    Returns:
+        The anatomies, sorted by key.
 
     Raises:
-        UsageError: nothing is left, or see `stored_anatomy`.
+        UsageError: Nothing is left, or a case cannot be used; see `stored_anatomy`.
     """
     every = sorted(store.manifest["cases"])
     keys = [key for key in every if not datasets or key.split("/")[0] in datasets]
@@ -137,13 +143,19 @@ def load_anatomies(
 
 
 def stored_anatomy(case: StoredCase) -> Anatomy:
-    """A prepared case in memory: with its scan where it has one, else to be rendered.
+    """Read a prepared case: with its scan where it has one, else to be rendered.
 
-    What is rendered also annotates the lesions that the sampler can grow into its organs.
+    What is rendered also annotates the lesions that can be grown into its organs.
+
+    Args:
+        case: Prepared at FINE_MM.
+
+    Returns:
+        The anatomy, whole in memory.
 
     Raises:
-        UsageError: the store has another spacing than label maps are rendered from, or the case
-            has more label values than fit.
+        UsageError: The case is stored at another spacing than label maps are rendered from, or has
+            more label values than fit.
     """
     if abs(case.spacing_mm - FINE_MM) > 1e-3:
         raise UsageError(
