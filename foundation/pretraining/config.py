@@ -8,11 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 from foundation.errors import UsageError
+from foundation.settings import ByKind
 from foundation.training.sample import Size, Window
 from foundation.training.sources import SOURCES, SourceConfig
+
+if TYPE_CHECKING:
+    SourceEntry = SourceConfig
+else:  # whatever is registered by now; reading chooses among them by `kind`
+    SourceEntry = Annotated[Union[tuple(SOURCES.values())], ByKind()]  # noqa: UP007
 
 
 def _require(given: bool, message: str) -> None:
@@ -182,7 +188,7 @@ class RunConfig:
 
     name: str
     stages: tuple[StageConfig, ...]
-    sources: tuple[SourceConfig, ...]
+    sources: tuple[SourceEntry, ...]
     seed: int = 1
     model: NetworkConfig = field(default_factory=NetworkConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Annotated, TypedDict
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-Size = tuple[int, int, int]  # voxels along X, Y, Z
+from foundation.settings import Cube
+
+Size = Annotated[tuple[int, int, int], Cube()]  # voxels along X, Y, Z
 Window = tuple[float, float]  # HU
 
 

@@ -94,6 +94,22 @@ SOURCES: dict[str, type[SourceConfig]] = {}  # by kind
 
 
 def register_source(config: _Config) -> _Config:
-    """Let configurations name a kind of source: decorates the dataclass of its entries."""
-    SOURCES[str(config.kind)] = config
+    """Let configurations name a kind of source; decorates the dataclass of its entries.
+
+    `foundation.pretraining` looks at the register when it is imported: register before that.
+
+    Args:
+        config: A frozen dataclass as `SourceConfig` describes it. Its field `kind` is a Literal
+            whose default is its own value.
+
+    Returns:
+        `config`.
+
+    Raises:
+        UsageError: Another class is registered by this kind.
+    """
+    kind = str(config.kind)
+    if kind in SOURCES:
+        raise UsageError(f"A source of kind {kind!r} is registered already: {SOURCES[kind]}.")
+    SOURCES[kind] = config
     return config
