@@ -48,7 +48,7 @@ def build_sources(config: RunConfig, store: Store | None, held_out: frozenset[st
 
 
 def grid_of(config: RunConfig, stage: StageConfig, classes: Sequence[str]) -> PatchGrid:
-    """The patches of a stage."""
+    """Return the grid of a stage's patches; its target has a channel for each of `classes`."""
     return PatchGrid(
         stage.patch_size,
         stage.spacing_mm,

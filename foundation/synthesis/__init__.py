@@ -4,7 +4,13 @@
 grows tumours, `render` and `scanner` make a CT of them, and `view` does all of it in turn.
 """
 
-from foundation.synthesis.anatomy import Anatomy, load_anatomies, phantom_anatomy, stored_anatomy
+from foundation.synthesis.anatomy import (
+    FINE_MM,
+    Anatomy,
+    load_anatomies,
+    phantom_anatomy,
+    stored_anatomy,
+)
 from foundation.synthesis.phantom import Phantom, generate
 from foundation.synthesis.phantom_scans import (
     SMOKE_CLASS,
@@ -17,6 +23,7 @@ from foundation.synthesis.render import render_ct
 from foundation.synthesis.view import View, draw_view
 
 __all__ = [
+    "FINE_MM",
     "SMOKE_CLASS",
     "SMOKE_LABELS",
     "Anatomy",

@@ -26,7 +26,10 @@ ECHO_APART = 64  # samples between one and its echo; each worker keeps its share
 
 
 class NumberedSample(Sample):
-    """A sample that remembers its source: index into `Mixture.names`."""
+    """A sample that remembers its source.
+
+    source: index into `Mixture.names`.
+    """
 
     source: int
 
@@ -35,6 +38,13 @@ class Mixture:
     """Draws sample number i of a run from (seed, i) alone.
 
     So a resumed run sees what the unbroken one saw, whatever the number of workers or processes.
+
+    Args:
+        sources: What samples are drawn from, by their weights.
+        seed: Of the run.
+
+    Raises:
+        UsageError: No source has a weight above 0.
     """
 
     def __init__(self, sources: Sequence[Source], seed: int) -> None:
@@ -51,7 +61,7 @@ class Mixture:
         return [source.name for source in self.sources]
 
     def sample(self, number: int, grid: PatchGrid) -> NumberedSample:
-        """Sample `number` of the run."""
+        """Draw sample `number` of the run on a grid."""
         rng = np.random.default_rng((self.seed, number))
         chosen = int(rng.choice(len(self.sources), p=self.share))
         drawn = self.sources[chosen].draw(rng, grid)
@@ -59,7 +69,15 @@ class Mixture:
 
 
 def fingerprint(store: Store | None, mixture: Mixture) -> str:
-    """SHA-256 of what says which data there are: a resumed run must see the same."""
+    """Return a SHA-256 by which a resumed run knows that it sees the same data.
+
+    Args:
+        store: Of the run; None for a run without one.
+        mixture: Of the run.
+
+    Returns:
+        64 hexadecimal digits.
+    """
     cases = {} if store is None else store.manifest["cases"]
     known = {
         "cases": {key: [e.get("shape"), e.get("voxels")] for key, e in sorted(cases.items())},
@@ -92,10 +110,19 @@ class _Numbered(Dataset[NumberedSample]):
 
 
 def echoed(number: int, echo: int) -> int:
-    """Which sample is given under a number: blocks of ECHO_APART samples, each `echo` times over.
+    """Return which sample is given under a number: blocks of ECHO_APART samples, several times.
 
-    It depends on nothing else, so that a resumed run sees what the unbroken one saw. Reference:
-    data echoing, Choi et al., 2019 (arXiv 1907.05550).
+    It depends on nothing else, so that a resumed run sees what the unbroken one saw.
+
+    Args:
+        number: 0 or above.
+        echo: How often each sample is given.
+
+    Returns:
+        Number of the sample, for `Mixture.sample`.
+
+    Reference:
+        Data echoing, Choi et al., 2019 (arXiv 1907.05550).
     """
     block, place = divmod(number, ECHO_APART * echo)
     return block * ECHO_APART + place % ECHO_APART
@@ -106,6 +133,13 @@ class BatchNumbers(Sampler[list[int]]):
 
     All processes together take `processes * batch_size` consecutive numbers a batch, in the order
     of their rank: as one process would with the larger batch.
+
+    Args:
+        first: Number of the first sample of all processes.
+        batches: How many.
+        batch_size: Of one process.
+        rank: Of this process.
+        processes: How many there are.
     """
 
     def __init__(self, first: int, batches: int, batch_size: int, rank: int, processes: int):

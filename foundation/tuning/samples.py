@@ -26,11 +26,16 @@ _REACH = 1.35  # of the patch is read for one that is turned and stretched
 
 @dataclass(frozen=True)
 class Patch:
-    """A part of a scan on the grid of a patch, (X, Y, Z) each.
+    """A part of a scan on the grid of a patch.
 
-    hu; labels: label values; known bool: voxels whose label means something.
-    crop: first voxel and size of the part of the case that was read. lattice (X, Y, Z, 3): where in
-    it the patch's voxels lie, as `grid_sample` counts; None where it is that part itself.
+    Attributes:
+        case: The scan.
+        hu: HU (X, Y, Z).
+        labels: Label values (X, Y, Z).
+        known: bool (X, Y, Z), voxels whose label means something.
+        crop: First voxel and size of the part of the case that was read.
+        lattice: Places (X, Y, Z, 3) of the patch's voxels in that part, as `grid_sample` counts;
+            None where the patch is the part itself.
     """
 
     case: StoredCase
@@ -45,10 +50,15 @@ class Patch:
 class FewScans:
     """A handful of scans, patches of which are placed on the new classes, each class alike.
 
-    new: names of the new classes. absent: old classes that count as labelled and absent where a
-    scan does not label them. pseudo: case key → old class → mask (X, Y, Z) on the case's grid,
-    bits packed; such classes count as labelled, but for the voxels of the scan's own labels.
-    augment: turn and stretch; vary contrast, sharpness and noise.
+    Attributes:
+        cases: Prepared scans.
+        new: Names of the new classes.
+        absent: Old classes that count as labelled and absent where a scan does not label them.
+        pseudo: Case key → old class → mask (X, Y, Z) on the case's grid, its bits packed along Z.
+            Such classes count as labelled, but for the voxels of the scan's own labels.
+        augment: Whether patches are turned, stretched and varied in contrast, sharpness and noise.
+        name: See `Source`.
+        weight: See `Source`.
     """
 
     cases: Sequence[StoredCase]
@@ -60,7 +70,7 @@ class FewScans:
     weight: float = 1.0
 
     def draw(self, rng: np.random.Generator, grid: PatchGrid) -> Sample:
-        """As `mixture.Source.draw`."""
+        """As `Source.draw`."""
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         patch = self.patch(rng, generator, grid)
         case = patch.case
@@ -76,7 +86,13 @@ class FewScans:
         return Sample(image=window_hu(patch.hu, grid.hu_windows), **truth)
 
     def patch(self, rng: np.random.Generator, generator: torch.Generator, grid: PatchGrid) -> Patch:
-        """One random patch, with the labels of all its voxels."""
+        """Draw one random patch, with the labels of all its voxels.
+
+        Args:
+            rng: The source of chance for single numbers.
+            generator: The source of chance for noise.
+            grid: Of the patch.
+        """
         case = self.cases[int(rng.integers(len(self.cases)))]
         deforms = self.augment and rng.random() < _DEFORMED
         start, size = self._place(case, grid, rng, _REACH if deforms else 1.0)
@@ -124,7 +140,7 @@ class FewScans:
 
 
 def cut(mask: NDArray[np.bool_], start: Sequence[int], size: Sequence[int]) -> NDArray[np.bool_]:
-    """A crop of a mask that may reach beyond it; False there."""
+    """Cut a crop out of a mask (X, Y, Z); it may reach beyond the mask, and is False there."""
     found = np.zeros(tuple(size), bool)
     source, target = [], []
     for first, length, full in zip(start, size, mask.shape, strict=True):
@@ -138,10 +154,17 @@ def cut(mask: NDArray[np.bool_], start: Sequence[int], size: Sequence[int]) -> N
 def pseudo_labels(
     model: UniversalModel, cases: Sequence[StoredCase], classes: Sequence[str], progress: bool
 ) -> dict[str, dict[str, NDArray[np.uint8]]]:
-    """The model's masks of `classes`, cleaned up, for every case that does not label them.
+    """Segment every case that does not label all of some classes.
 
-    Case key → class → mask (X, Y, Z) on the case's grid with its bits packed along Z; see
-    `FewScans.pseudo`.
+    Args:
+        model: Its masks are taken after post-processing.
+        cases: Prepared scans; those without a CT are left out.
+        classes: Names of classes of the model.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        Case key → class → mask (X, Y, Z) on the case's grid, its bits packed along Z; see
+        `FewScans.pseudo`.
     """
     found: dict[str, dict[str, NDArray[np.uint8]]] = {}
     for case in cases:

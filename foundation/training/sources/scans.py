@@ -140,10 +140,18 @@ class Scans:
 def draw_centre(
     case: StoredCase, crops: CropConfig, rng: np.random.Generator
 ) -> NDArray[np.float64] | None:
-    """Draw a voxel of what the patch is placed on; None for anywhere in the scan.
+    """Draw a voxel to place a patch on.
 
     Among classes each that is present counts alike; the published code draws among voxels, so that
     there large organs take nearly all patches.
+
+    Args:
+        case: The scan.
+        crops: How often a patch is placed on what.
+        rng: The source of chance.
+
+    Returns:
+        Position (3,) in voxels of the case; None for anywhere in the scan.
     """
     centres = case.centres  # read from the disk: the names, then one array
     names = [name for name in centres if name != BACKGROUND]
