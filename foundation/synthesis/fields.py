@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -68,6 +68,22 @@ def look_up(table: Tensor, values: Tensor) -> Tensor:
         Entries in the shape of `values`.
     """
     return table.index_select(0, values.reshape(-1).to(torch.int32)).view(values.shape)
+
+
+def one_of(labels: Tensor, values: Collection[int]) -> Tensor:
+    """Return which labels are among some values, as `torch.isin` does, several times faster.
+
+    Args:
+        labels: Integers of any shape, 0 to 511: those of a label map, a byte each, and of what the
+            renderer fills a body with.
+        values: What is looked for.
+
+    Returns:
+        bool, in the shape of `labels`.
+    """
+    table = torch.zeros(512, dtype=torch.bool)
+    table[[*values]] = True
+    return look_up(table, labels)
 
 
 def rotation(angles: ArrayLike, order: Sequence[int] = (0, 1, 2)) -> NDArray[np.float64]:

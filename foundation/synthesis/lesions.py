@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foundation.synthesis.fields import look_up, smooth_noise
+from foundation.synthesis.fields import one_of, smooth_noise
 from foundation.taxonomy import by_name
 
 # Lesion → the organs that it grows in.
@@ -107,11 +107,7 @@ def _of_classes(
     classes: Collection[str],
 ) -> Tensor:
     """Voxels (X, Y, Z), bool, whose label is one of `values` and belongs to any of the classes."""
-    table = torch.zeros(256, dtype=torch.bool)
-    table[[value for value in values if not sets.get(value, frozenset()).isdisjoint(classes)]] = (
-        True
-    )
-    return look_up(table, labels)
+    return one_of(labels, [v for v in values if not sets.get(v, frozenset()).isdisjoint(classes)])
 
 
 def _lumpy_ball(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from foundation.synthesis.fields import look_up, smooth_noise
+from foundation.synthesis.fields import look_up, one_of, smooth_noise
 from foundation.synthesis.scanner import AIR_HU, scan
 
 Noise = tuple[Tensor, Tensor, Tensor]  # fine, medium and slow, (X, Y, Z) each
@@ -344,9 +344,7 @@ def _border(labels: Tensor) -> Tensor:
 
 def _of_kind(labels: Tensor, kinds: Mapping[int, str], kind: str) -> Tensor:
     """Voxels of one kind of tissue, bool (X, Y, Z)."""
-    table = torch.zeros(max(kinds) + 1, dtype=torch.bool)
-    table[[value for value, name in kinds.items() if name == kind]] = True
-    return look_up(table, labels)
+    return one_of(labels, [value for value, name in kinds.items() if name == kind])
 
 
 def _render_bone(
