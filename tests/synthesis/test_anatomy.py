@@ -55,7 +55,7 @@ def test_unnamed_values_belong_to_nothing() -> None:
 
 
 def test_every_class_can_be_drawn() -> None:
-    """In the phantom's tissues, or as a lesion that the sampler grows."""
+    """In the phantom's tissues, or as a lesion that views grow."""
     drawn = set().union(*(classes_of(name) for name in TISSUES))
     assert drawn == set(NAMES)
     for lesion, hosts in LESION_HOSTS.items():
@@ -89,7 +89,7 @@ def test_a_prepared_label_map_becomes_an_anatomy(tmp_path: Path) -> None:
     assert anatomy.ct is None and not anatomy.has_skin and anatomy.skin_mm is not None
     left, right = (anatomy.centres[f"kidney_{side}"] for side in ("left", "right"))
     assert left[:, 0].max() < right[:, 0].min()
-    # Lesions of the annotated organs are grown by the sampler; of the others nothing is known.
+    # Lesions of the annotated organs are grown in views; of the others nothing is known.
     grown = {"kidney_tumor", "kidney_cyst", "liver_tumor"}
     assert set(anatomy.annotated) == {"kidney_left", "kidney_right", "liver"} | grown
 
@@ -161,7 +161,7 @@ def test_a_phantom_annotates_every_class() -> None:
     anatomy = phantom_anatomy(0)
     assert anatomy.annotated == NAMES
     assert anatomy.skin_mm is None and anatomy.ct is None
-    assert not {*LESION_HOSTS} & set(anatomy.centres)  # the sampler grows them
+    assert not {*LESION_HOSTS} & set(anatomy.centres)  # views grow them
     assert len(anatomy.centres) > 20
 
 
