@@ -13,7 +13,7 @@ from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from foundation.errors import UniversalCTError, UsageError
-from foundation.tuning.generated import SMOKE_CLASS, write_scans
+from foundation.synthesis import SMOKE_CLASS, write_scans
 from foundation.tuning.methods import Method
 from foundation.tuning.result import Tuned
 

@@ -20,9 +20,9 @@ from foundation.config import Preprocessing
 from foundation.data.naming import NewClass
 from foundation.hub.saved import save_pretrained
 from foundation.model import UniversalModel
+from foundation.synthesis import SMOKE_CLASS, generated_scan, write_scans
 from foundation.text import MINILM
 from foundation.tuning.data import read_data
-from foundation.tuning.generated import SMOKE_CLASS, generated_scan, write_scans
 from foundation.tuning.methods import METHODS
 from foundation.tuning.recipe import settings_of
 

@@ -29,7 +29,7 @@ from foundation.hub.load import load_adapter
 from foundation.hub.saved import save_pretrained
 from foundation.model import UniversalModel
 from foundation.text import MINILM
-from foundation.training.mixture import PatchGrid
+from foundation.training.sample import PatchGrid
 from foundation.training.trainer import Trainer
 from foundation.tuning.data import read_data
 from foundation.tuning.finetune import finetune
