@@ -16,7 +16,6 @@ from foundation.imaging.volumes import Volume
 if TYPE_CHECKING:
     from torch import Tensor
 
-BODY_HU = -175.0  # what lies above is body (or table): the published foreground crop
 Box = tuple[slice, slice, slice]
 
 
@@ -160,11 +159,6 @@ def window_hu(hu: Tensor, hu_windows: Sequence[tuple[float, float]]) -> Tensor:
     import torch  # preparing data needs all of this module but this
 
     return torch.stack([((hu - low) / (high - low)).clamp(0, 1) for low, high in hu_windows])
-
-
-def body_box(hu: NDArray[np.float32]) -> Box | None:
-    """The smallest box around everything above −175 HU, or None where there is only air."""
-    return bounding_box(hu > BODY_HU)
 
 
 def bounding_box(mask: NDArray, margin: int = 0) -> Box | None:
