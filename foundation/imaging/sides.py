@@ -236,9 +236,17 @@ class _Components:
 def nearest_side(
     mask: NDArray[np.bool_], right: NDArray[np.bool_], left: NDArray[np.bool_]
 ) -> Sides:
-    """Give voxels of `mask` (X, Y, Z) the side of the nearest voxel of `right` or `left`.
+    """Give each voxel of a mask the side of the nearest voxel of a right and a left organ.
 
-    For a lesion beside organs whose sides are labelled; one component may be divided.
+    It is for a lesion beside organs whose sides are labelled. One component may be divided.
+
+    Args:
+        mask: What has no side yet (X, Y, Z).
+        right: The right organ.
+        left: The left organ.
+
+    Returns:
+        RIGHT or LEFT in the mask, NEITHER elsewhere and where both organs are empty.
     """
     sides = np.zeros(mask.shape, np.uint8)
     targets, points = np.argwhere(mask), [np.argwhere(right), np.argwhere(left)]

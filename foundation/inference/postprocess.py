@@ -1,4 +1,4 @@
-"""The published clean-up of masks on the network's grid, without its faults.
+"""Post-processing of masks on the network's grid, as published, with its faults mended.
 
 What the published code does, by class, and what differs here and why:
 
@@ -8,9 +8,10 @@ What the published code does, by class, and what differs here and why:
 - Portal and splenic vein: nothing below the lowest slice of the pancreas. Published code crashes
   without a pancreas; here the rule then rests.
 - Lungs: published code takes the two largest components of both, the leftmost for the left lung,
-  and erases both when they touch or when only one is visible. Here sides follow the middle of the
-  body. The same holds for kidneys, adrenal glands and femoral heads, since the prompts of two
-  sides are nearly identical and a network can take one for the other.
+  and erases both when they touch or when only one is visible. Here each piece goes to the side of
+  the body it lies on, as `imaging.sides` tells them. The same holds for kidneys, adrenal glands and
+  femoral heads, since the prompts of two sides are nearly identical and a network can take one for
+  the other.
 - Kidney and liver tumours: only within the organ, closed and widened by 3 mm. Where no organ is
   found there is nothing to compare with, and the tumour stays.
 
@@ -31,8 +32,16 @@ Mask = NDArray[np.bool_]
 
 CONNECTED = np.ones((3, 3, 3), bool)  # 26 neighbours
 SINGLE = (
-    *("spleen", "gallbladder", "liver", "stomach", "inferior_vena_cava", "pancreas", "rectum"),
-    *("urinary_bladder", "prostate", "celiac_trunk"),
+    "spleen",
+    "gallbladder",
+    "liver",
+    "stomach",
+    "inferior_vena_cava",
+    "pancreas",
+    "rectum",
+    "urinary_bladder",
+    "prostate",
+    "celiac_trunk",
 )
 TUBES = ("esophagus", "aorta", "duodenum", "colon", "intestine")
 PAIRS = (  # right, left
@@ -49,7 +58,14 @@ TUMOUR_MARGIN_MM = 3.0  # published: a 5³ closing and dilation at 1.5 mm
 
 
 def partners(names: Iterable[str]) -> tuple[str, ...]:
-    """The classes that the rules for `names` look at, beside `names` themselves."""
+    """Find the classes that the rules for some classes look at, beside these themselves.
+
+    Args:
+        names: The classes that are wanted.
+
+    Returns:
+        The others, sorted.
+    """
     wanted = set(names)
     for right, left in PAIRS:
         if wanted & {right, left}:
@@ -68,12 +84,17 @@ def postprocess(
     spacing_mm: Sequence[float],
     middle: float | None = None,
 ) -> Iterator[tuple[str, Mask]]:
-    """Clean masks (X, Y, Z) that share one RAS grid; classes without a rule are passed over.
+    """Clean masks; classes without a rule are passed over. An organ never disappears wholly.
 
-    masks: by class name; raw, and read again whenever a rule needs one, so that a mapping may make
-    them on demand. middle: from `midline_from_ct`; without it, sides stay as the network gave them.
+    Args:
+        masks: Class name → mask (X, Y, Z), all on one RAS grid. They are read again whenever a rule
+            needs one, so that a mapping may make them on demand.
+        spacing_mm: Of a voxel along X, Y and Z.
+        middle: X index of the body's middle, see `imaging.body.midline_from_ct`; without it, sides
+            stay as the network gave them.
 
-    Yields (name, cleaned mask), one class at a time. An organ that is there never disappears.
+    Yields:
+        The name and the cleaned mask, one class at a time.
     """
     for name in masks:
         if name in SINGLE:
@@ -94,7 +115,16 @@ def postprocess(
 
 
 def largest(mask: Mask, share: float = 1.0) -> Mask:
-    """The largest 26-connected component, and those with at least `share` of its voxels."""
+    """Keep the largest 26-connected component, and those that are nearly as large.
+
+    Args:
+        mask: The mask (X, Y, Z).
+        share: Of the largest component's voxels, which another one needs to stay; from 1 on, the
+            largest stays alone.
+
+    Returns:
+        The mask of what stays.
+    """
 
     def keep(part: Mask) -> Mask:
         labels, count = ndimage.label(part, CONNECTED)
