@@ -68,8 +68,6 @@ class Naming:
             raise UsageError("No class to learn was given; name at least one.")
         seen: dict[str, str] = {}
         for each in self.new:
-            if not each.name.strip():
-                raise UsageError("A class needs a name.")
             if (other := seen.setdefault(normalise(each.name), each.name)) != each.name:
                 raise UsageError(f"{each.name!r} and {other!r} are one class; name it once.")
         if len(seen) < len(self.new):

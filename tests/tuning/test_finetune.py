@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from foundation.tuning.tuner import Tuner
 from tiny import tiny_model
 from tuning_trees import write_folders
 
@@ -16,7 +17,7 @@ from foundation.cli import main as cli
 from foundation.config import Preprocessing
 from foundation.data.naming import NewClass
 from foundation.errors import UsageError
-from foundation.hub.adapter_files import load_adapter
+from foundation.hub.load import load_adapter
 from foundation.hub.saved import save_pretrained
 from foundation.model import UniversalModel
 from foundation.text import MINILM
@@ -24,7 +25,6 @@ from foundation.training.mixture import PatchGrid
 from foundation.tuning.data import read_data
 from foundation.tuning.finetune import Tuned, finetune
 from foundation.tuning.samples import FewScans
-from foundation.tuning.tuner import Tuner
 
 L1 = NewClass("vertebra L1")
 QUICK = {"steps": 12, "validate_every": 6, "save_every": 4, "voxels": 2000, "windows": 4}
