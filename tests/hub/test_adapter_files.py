@@ -44,8 +44,8 @@ from foundation.hub.saved import (
 from foundation.hub.upload import push_adapter, push_to_hub
 from foundation.model import UniversalModel
 from foundation.networks.backbones import build_backbone
-from foundation.tuning.finetune import with_classes
 from foundation.tuning.methods import get_method
+from foundation.tuning.run import grown as tuned_with
 
 peft = pytest.importorskip("peft")
 
@@ -184,7 +184,7 @@ def test_an_adapter_of_the_embedded_weights_is_small(tmp_path: Path) -> None:
     """As the method `lora` makes it, for five classes."""
     lora = get_method("lora")
     wanted = [NewClass(f"vertebra L{number}") for number in range(1, 6)]
-    model = with_classes(from_pretrained("universal-ct"), wanted, lora, seed=1)
+    model, _ = tuned_with(from_pretrained("universal-ct"), wanted, lora, seed=1)
     add_adapter(model, "spine", rank=lora.rank)
     train(model)
     folder = save_adapter(model, tmp_path / "spine")
