@@ -30,13 +30,12 @@ from foundation.adapting.classes import Expectation, add_classes
 from foundation.config import ClassSpec
 from foundation.data.naming import Naming, NewClass
 from foundation.errors import UsageError, listed
-from foundation.evaluation.agreement import agreement, card_section
+from foundation.evaluation.agreement import agreement
 from foundation.evaluation.charts import Curve
 from foundation.evaluation.report import Report, write_report
 from foundation.evaluation.scores import Scores, evaluate
-from foundation.files import replacing
 from foundation.hardware import keep_freed_memory
-from foundation.hub.saved import CARD
+from foundation.hub.cards import Results
 from foundation.inference.predict import choose_device
 from foundation.model import UniversalModel
 from foundation.taxonomy import NAMES, normalise
@@ -91,6 +90,7 @@ class TuningRun:
     name: str | None = None
     progress: bool = True
     trained: Trainer = field(init=False)
+    source: Path = field(init=False)
     data: TuningData = field(init=False)
     model: UniversalModel = field(init=False)
     expected: tuple[Expectation, ...] = field(init=False, default=())
@@ -161,6 +161,7 @@ class TuningRun:
         """
         wanted = [self._wanted(each) for each in classes]
         self._check_parents(wanted)
+        self.source = Path(data)
         with self.accelerator.main_process_first():
             self.data = read_data(
                 data,
@@ -195,6 +196,12 @@ class TuningRun:
             raise UsageError(
                 f"{spec.name!r} is a class of the model with the prompt {spec.prompt!r}, which "
                 "stays. Leave the prompt out, or give a new class another name."
+            )
+        if each.parent is not None and each.parent != spec.parent:
+            where = f"in {spec.parent!r}" if spec.parent else "without a parent"
+            raise UsageError(
+                f"{spec.name!r} is a class of the model {where}, which stays. Leave the parent "
+                "out, or give a new class another name."
             )
         return replace(each, name=spec.name, parent=spec.parent)
 
@@ -305,42 +312,25 @@ class TuningRun:
 
     def save(self, before: Scores, after: Scores) -> Path:
         """Write the model, or the adapter alone; return the folder. Arguments as of `finish`."""
-
-        def write() -> Path:
-            folder = self.method.save(self)
-            card = folder / CARD
-            text = card.read_text(encoding="utf-8").rstrip() + "\n\n"
-            with replacing(card) as temporary:
-                text += "\n".join(self._results(before, after)) + "\n"
-                temporary.write_text(text, encoding="utf-8")
-            return folder
-
-        return self._on_main(write)
-
-    def _results(self, before: Scores, after: Scores) -> list[str]:
-        """Lines of a card in Markdown: where the model comes from, and what it reached."""
-        rows = [
-            f"| {name} | {before.mean([name]) or 0:.3f} | {after.mean([name]):.3f} "
-            f"| {after.mean([name], 'nsd'):.3f} |"
-            for name in (*self.learnt, *self.old)
-            if name in after.classes
-        ]
-        return [
-            "## Lineage",
+        names = [name for name in (*self.learnt, *self.old) if name in after.classes]
+        agreed = self.agreement()
+        results = Results(
+            dataset=self.source.name,
+            split="test" if self.data.test else "validation",
+            scans=len(after.cases),
+            dice={name: after.mean([name]) or 0.0 for name in names},
+            surface_dice={name: after.mean([name], "nsd") or 0.0 for name in names},
+            tolerance_mm=after.tolerance_mm,
+            agreement={name: agreed.mean([name]) or 0.0 for name in agreed.classes},
+        )
+        facts = [
+            "## Training",
             "",
             *(f"- {key}: {value}" for key, value in self.lineage.items()),
             f"- best step: {self.trained.best_step} of {self.trained.step}",
-            "",
-            "## Results",
-            "",
-            f"On {len(after.cases)} {'test' if self.data.test else 'validation'} scans, at "
-            f"{after.spacing_mm:g} mm; surface Dice with a tolerance of {after.tolerance_mm:g} mm.",
-            "",
-            "| class | Dice before | Dice | surface Dice |",
-            "|-|-|-|-|",
-            *rows,
-            *card_section(self.agreement()),
+            *(f"- Dice before, {name}: {before.mean([name]) or 0:.3f}" for name in names),
         ]
+        return self._on_main(lambda: self.method.save(self, results, "\n".join(facts)))
 
     @property
     def lineage(self) -> dict[str, str]:
