@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import yaml
 
 from foundation.config import AdapterConfig, ClassSpec, ModelConfig, NetworkConfig
 from foundation.errors import HubError, WeightsError
+from foundation.settings import did_you_mean
 from foundation.taxonomy import CLASSES
 
 PACKAGE = Path(__file__).parents[1]
@@ -168,7 +168,7 @@ def read_card(name: str) -> Card:
     """
     known = card_names()
     if name not in known:
-        raise HubError(f"No model is called {name!r}.{did_you_mean(name, known)}")
+        raise HubError(f"No model is called {name!r}.{known_models(name, known)}")
     path = cards_folder() / f"{name}.md"
     return Card.parse(name, path.read_text(encoding="utf-8"), path.name)
 
@@ -183,11 +183,11 @@ def list_models() -> tuple[ModelSummary, ...]:
     return tuple(card.summary() for card in list_cards())
 
 
-def did_you_mean(name: str, known: Sequence[str]) -> str:
+def known_models(name: str, known: Sequence[str]) -> str:
     """The end of an error about an unknown name: the closest known one, and all of them."""
-    close = get_close_matches(name, known, n=1)
-    guess = f" Did you mean {close[0]!r}?" if close else ""
-    return f"{guess} Known models: {', '.join(known)}. See: universal-ct models."
+    return (
+        f"{did_you_mean(name, known)} Known models: {', '.join(known)}. See: universal-ct models."
+    )
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,15 @@ def test_a_class_is_added_once(model: UniversalModel, no_encoder: None) -> None:
         add_class(model, "Liver tumour")
 
 
+@pytest.mark.parametrize(("name", "prompt"), [("", None), (" ", None), ("psoas", ""), ("", "x")])
+def test_a_class_without_a_word_is_refused(name: str, prompt: str | None) -> None:
+    model = tiny_model()
+    before = model.classes
+    with pytest.raises(UsageError, match=r"needs a (name|prompt)"):
+        model.add_class(name, prompt=prompt, embedding=torch.zeros(4), text=model.config.text)
+    assert model.classes == before
+
+
 @pytest.mark.parametrize("name", ["", "  "])
 def test_a_class_needs_a_name(model: UniversalModel, no_encoder: None, name: str) -> None:
     with pytest.raises(UsageError, match="needs a name"):

@@ -304,9 +304,9 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
         (PEFT_CONFIG, {"r": 3}, "another shape of backbone.*save or download"),
         (PEFT_CONFIG, {"use_dora": True}, "do not belong together"),
         (PEFT_CONFIG, {"base_model_name_or_path": "another"}, "do not belong together"),
-        (UNIVERSAL_CT, {"colour": "red"}, "unknown field"),
+        (UNIVERSAL_CT, {"colour": "red"}, "unknown key 'colour'"),
         (UNIVERSAL_CT, {"branches": []}, r"has the unknown branches\.0"),
-        (UNIVERSAL_CT, {"format_version": 2}, "another format version"),
+        (UNIVERSAL_CT, {"format_version": 2}, "format_version is 2"),
     ],
 )
 def test_an_adapter_is_read_strictly(
