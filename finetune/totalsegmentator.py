@@ -70,7 +70,7 @@ from foundation.tuning.tasks import (
     read_meta,
     write_subsets,
 )
-from foundation.tuning.transfer import transfer_method, transfer_trainer
+from foundation.tuning.transfer import build_transfer, transfer_method
 
 SCRATCH = "scratch"
 SMOKE = {"steps": 2}
@@ -193,11 +193,11 @@ def learn(settings: Settings) -> Scores:
         voxels=settings.voxels,
     )
     tuning = settings.output / "tuning"
-    trainer = transfer_trainer(network, data, method, tuning, seed=settings.seed, device=device)
+    tuner = build_transfer(network, data, method, tuning, seed=settings.seed, device=device)
     masks = settings.output / "masks"
     options = {"tolerance_mm": settings.tolerance_mm, "postprocess": False}
     before = evaluate(network, data.test, classes, **options)
-    trainer.train()
+    tuner.train()
 
     # 3. The test scans, once, and what was learnt on disk.
     after = evaluate(network.eval(), data.test, classes, masks=masks, keep=classes, **options)

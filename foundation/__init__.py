@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from foundation.model import PlainModel, UniversalModel
     from foundation.networks.encoder import Encoder
     from foundation.taxonomy import CLASSES, DATASETS, AnatomicalClass
-    from foundation.tuning.finetune import Tuned, finetune
+    from foundation.tuning.finetune import finetune
+    from foundation.tuning.result import Tuned
 
 _HOMES = {
     "hub.cards": ("Card", "ModelSummary", "list_models"),
@@ -47,7 +48,8 @@ _HOMES = {
     "model": ("PlainModel", "UniversalModel"),
     "networks.encoder": ("Encoder",),
     "adapting.classes": ("add_class",),
-    "tuning.finetune": ("Tuned", "finetune"),
+    "tuning.finetune": ("finetune",),
+    "tuning.result": ("Tuned",),
     "data.naming": ("NewClass",),
     "imaging.result": ("Segmentation",),
     "taxonomy": ("CLASSES", "DATASETS", "AnatomicalClass"),

@@ -156,7 +156,8 @@ def cards_folder() -> Path:
 
 def card_names() -> tuple[str, ...]:
     """Names of the weights that have a card, sorted; each loads with `from_pretrained`."""
-    return tuple(sorted(path.stem for path in cards_folder().glob("*.md")))
+    found = cards_folder().glob("*.md")
+    return tuple(sorted(path.stem for path in found if path.stem != "README"))
 
 
 def read_card(name: str) -> Card:
@@ -198,9 +199,10 @@ class Results:
         split: Which of them: "test" or "validation".
         scans: How many.
         dice: Against labels.
+        before: The same before the training.
         surface_dice: Against the same labels.
         tolerance_mm: Of the surface Dice.
-        agreement: Dice with masks that a machine made. It measures no accuracy.
+        agreement: Dice with masks that a machine made, which measures no accuracy.
         agreement_with: What made these masks.
     """
 
@@ -210,6 +212,7 @@ class Results:
     dice: Mapping[str, float] = field(default_factory=dict)
     surface_dice: Mapping[str, float] = field(default_factory=dict)
     tolerance_mm: float | None = None
+    before: Mapping[str, float] = field(default_factory=dict)
     agreement: Mapping[str, float] = field(default_factory=dict)
     agreement_with: str = "the base model"
 
@@ -234,13 +237,17 @@ class Results:
         if self.surface_dice:
             lines.append(f"Surface Dice with a tolerance of {self.tolerance_mm:g} mm.")
         if self.dice:
-            lines += ["", "| class | Dice | surface Dice |", "|-|-|-|"]
+            lines += ["", "| class | Dice before | Dice | surface Dice |", "|-|-|-|-|"]
             lines += [
-                f"| {name} | {value:.3f} | {_number(self.surface_dice.get(name))} |"
+                f"| {name} | {_number(self.before.get(name))} | {value:.3f} "
+                f"| {_number(self.surface_dice.get(name))} |"
                 for name, value in self.dice.items()
             ]
         if self.agreement:
-            made = f"Agreement with {self.agreement_with}, whose masks a machine made; no accuracy."
+            made = (
+                f"Masks of classes that the scans do not label, compared with those of "
+                f"{self.agreement_with}. This is agreement, not accuracy."
+            )
             lines += ["", made, "", "| class | Dice agreement |", "|-|-|"]
             lines += [f"| {name} | {value:.3f} |" for name, value in self.agreement.items()]
         return lines

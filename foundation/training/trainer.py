@@ -277,7 +277,7 @@ class Trainer:
         self.task.schedule.apply(self.optimizer, self.step, self.task.factor(self.step))
         self.prepared.train()
         self.optimizer.zero_grad(set_to_none=True)
-        total = 0.0
+        total = torch.zeros((), device=self.accelerator.device)
         for index, batch in enumerate(batches):
             waits = index + 1 < len(batches)
             with self.accelerator.no_sync(self.prepared) if waits else nullcontext():

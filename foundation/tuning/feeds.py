@@ -30,7 +30,7 @@ from foundation.tuning.samples import FewScans, Patch
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from foundation.tuning.methods import Method
+    from foundation.tuning.methods.base import Method, TuningSettings
     from foundation.tuning.run import TuningRun
 
 _WITHOUT_NEW = 0.25  # share of the cached windows that show no new class
@@ -43,12 +43,15 @@ _VALIDATION_WINDOWS = 12  # that are cached
 class Feed(Protocol):
     """Gives the batches of a tuning, which depend on their numbers and the seed alone.
 
-    network: what a step computes with gradients; the model, or a part of it, behind a `forward`.
-    classes: those of the logits' channels.
+    Attributes:
+        network: What a step computes with gradients: the model, or a part of it.
+        classes: Those of the logits' channels.
+        teacher: The old model, where it is asked.
     """
 
     network: nn.Module
     classes: tuple[str, ...]
+    teacher: UniversalModel | None
 
     def batch(self, numbers: Sequence[int]) -> Batch:
         """Return samples of the run by their numbers, stacked, on the device."""
@@ -65,15 +68,13 @@ class Feed(Protocol):
         """Return the Dice of each class to learn that was seen, from the sums of all processes."""
 
 
-def runs_in_bfloat16(
-    model: UniversalModel, size: Sequence[int], device: str | torch.device
-) -> bool:
+def runs_in_bfloat16(model: Any, size: Sequence[int], device: str | torch.device) -> bool:
     """Return whether patches of `size` voxels can be learnt from in bfloat16."""
     stride = model.backbone.strides[-1]
     return trains_in_bfloat16(device, [side // stride for side in size])
 
 
-def _grid(model: UniversalModel, voxels: int) -> PatchGrid:
+def _grid(model: Any, voxels: int) -> PatchGrid:
     pre = model.config.preprocessing
     return PatchGrid(pre.patch_size, pre.spacing_mm[0], pre.hu_windows, voxels, model.classes)
 
@@ -84,41 +85,44 @@ def _grid(model: UniversalModel, voxels: int) -> PatchGrid:
 class _AtVoxels(nn.Module):
     """A model that is asked for its logits at some voxels."""
 
-    def __init__(self, model: UniversalModel) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, image: Tensor, voxels: Tensor) -> Tensor:
         """image (B, C, X, Y, Z), voxels (B, M) flat indices → logits (B, K, M)."""
-        return self.model.logits_at(image, voxels)[0]
+        logits: Tensor = self.model.logits_at(image, voxels)[0]
+        return logits
 
 
 class PatchFeed:
     """Patches of the training scans through the whole network.
 
     Args:
-        run: Its model, its scans and its seed.
-        method: The settings.
+        settings: How many voxels a loss looks at.
+        model: What is trained, on the device where it computes.
+        scans: Drawn from, placed on the classes to learn.
+        held_out: The scans to validate on.
+        seed: Of the patches.
         teacher: The old model, asked about its classes at the same voxels; None for nobody.
-        pseudo: The old model's masks, see `FewScans`.
     """
 
     def __init__(
         self,
-        run: TuningRun,
-        method: Method,
+        settings: TuningSettings,
+        model: Any,  # text-driven or with a plain head: `logits_at` is all that is asked for
+        scans: FewScans,
+        held_out: Sequence[StoredCase],
         *,
+        seed: int = 1,
         teacher: UniversalModel | None = None,
-        pseudo: Mapping[str, Mapping[str, NDArray[np.uint8]]],
     ) -> None:
-        self.model, self.device = run.model, run.device
-        self.network, self.classes = _AtVoxels(run.model), run.model.classes
-        self.learnt, self.held_out = run.learnt, run.data.validation
-        absent = run.old if getattr(method, "protect", None) == "nothing" else ()
-        scans = FewScans(run.data.train, run.learnt, absent=absent, pseudo=pseudo)
-        self.mixture = Mixture([scans], run.seed)
-        self.grid = _grid(run.model, method.voxels)
-        self.teacher = None if teacher is None else teacher.to(run.device).eval()
+        self.model, self.device = model, model.device
+        self.network: nn.Module = _AtVoxels(model)
+        self.classes, self.learnt, self.held_out = model.classes, scans.new, tuple(held_out)
+        self.mixture = Mixture([scans], seed)
+        self.grid = _grid(model, settings.voxels)
+        self.teacher = None if teacher is None else teacher.to(self.device).eval()
 
     def batch(self, numbers: Sequence[int]) -> Batch:
         """As `Feed.batch`."""
@@ -209,9 +213,11 @@ class CachedFeed:
     """
 
     def __init__(self, run: TuningRun, method: Method) -> None:
-        self.network = _BranchAtVoxels(run.model)
-        self.classes = self.network.branch.spec.classes
-        self.model, self.device = run.model, run.device
+        self.reader = _BranchAtVoxels(run.model)
+        self.network: nn.Module = self.reader
+        self.classes = self.reader.branch.spec.classes
+        self.teacher: UniversalModel | None = None
+        self.model, self.device = run.model, run.model.device
         self.voxels, self.seed = method.voxels, run.seed
         self.fast = run.precision(method) == "bfloat16"
         plain = cache_windows(run, run.data.train, method.windows // 2)
@@ -289,9 +295,9 @@ class CachedFeed:
         for window in self.held_out[rank::processes]:
             full, pyramid = self._features([window])
             with autocast(self.device, self.fast):
-                logits = self.network.branch(
-                    self.model.head, full, pyramid, self.network.embedding
-                )[0]
+                logits = self.reader.branch(self.model.head, full, pyramid, self.reader.embedding)[
+                    0
+                ]
             annotated = np.isin(self.classes, list(window.case.annotated))
             table = torch.from_numpy(window.case.membership(self.classes) & annotated)
             truth = table[window.labels.long()].movedim(-1, 0) & window.known
@@ -355,7 +361,7 @@ def cache_patches(run: TuningRun, method: Method, count: int) -> list[CachedWind
 
 @torch.no_grad()  # not inference_mode: its tensors cannot take part in a step
 def _cache(run: TuningRun, patches: Iterator[Patch], count: int) -> list[CachedWindow]:
-    model, device = run.model.eval(), run.device
+    model, device = run.model.eval(), run.model.device
     branch = model.branches[-1]
     assert isinstance(branch, Branch)
     read = {len(model.backbone.strides) - 1, *(branch.side.levels if branch.side else ())}

@@ -4,8 +4,7 @@
     run.read("scans", ["vertebra L1"])
     before = run.measure(BEFORE)
     run.train()
-    after = run.measure(AFTER)
-    saved, page = run.save(before, after), run.report(before, after)
+    tuned = run.finish(before, run.measure(AFTER))
 
 `finetune` does the same in one call.
 """
@@ -29,15 +28,14 @@ from torch import Tensor, nn
 from foundation.adapting.adapters import base_sha256
 from foundation.adapting.classes import Expectation, add_classes
 from foundation.config import ClassSpec
-from foundation.data.naming import NewClass
-from foundation.errors import UsageError
-from foundation.evaluation.agreement import agreement, card_section
+from foundation.data.naming import Naming, NewClass
+from foundation.errors import UsageError, listed
+from foundation.evaluation.agreement import agreement
 from foundation.evaluation.charts import Curve
 from foundation.evaluation.report import Report, write_report
-from foundation.evaluation.scores import Scores, evaluate
-from foundation.files import replacing
+from foundation.evaluation.scores import Metric, Scores, evaluate
 from foundation.hardware import keep_freed_memory
-from foundation.hub.saved import CARD
+from foundation.hub.cards import Results
 from foundation.inference.predict import choose_device
 from foundation.model import UniversalModel
 from foundation.taxonomy import NAMES, normalise
@@ -54,8 +52,10 @@ from foundation.training.trainer import (
 )
 from foundation.tuning.data import TuningData, read_data
 from foundation.tuning.feeds import Feed, runs_in_bfloat16
-from foundation.tuning.methods import Method
-from foundation.tuning.objective import tuning_losses
+from foundation.tuning.methods.base import Method, TuningSettings
+from foundation.tuning.objective import Forward, tuning_losses
+from foundation.tuning.result import Tuned
+from foundation.tuning.samples import FewScans
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -89,6 +89,7 @@ class TuningRun:
     tolerance_mm: float = 2.0
     name: str | None = None
     progress: bool = True
+    trained: Trainer = field(init=False)
     data: TuningData = field(init=False)
     model: UniversalModel = field(init=False)
     expected: tuple[Expectation, ...] = field(init=False, default=())
@@ -96,9 +97,10 @@ class TuningRun:
     def __post_init__(self) -> None:
         self.folder = Path(self.folder)
         self.device = choose_device(self.device)
-        self.device = self.accelerator.device
+        place: torch.device = self.accelerator.device
+        self.device = place
         self.shows_progress = self.progress and self.accelerator.is_main_process
-        if self.device.type == "cpu":
+        if place.type == "cpu":
             keep_freed_memory()  # half of a step's time
 
     @cached_property
@@ -157,6 +159,7 @@ class TuningRun:
                 method.
         """
         wanted = [self._wanted(each) for each in classes]
+        self._check_parents(wanted)
         with self.accelerator.main_process_first():
             self.data = read_data(
                 data,
@@ -194,6 +197,18 @@ class TuningRun:
             )
         return replace(each, name=spec.name, parent=spec.parent)
 
+    def _check_parents(self, wanted: Sequence[NewClass]) -> None:
+        naming = Naming(tuple(wanted), self.base.classes)
+        for each in wanted:
+            if each.name in self.base.classes or each.parent is None:
+                continue
+            if not naming.classes(each.parent):
+                known = listed([*self.base.classes, *(other.name for other in wanted)], 40)
+                raise UsageError(
+                    f"The parent {each.parent!r} of {each.name!r} is no class of the model and "
+                    f"none that is added. Choose from {known}."
+                )
+
     # --- training and measuring -----------------------------------------------------------------
 
     def train(self) -> Trainer:
@@ -205,23 +220,30 @@ class TuningRun:
         self.model.eval()
         return self.trained
 
+    def scans(self, method: Method) -> FewScans:
+        """Return the training scans, from which patches are drawn."""
+        absent = self.old if getattr(method, "protect", None) == "nothing" else ()
+        return FewScans(self.data.train, self.learnt, absent=absent)
+
     def trainer(self, method: Method, folder: Path) -> Trainer:
         """Return what trains the model by a method, with its state in `folder`."""
-        config = TrainerConfig(
-            steps=method.steps,
-            seed=self.seed,
-            clip_norm=_CLIP_NORM,
-            save_every=method.save_every,
-            validate_every=method.validate_every,
-            patience=method.patience,
-            restores_best=True,
-            title=method.name,
+        rates = method.rates(self.model)
+        for name, tensor in self.model.named_parameters():
+            tensor.requires_grad_(name in rates)
+        feed = method.feed(self)
+        exclusive = exclusive_classes(feed.classes, self.model, self.added).to(self.model.device)
+        distil = getattr(method, "distil", 0.0) if feed.teacher is not None else 0.0
+        task = TuningTask(
+            model=self.model,
+            settings=method,
+            feed=feed,
+            rates=rates,
+            objective=partial(tuning_losses, exclusive=exclusive, distil=distil),
+            terms=("dice", "binary", "exclusive", *(["distil"] if distil else [])),
+            classes=self.learnt,
+            identity=identity(self.base, self.data, self.learnt, method, self.seed),
         )
-        return Trainer(self.task(method), config, self.accelerator, folder, progress=self.progress)
-
-    def task(self, method: Method) -> TuningTask:
-        """Return what is trained by a method, and by which loss."""
-        return TuningTask(self, method)
+        return task.trainer(self.accelerator, folder, seed=self.seed, progress=self.progress)
 
     def measure(self, when: str) -> Scores:
         """Score all classes on the measured scans; keeps masks for the report.
@@ -253,56 +275,60 @@ class TuningRun:
             return work()
         from accelerate.utils import broadcast_object_list
 
-        found = [work() if self.accelerator.is_main_process else None]
+        found: list[Any] = [work() if self.accelerator.is_main_process else None]
         broadcast_object_list(found)
-        result: Any = found[0]
+        result: _T = found[0]
         return result
 
     # --- what it leaves -------------------------------------------------------------------------
 
-    def save(self, before: Scores, after: Scores) -> Path:
-        """Write the model, or the adapter alone, with a card of its results; returns the folder.
+    def finish(self, before: Scores, after: Scores) -> Tuned:
+        """Save what was trained, with a card of its results, and write the report.
 
         Args:
             before: Scores of `measure(BEFORE)`.
             after: Scores of `measure(AFTER)`.
         """
+        return Tuned(
+            model=self.model,
+            saved=self.save(before, after),
+            new=self.learnt,
+            old=self.old,
+            before=before,
+            after=after,
+            agreement=self.agreement(),
+            neighbours={each.name: each.neighbours for each in self.expected},
+            best_step=self.trained.best_step,
+            report=self.report(before, after),
+        )
 
-        def write() -> Path:
-            folder = self.method.save(self)
-            card = folder / CARD
-            text = card.read_text(encoding="utf-8").rstrip() + "\n\n"
-            with replacing(card) as temporary:
-                text += "\n".join(self._results(before, after)) + "\n"
-                temporary.write_text(text, encoding="utf-8")
-            return folder
+    def save(self, before: Scores, after: Scores) -> Path:
+        """Write the model, or the adapter alone; return the folder. Arguments as of `finish`."""
 
-        return self._on_main(write)
-
-    def _results(self, before: Scores, after: Scores) -> list[str]:
-        """Lines of a card in Markdown: where the model comes from, and what it reached."""
-        rows = [
-            f"| {name} | {before.mean([name]) or 0:.3f} | {after.mean([name]):.3f} "
-            f"| {after.mean([name], 'nsd'):.3f} |"
-            for name in (*self.learnt, *self.old)
-            if name in after.classes
-        ]
-        return [
-            "## Lineage",
+        results = Results(
+            dataset=self.data.layout,
+            split="test" if self.data.test else "validation",
+            scans=len(after.cases),
+            dice=self._means(after),
+            before=self._means(before),
+            surface_dice=self._means(after, "nsd"),
+            tolerance_mm=after.tolerance_mm,
+            agreement=self._means(self.agreement()),
+        )
+        notes = [
+            "## Training",
             "",
             *(f"- {key}: {value}" for key, value in self.lineage.items()),
             f"- best step: {self.trained.best_step} of {self.trained.step}",
-            "",
-            "## Results",
-            "",
-            f"On {len(after.cases)} {'test' if self.data.test else 'validation'} scans, at "
-            f"{after.spacing_mm:g} mm; surface Dice with a tolerance of {after.tolerance_mm:g} mm.",
-            "",
-            "| class | Dice before | Dice | surface Dice |",
-            "|-|-|-|-|",
-            *rows,
-            *card_section(self.agreement()),
+            f"- measured at {after.spacing_mm:g} mm",
         ]
+        return self._on_main(
+            lambda: self.method.save(self, results=results, notes="\n".join(notes))
+        )
+
+    def _means(self, scores: Scores, metric: Metric = "dice") -> dict[str, float]:
+        names = [name for name in (*self.learnt, *self.old) if name in scores.classes]
+        return {name: scores.mean([name], metric) or 0.0 for name in names}
 
     @property
     def lineage(self) -> dict[str, str]:
@@ -320,7 +346,7 @@ class TuningRun:
         }
 
     def report(self, before: Scores, after: Scores) -> Path:
-        """Write report.html and report.csv; returns the page. Arguments as of `save`."""
+        """Write report.html and report.csv; return the page. Arguments as of `finish`."""
         report = Report(
             title=f"{', '.join(self.learnt)}: {self.method.name}",
             lineage=self.lineage,
@@ -368,32 +394,59 @@ def grown(
 # --- what the trainer asks for --------------------------------------------------------------------
 
 
+@dataclass
 class TuningTask:
     """A tuning as the trainer takes it; see `training.trainer.Task`.
 
     Args:
-        run: Its model, scans and seed.
-        method: What is trained; that of the run, or the one that it begins with.
-
-    Raises:
-        UsageError: No training scan shows a class to learn.
+        model: What is trained.
+        settings: The numbers of the tuning.
+        feed: Gives batches and validation.
+        rates: The learning rate of each parameter that is trained, by name.
+        objective: Terms of the loss of each scan, from logits and balance.
+        terms: Their names.
+        classes: Names of the classes that are validated.
+        identity: What a resumed run must agree in.
     """
 
-    sources: tuple[str, ...] = ()
+    model: Any  # text-driven or with a plain head
+    settings: TuningSettings
+    feed: Feed
+    rates: Mapping[str, float]
+    objective: Callable[[Forward, float], dict[str, Tensor]]
+    terms: Sequence[str]
+    classes: Sequence[str]
+    identity: Mapping[str, object]
+    sources: Sequence[str] = ()
 
-    def __init__(self, run: TuningRun, method: Method) -> None:
-        self.method, self.published = method, run.model
-        self.rates = method.rates(run.model)
-        for name, tensor in run.model.named_parameters():
-            tensor.requires_grad_(name in self.rates)
-        self.feed: Feed = method.feed(run)
-        self.classes = run.learnt
-        self.schedule = Schedule(ScheduleConfig("cosine_to_floor", method.warm_up), method.steps)
-        distil = getattr(method, "distil", 0.0) if getattr(self.feed, "teacher", None) else 0.0
-        self.terms = ("dice", "binary", "exclusive", *(["distil"] if distil else []))
-        exclusive = exclusive_classes(self.feed.classes, run.model, run.added).to(run.device)
-        self.objective = partial(tuning_losses, exclusive=exclusive, distil=distil)
-        self.identity = identity(run.base, run.data, run.learnt, method, run.seed)
+    def trainer(
+        self, accelerator: Accelerator, folder: Path, *, seed: int, progress: bool
+    ) -> Trainer:
+        """Return what trains it, with its state in `folder`."""
+        settings = self.settings
+        config = TrainerConfig(
+            steps=settings.steps,
+            seed=seed,
+            clip_norm=_CLIP_NORM,
+            save_every=settings.save_every,
+            validate_every=settings.validate_every,
+            patience=settings.patience,
+            restores_best=True,
+            title=settings.name,
+        )
+        return Trainer(self, config, accelerator, folder, progress=progress)
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """As `Task.schedule`."""
+        config = ScheduleConfig("cosine_to_floor", self.settings.warm_up)
+        return Schedule(config, self.settings.steps)
+
+    @property
+    def published(self) -> nn.Module:
+        """As `Task.published`."""
+        module: nn.Module = self.model
+        return module
 
     @property
     def network(self) -> nn.Module:
@@ -403,12 +456,12 @@ class TuningTask:
     def optimizer(self) -> torch.optim.Optimizer:
         """As `Task.optimizer`: a group for each learning rate."""
         by_rate: dict[float, list[nn.Parameter]] = {}
-        for name, tensor in self.published.named_parameters():
+        for name, tensor in self.model.named_parameters():
             if name in self.rates:
                 by_rate.setdefault(self.rates[name], []).append(tensor)
         return torch.optim.AdamW(
             [{"params": found, "lr": rate, "initial_lr": rate} for rate, found in by_rate.items()],
-            weight_decay=self.method.weight_decay,
+            weight_decay=self.settings.weight_decay,
         )
 
     def factor(self, step: int) -> float:
@@ -417,8 +470,8 @@ class TuningTask:
 
     def batches(self, first_step: int, rank: int, processes: int) -> Iterator[list[Batch]]:
         """As `Task.batches`; all processes take consecutive samples, as one would of more."""
-        size, several = self.method.batch_size, self.method.accumulation
-        for step in range(first_step, self.method.steps):
+        size, several = self.settings.batch_size, self.settings.accumulation
+        for step in range(first_step, self.settings.steps):
             firsts = [
                 ((step * several + place) * processes + rank) * size for place in range(several)
             ]
@@ -428,7 +481,7 @@ class TuningTask:
         self, forward: Callable[..., Any], batch: Batch, step: int, accelerator: Accelerator
     ) -> dict[str, Tensor]:
         """As `Task.losses`; the balance between classes falls with the learning rate."""
-        balance = self.method.balance * self.schedule.share(step)
+        balance = self.settings.balance * self.schedule.share(step)
         return self.objective(self.feed.forward(forward, batch, accelerator), balance)
 
     def validate(self, trainer: Trainer) -> Mapping[str, Tensor]:
@@ -462,12 +515,16 @@ def exclusive_classes(
 
 
 def identity(
-    base: UniversalModel, data: TuningData, learnt: Sequence[str], method: Method, seed: int
+    base: nn.Module,
+    data: TuningData,
+    learnt: Sequence[str],
+    settings: TuningSettings,
+    seed: int,
 ) -> dict[str, object]:
     """Return what a resumed tuning must agree in, as JSON gives it back."""
-    settings = {"name": method.name, **asdict(method)}
+    numbers = {"name": settings.name, **asdict(settings)}
     for free in ("save_every", "patience"):
-        settings.pop(free)
+        numbers.pop(free)
     state = hashlib.sha256()
     for name, value in sorted(base.state_dict().items()):
         if isinstance(value, Tensor):
@@ -477,7 +534,7 @@ def identity(
         "model": state.hexdigest(),
         "data": data.digest,
         "classes": list(learnt),
-        "method": settings,
+        "method": numbers,
         "seed": seed,
     }
     plain: dict[str, object] = json.loads(json.dumps(found))

@@ -3,55 +3,45 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from foundation.config import Activation, Preprocessing
 from foundation.errors import UsageError
-from foundation.model import Model
+from foundation.model import Model, PlainModel
 from foundation.networks.encoder import check_patch
 from foundation.training.losses import published_losses, scan_losses
-from foundation.training.trainer import Trainer
+from foundation.training.trainer import Trainer, accelerator_for
 from foundation.tuning.data import TuningData
-from foundation.tuning.feeds import Feed, PatchFeed
-from foundation.tuning.methods import Method
-from foundation.tuning.objective import Forward
-from foundation.tuning.run import TuningRun, TuningTask
+from foundation.tuning.feeds import PatchFeed, runs_in_bfloat16
+from foundation.tuning.methods.base import TuningSettings
+from foundation.tuning.objective import Forward, tuning_losses
+from foundation.tuning.run import TuningTask, identity
+from foundation.tuning.samples import FewScans
 from foundation.tuning.tasks import PUBLISHED
 
+_FEWEST_STEPS = 10  # between validations, where there are so many
 _TEXT_BALANCE = 0.3  # of the text-driven head, as in every other method
 
 
 @dataclass(frozen=True, kw_only=True)
-class Transfer(Method):
-    """All weights are trained at one rate; nothing stops early.
-
-    Deviations from the published training: the cosine ends at a twentieth of the rate, gradients
-    are clipped, and `FewScans` places four of five patches on a class, every class alike, where the
-    published crops are on a voxel of any class two times of three.
+class TransferSettings(TuningSettings):
+    """Settings of a transfer.
 
     Args:
-        head: softmax, sigmoid or text.
+        head: text, softmax or sigmoid.
     """
 
     name: ClassVar[str] = "transfer"
-    summary: ClassVar[str] = "all of a network is trained on all of its classes"
 
-    head: str = "softmax"
-
-    def rates(self, model: Model) -> dict[str, float]:
-        """As `Method.rates`: everything, at one rate."""
-        return {name: self.learning_rate for name, _ in model.named_parameters()}
-
-    def feed(self, run: TuningRun) -> Feed:
-        """As `Method.feed`: patches."""
-        return PatchFeed(run, self, pseudo={})
+    head: str
 
 
 def transfer_method(
@@ -62,25 +52,25 @@ def transfer_method(
     batch_size: int = 1,
     learning_rate: float = PUBLISHED.learning_rate,
     voxels: int | None = None,
-) -> Transfer:
-    """Plan the published training at any length: a tenth warms up, 20 validations.
+) -> TransferSettings:
+    """The published training, at any length: a tenth warms up, a twentieth passes per validation.
 
-    Args:
-        head: softmax, sigmoid or text.
-        preprocessing: Tells the size of a patch.
-        steps: Optimiser steps.
-        batch_size: Patches in a batch.
-        learning_rate: Of all weights.
-        voxels: Of a patch, that the loss looks at; all if not given.
+    All weights learn at one rate; nothing stops early. Deviations: the cosine ends at a twentieth
+    of the rate, gradients are clipped, and `FewScans` places four of five patches on a class, every
+    class alike, where the published crops are on a voxel of any class two times of three.
+    head: text, softmax or sigmoid. voxels: of a patch, that the loss looks at; all if not given.
 
     Raises:
-        UsageError: A number that is not above 0.
+        UsageError: a number that is not above 0.
     """
-    return Transfer(
+    if voxels is not None and voxels < 1:
+        raise UsageError(f"voxels is {voxels}; it must be 1 or more.")
+    every = steps * PUBLISHED.validate_every // PUBLISHED.epochs
+    return TransferSettings(
         head=head,
         steps=steps,
         batch_size=batch_size,
-        validate_every=max(1, steps * PUBLISHED.validate_every // PUBLISHED.epochs),
+        validate_every=max(every, min(steps, _FEWEST_STEPS)),
         patience=max(1, steps) + 1,  # more validations than there are
         learning_rate=learning_rate,
         weight_decay=PUBLISHED.weight_decay,
@@ -91,7 +81,7 @@ def transfer_method(
 
 
 def plain_losses(given: Forward, balance: float, *, activation: Activation) -> dict[str, Tensor]:
-    """Compute the loss of a head without text; the mean of its terms' sum is to be minimised.
+    """Compute the loss of a head without text; the sum of its terms is to be minimised.
 
     With a softmax: Dice of the classes' probabilities, and cross-entropy over background and
     classes (`exclusive`). With sigmoids: Dice and binary cross-entropy. A class that a scan does
@@ -105,90 +95,74 @@ def plain_losses(given: Forward, balance: float, *, activation: Activation) -> d
         activation: Of the head.
 
     Returns:
-        Terms by name, (B,) each.
+        Terms of each scan by name, (B,) each.
     """
     if activation == "sigmoid":
-        return published_losses(given.logits, given.target, given.annotated, given.weight)
-    scores = given.logits.float()
-    every = torch.ones(scores.shape[1] - 1, dtype=torch.bool, device=scores.device)
-    terms = scan_losses(
-        scores[:, 1:] - scores[:, :1],  # relative to background
-        given.target,
-        given.annotated,
-        given.weight,
-        balance=balance,
-        exclusive=every,
-    )
-    del terms["binary"]
+        terms = published_losses(given.logits, given.target, given.annotated, given.weight)
+    else:
+        scores = given.logits.float()
+        every = torch.ones(scores.shape[1] - 1, dtype=torch.bool, device=scores.device)
+        terms = scan_losses(
+            scores[:, 1:] - scores[:, :1],  # relative to background
+            given.target,
+            given.annotated,
+            given.weight,
+            balance=balance,
+            exclusive=every,
+        )
+        del terms["binary"]
     return terms
 
 
-class TransferRun(TuningRun):
-    """A tuning of all of a network, on all of its classes."""
-
-    @property
-    def learnt(self) -> tuple[str, ...]:
-        """All classes: those that no training scan shows, too, are learnt to be absent."""
-        return self.model.classes
-
-    @property
-    def added(self) -> tuple[str, ...]:
-        """All classes, as none was known."""
-        return self.model.classes
-
-    @property
-    def old(self) -> tuple[str, ...]:
-        """None."""
-        return ()
-
-    def task(self, method: Method) -> TuningTask:
-        """As `TuningRun.task`, with the loss of the network's head."""
-        task = super().task(method)
-        config = self.model.config
-        assert isinstance(method, Transfer)
-        if method.head != "text":
-            task.terms = ("dice", "exclusive" if config.activation == "softmax" else "binary")
-            task.objective = partial(plain_losses, activation=config.activation)
-        pre = json.loads(
-            json.dumps(asdict(config.preprocessing))
-        )  # lists for tuples, as it is read
-        task.identity["preprocessing"] = pre
-        return task
-
-
-def transfer_trainer(
+def build_transfer(
     network: Model,
     data: TuningData,
-    method: Transfer,
+    settings: TransferSettings,
     folder: Path,
     *,
     seed: int,
-    device: str | torch.device = "auto",
+    device: torch.device,
     progress: bool = True,
 ) -> Trainer:
-    """Prepare the training of all of a network on all of its classes.
+    """The tuning of all of a network on all of its classes; `folder` receives the trainer's files.
 
-    Args:
-        network: Is trained in place.
-        data: The scans.
-        method: See `transfer_method`.
-        folder: Receives the state and the logs; see `Trainer`.
-        seed: Of the patches.
-        device: Where to compute.
-        progress: Show how far it is.
+    Classes that no training scan shows are allowed: what a scan says of them is that they are
+    absent, where it labels them.
 
     Raises:
-        UsageError: The patch does not fit the backbone; the network reads scans as training cannot;
-            or `folder` holds another tuning.
+        UsageError: the patch does not fit the backbone; or `folder` holds another tuning.
     """
     pre = network.config.preprocessing
     check_patch(pre.patch_size, network.backbone, network.config.backbone)
     check_readable(pre)
-    # The run asks for what both kinds of model have: config, classes, `logits_at`.
-    model: Any = network
-    run = TransferRun(model, method, folder, seed=seed, device=device, progress=progress)
-    run.data, run.model = data, model
-    return run.trainer(method, folder)
+    classes = network.config.class_names
+    network.to(device).requires_grad_(True)
+    known = identity(network, data, classes, settings, seed)
+    # As JSON gives it back: lists for tuples.
+    known["preprocessing"] = json.loads(json.dumps(asdict(pre)))
+    terms: tuple[str, ...] = ("dice", "binary", "exclusive")
+    losses: Callable[[Forward, float], dict[str, Tensor]]
+    if isinstance(network, PlainModel):
+        losses = partial(plain_losses, activation=network.config.activation)
+        terms = ("dice", "binary" if network.config.activation == "sigmoid" else "exclusive")
+    else:
+        exclusive = torch.ones(len(classes), dtype=torch.bool, device=device)
+        losses = partial(tuning_losses, exclusive=exclusive, distil=0.0)
+    fast = runs_in_bfloat16(network, pre.patch_size, device)
+    task = TuningTask(
+        model=network,
+        settings=settings,
+        feed=PatchFeed(
+            settings, network, FewScans(data.train, classes), data.validation, seed=seed
+        ),
+        rates={name: settings.learning_rate for name, _ in network.named_parameters()},
+        objective=losses,
+        terms=terms,
+        classes=classes,
+        identity=known,
+    )
+    accelerator = accelerator_for("bfloat16" if fast else "float32", device)
+    return task.trainer(accelerator, folder, seed=seed, progress=progress)
 
 
 def check_readable(pre: Preprocessing) -> None:

@@ -15,7 +15,7 @@ from foundation.cli.main import main
 from foundation.hub.adapter_files import read_config
 from foundation.hub.load import model_card
 from foundation.hub.saved import save_pretrained
-from foundation.tuning.recipe import SMOKE_CLASS, write_scans
+from foundation.tuning.generated import SMOKE_CLASS, write_scans
 
 pytest.importorskip("peft")
 

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from foundation.errors import UsageError
 
@@ -20,8 +20,8 @@ MODEL = "model"  # folder of the saved model within a run's
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method(ABC):
-    """One way of adapting a model, and its settings.
+class TuningSettings:
+    """The numbers of a tuning, whatever it trains.
 
     Args:
         steps: Optimiser steps, at most.
@@ -41,8 +41,6 @@ class Method(ABC):
     """
 
     name: ClassVar[str]
-    summary: ClassVar[str]  # a line for --help
-    tunes_known: ClassVar[bool] = True  # whether classes of the model can be trained further
 
     steps: int = 150
     batch_size: int = 1
@@ -67,7 +65,15 @@ class Method(ABC):
         if self.learning_rate <= 0:
             raise UsageError(f"learning_rate is {self.learning_rate}; it must be above 0.")
 
-    def prepare(self, run: TuningRun) -> None:  # noqa: B027  # most methods need nothing
+
+@dataclass(frozen=True, kw_only=True)
+class Method(TuningSettings, ABC):
+    """One way of adapting a model: what it trains, from which batches, and how it is saved."""
+
+    summary: ClassVar[str]  # a line for --help
+    tunes_known: ClassVar[bool] = True  # whether classes of the model can be trained further
+
+    def prepare(self, run: TuningRun) -> None:  # most methods need nothing
         """Change the model before its training, which is given with the new classes."""
 
     @abstractmethod
@@ -78,14 +84,22 @@ class Method(ABC):
     def feed(self, run: TuningRun) -> Feed:
         """Return what gives the batches and the validation."""
 
-    def save(self, run: TuningRun) -> Path:
-        """Write what was trained into the run's folder; returns the folder of the model."""
+    def save(self, run: TuningRun, **card: Any) -> Path:
+        """Write what was trained into the run's folder; returns the folder of the model.
+
+        Args:
+            run: What was trained.
+            card: Results and notes for the card, as `save_pretrained` takes them.
+        """
         import torch
 
-        from foundation.hub.saved import save_pretrained
+        from foundation.hub.saved import base_of, save_pretrained
 
         run.model.config = replace(run.model.config, name=run.name or run.folder.name)
-        return save_pretrained(run.model, run.folder / MODEL, dtype=torch.float16)
+        base = base_of(run.base)
+        return save_pretrained(
+            run.model, run.folder / MODEL, base=base, dtype=torch.float16, **card
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +167,12 @@ class NetworkMethod(Method):
         """As `Method.feed`: patches, and the old model where it teaches."""
         from foundation.tuning.feeds import PatchFeed
 
+        teacher = run.base if self.protect == "distil" else None
         return PatchFeed(
-            run, self, teacher=run.base if self.protect == "distil" else None, pseudo={}
+            self,
+            run.model,
+            run.scans(self),
+            run.data.validation,
+            seed=run.seed,
+            teacher=teacher,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from foundation.tuning.methods.base import NetworkMethod, Protection
@@ -33,5 +33,8 @@ class Continual(NetworkMethod):
 
         old = run.base.to(run.device).eval()
         pseudo = pseudo_labels(old, run.data.train, old.classes, run.shows_progress)
+        scans = replace(run.scans(self), pseudo=pseudo)
         teacher = old if self.protect == "distil" else None
-        return PatchFeed(run, self, teacher=teacher, pseudo=pseudo)
+        return PatchFeed(
+            self, run.model, scans, run.data.validation, seed=run.seed, teacher=teacher
+        )

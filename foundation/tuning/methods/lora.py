@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from foundation.tuning.methods.base import NetworkMethod
 
@@ -46,8 +46,8 @@ class Lora(NetworkMethod):
         rates = super().rates(model)
         return {n: rates[n] for n, tensor in model.named_parameters() if tensor.requires_grad}
 
-    def save(self, run: TuningRun) -> Path:
+    def save(self, run: TuningRun, **card: Any) -> Path:
         """As `Method.save`: the adapter alone."""
         from foundation.hub.adapter_files import save_adapter
 
-        return save_adapter(run.model, run.folder / ADAPTER)
+        return save_adapter(run.model, run.folder / ADAPTER, **card)
