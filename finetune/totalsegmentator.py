@@ -59,7 +59,7 @@ from foundation.inference.predict import choose_device
 from foundation.networks.backbones import BACKBONES
 from foundation.networks.encoder import check_patch
 from foundation.tuning.data import TuningData, read_data
-from foundation.tuning.finetune import validation_curve
+from foundation.tuning.run import validation_curve
 from foundation.tuning.start import HEADS, random_model, transfer_model, transfer_preprocessing
 from foundation.tuning.tasks import (
     PUBLISHED,
@@ -193,11 +193,11 @@ def learn(settings: Settings) -> Scores:
         voxels=settings.voxels,
     )
     tuning = settings.output / "tuning"
-    tuner = build_transfer(network, data, method, tuning, seed=settings.seed, device=device)
+    trainer = build_transfer(network, data, method, tuning, seed=settings.seed, device=device)
     masks = settings.output / "masks"
     options = {"tolerance_mm": settings.tolerance_mm, "postprocess": False}
     before = evaluate(network, data.test, classes, **options)
-    tuner.train()
+    trainer.train()
 
     # 3. The test scans, once, and what was learnt on disk.
     after = evaluate(network.eval(), data.test, classes, masks=masks, keep=classes, **options)

@@ -24,7 +24,9 @@ from foundation.networks.head import TextDrivenHead, is_recorded
 from foundation.networks.plain_head import PlainHead
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
+
+    from foundation.inference.options import InferenceOptions
 
 PROMPTS = "prompt_embedding"  # the prompts' key in a state dict
 
@@ -40,6 +42,7 @@ class Model(nn.Module):
     """
 
     config: NetworkConfig
+    head: nn.Module
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -109,34 +112,23 @@ class Model(nn.Module):
         ct: Source,
         *,
         classes: str | Sequence[str] | None = None,
-        device: str | torch.device | None = None,
-        overlap: float | None = None,
-        postprocess: bool = True,
-        progress: bool = True,
+        **options: Unpack[InferenceOptions],
     ) -> Segmentation:
         """Segment a CT.
 
         Args:
             ct: Path of a NIfTI file, nibabel image, or (array in HU, affine).
             classes: Names or aliases; all if not given.
-            device: "auto", "cpu", "cuda:1", "mps"; the model moves there.
-            overlap: Share of a window that its neighbour covers; the weights' own if not given.
-            postprocess: Clean the masks up, see `foundation.inference.postprocess`.
-            progress: Show a bar on standard error.
+            **options: `device`: "auto", "cpu", "cuda:1", "mps"; the model moves there. `overlap`:
+                share of a window that its neighbour covers; the weights' own if not given.
+                `postprocess`: clean the masks up, True if not given. `progress`: show a bar in a
+                terminal, True if not given. See `foundation.inference.predict.segment_volume`.
 
         Raises:
             VolumeError: The CT cannot be read.
             UsageError: Unknown class, bad overlap, or a device that is not there.
         """
-        return segment_volume(
-            self,
-            ct,
-            classes=classes,
-            device=device,
-            overlap=overlap,
-            postprocess=postprocess,
-            progress=progress,
-        )
+        return segment_volume(self, ct, classes=classes, **options)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> Self:
@@ -182,6 +174,7 @@ class UniversalModel(Model):
     """
 
     config: ModelConfig
+    head: TextDrivenHead
     prompt_embedding: Tensor
 
     def __init__(self, config: ModelConfig, prompt_embedding: Tensor | None = None) -> None:
@@ -406,6 +399,8 @@ class PlainModel(Model):
     Raises:
         UsageError: The backbone cannot be built.
     """
+
+    head: PlainHead
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__(config)

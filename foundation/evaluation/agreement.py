@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foundation.data.store.arrays import StoredCase
-from foundation.evaluation.metrics import dice
-from foundation.evaluation.scores import Score, Scores, read_masks, surface_dice
+from foundation.evaluation.scores import Score, Scores, dice, read_masks, surface_dice
 
 CHANGED = 0.95  # a Dice agreement below this is marked
 NOT_COMPARED = Scores((), 0.0, 0.0)

@@ -156,8 +156,8 @@ def cards_folder() -> Path:
 
 def card_names() -> tuple[str, ...]:
     """Names of the weights that have a card, sorted; each loads with `from_pretrained`."""
-    found = cards_folder().glob("*.md")
-    return tuple(sorted(path.stem for path in found if path.stem != "README"))
+    names = {path.stem for path in cards_folder().glob("*.md")}
+    return tuple(sorted(names - {"README"}))  # which is about the cards
 
 
 def read_card(name: str) -> Card:

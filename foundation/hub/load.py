@@ -61,7 +61,10 @@ from foundation.networks.backbones import build_backbone
 from foundation.networks.encoder import Encoder
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from foundation.imaging.result import Segmentation
+    from foundation.inference.options import InferenceOptions
 
 logger = logging.getLogger(__name__)
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -222,23 +225,21 @@ def segment(
     model: str | Path | Model = "universal-ct",
     *,
     classes: str | Sequence[str] | None = None,
-    device: str | torch.device | None = None,
-    **options: Any,
+    **options: Unpack[InferenceOptions],
 ) -> Segmentation:
     """Segment one CT; a model given by name is loaded once and remembered.
 
     Args:
-        ct: As in `UniversalModel.segment`.
-        model: A model, or a name of one as in `from_pretrained`.
-        classes: As in `UniversalModel.segment`.
-        device: As in `UniversalModel.segment`.
-        options: As in `UniversalModel.segment`.
+        ct: Path of a NIfTI file, nibabel image, or (array in HU, affine).
+        model: A model, or what `from_pretrained` takes.
+        classes: Names or aliases; all if not given.
+        **options: As of `Model.segment`.
     """
     if not isinstance(model, Model):
         sums = saved_folder(Path(model).expanduser()) / SUMS
         # A folder that was saved anew is another model under the same name.
         model = _remembered(str(model), sums.stat().st_mtime_ns if sums.is_file() else 0)
-    return model.segment(ct, classes=classes, device=device, **options)
+    return model.segment(ct, classes=classes, **options)
 
 
 @functools.lru_cache(maxsize=2)

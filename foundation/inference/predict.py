@@ -14,17 +14,12 @@ from foundation import taxonomy
 from foundation.errors import UsageError
 from foundation.imaging.frame import BODY_HU, Frame, body_box
 from foundation.imaging.preprocess import RAS, frame_of, ras_axes, reorient
+from foundation.imaging.probabilities import QUANTA, ProbabilityMap, crop
 from foundation.imaging.result import Segmentation
 from foundation.imaging.volumes import Source, read_ct
 from foundation.inference import postprocess as rules
 from foundation.inference.postprocess import CONNECTED, Mask
-from foundation.inference.sliding_window import (
-    QUANTA,
-    ProbabilityMap,
-    collect,
-    crop,
-    slide,
-)
+from foundation.inference.sliding_window import collect, slide
 from foundation.networks.protocol import Network
 
 Maps = dict[str, ProbabilityMap]
@@ -105,6 +100,8 @@ def segment_volume(
         parents={spec.name: spec.parent for spec in config.classes},
         threshold=threshold,
         model_name=config.name,
+        model_sha256=getattr(network, "weights_sha256", None),
+        options={"overlap": overlap, "postprocess": postprocess, "device": str(target)},
     )
 
 

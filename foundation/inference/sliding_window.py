@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from itertools import product
 from math import ceil
 
@@ -12,41 +11,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from foundation.errors import UsageError
-from foundation.imaging.frame import bounding_box
 from foundation.imaging.preprocess import normalise_hu
+from foundation.imaging.probabilities import NEGLIGIBLE, QUANTA, ProbabilityMap, crop, join
 from foundation.networks.protocol import Network
 
 SIGMA = 0.125  # of the Gaussian importance, in patch sizes; published (MONAI's default)
 LEAST_IMPORTANCE = 1e-3  # MONAI's floor: corners of a single window still get a value
-NEGLIGIBLE = 0.05  # boxes are cropped to probabilities above this
-QUANTA = 255  # probabilities are kept as uint8: steps of 0.004, a quarter of float32's memory
-
-
-@dataclass(frozen=True)
-class ProbabilityMap:
-    """Probabilities of one class on the network's grid, cropped to where they matter.
-
-    values (x, y, z): uint8, 255 is probability 1. start: index of its first voxel in the grid.
-    The box holds all probabilities from 0.05 on, and a margin; those around it count as zero.
-    """
-
-    values: NDArray[np.uint8]
-    start: tuple[int, int, int]
-
-    @property
-    def box(self) -> tuple[slice, slice, slice]:
-        """Where `values` lies in the network's grid."""
-        x, y, z = (slice(s, s + n) for s, n in zip(self.start, self.values.shape, strict=True))
-        return x, y, z
-
-    def full(self, shape: Sequence[int]) -> NDArray[np.uint8]:
-        """`values` on the whole grid of `shape`."""
-        grid = np.zeros(shape, np.uint8)
-        grid[self.box] = self.values
-        return grid
 
 
 def window_size(shape: Sequence[int], patch_size: Sequence[int], divisor: int) -> tuple[int, ...]:
@@ -196,7 +169,8 @@ def slide(
     dtype = torch.float32 if weights is None else weights.dtype
     mixed = torch.autocast("cuda") if device.type == "cuda" else nullcontext()
     count = len(starts[0]) * len(starts[1]) * len(starts[2])
-    with tqdm(total=count, desc="segment", unit="window", disable=not progress) as bar:
+    hidden = None if progress else True  # None: hidden where no terminal shows it
+    with tqdm(total=count, desc="segment", unit="window", disable=hidden) as bar:
         for index, z in enumerate(starts[2]):
             for x, y in product(starts[0], starts[1]):
                 patch = image[x : x + window[0], y : y + window[1], z : z + window[2]]
@@ -237,30 +211,8 @@ def collect(
     joined = []
     while parts:  # one class after the other, so that the pieces of all never lie beside the wholes
         found = parts.pop(0)
-        joined.append(_join(found) if found else None)
+        joined.append(join(found) if found else None)
     return joined
-
-
-def crop(values: NDArray[np.uint8], offset: Sequence[int] = (0, 0, 0)) -> ProbabilityMap:
-    """The part of an array of probabilities × 255 that matters; `offset` is its first voxel.
-
-    Some probability must reach 0.05.
-    """
-    box = bounding_box(values >= NEGLIGIBLE * QUANTA, margin=1)
-    assert box is not None
-    x, y, z = (part.start + skip for part, skip in zip(box, offset, strict=True))
-    return ProbabilityMap(values[box].copy(), (x, y, z))
-
-
-def _join(parts: Sequence[ProbabilityMap]) -> ProbabilityMap:
-    starts = np.array([part.start for part in parts])
-    stops = np.array([[side.stop for side in part.box] for part in parts])
-    low = starts.min(axis=0)
-    values = np.zeros(stops.max(axis=0) - low, np.uint8)
-    for part in parts:
-        x, y, z = (slice(s.start - o, s.stop - o) for s, o in zip(part.box, low, strict=True))
-        values[x, y, z] = part.values
-    return ProbabilityMap(values, (int(low[0]), int(low[1]), int(low[2])))
 
 
 def _pad(

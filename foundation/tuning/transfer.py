@@ -53,15 +53,22 @@ def transfer_method(
     learning_rate: float = PUBLISHED.learning_rate,
     voxels: int | None = None,
 ) -> TransferSettings:
-    """The published training, at any length: a tenth warms up, a twentieth passes per validation.
+    """Plan the published training at any length: a tenth warms up, 20 validations.
 
     All weights learn at one rate; nothing stops early. Deviations: the cosine ends at a twentieth
     of the rate, gradients are clipped, and `FewScans` places four of five patches on a class, every
     class alike, where the published crops are on a voxel of any class two times of three.
-    head: text, softmax or sigmoid. voxels: of a patch, that the loss looks at; all if not given.
+
+    Args:
+        head: text, softmax or sigmoid.
+        preprocessing: Tells the size of a patch.
+        steps: Optimiser steps.
+        batch_size: Patches in a batch.
+        learning_rate: Of all weights.
+        voxels: Of a patch, that the loss looks at; all if not given.
 
     Raises:
-        UsageError: a number that is not above 0.
+        UsageError: A number that is not above 0.
     """
     if voxels is not None and voxels < 1:
         raise UsageError(f"voxels is {voxels}; it must be 1 or more.")
@@ -124,13 +131,22 @@ def build_transfer(
     device: torch.device,
     progress: bool = True,
 ) -> Trainer:
-    """The tuning of all of a network on all of its classes; `folder` receives the trainer's files.
+    """Prepare the training of all of a network on all of its classes.
 
-    Classes that no training scan shows are allowed: what a scan says of them is that they are
-    absent, where it labels them.
+    A class that no training scan shows is allowed: where a scan labels it, it is absent.
+
+    Args:
+        network: Is trained in place.
+        data: The scans.
+        settings: See `transfer_method`.
+        folder: Receives the state and the logs; see `Trainer`.
+        seed: Of the patches.
+        device: Where to compute.
+        progress: Show how far it is.
 
     Raises:
-        UsageError: the patch does not fit the backbone; or `folder` holds another tuning.
+        UsageError: The patch does not fit the backbone, the network reads scans in a way that
+            training cannot, or `folder` holds another tuning.
     """
     pre = network.config.preprocessing
     check_patch(pre.patch_size, network.backbone, network.config.backbone)

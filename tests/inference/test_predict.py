@@ -1,6 +1,7 @@
 """Segmenting a CT with a network that thresholds HU: physics goes in, millilitres come out."""
 
 import json
+import sys
 import warnings
 from dataclasses import replace
 
@@ -13,10 +14,10 @@ from torch import Tensor, nn
 
 from foundation.config import ClassSpec, ModelConfig, NetworkConfig, Preprocessing, TextSpec
 from foundation.errors import UsageError, VolumeError
+from foundation.imaging.probabilities import QUANTA
 from foundation.imaging.volumes import read_ct
 from foundation.inference.predict import choose_device, segment_volume
 from foundation.inference.sliding_window import (
-    QUANTA,
     SlabAccumulator,
     collect,
     importance_map,
@@ -422,7 +423,10 @@ def test_wrong_options_are_refused_before_anything_is_computed():
     assert not net.encoded
 
 
-def test_progress_goes_to_standard_error_and_can_be_left_out(capsys):
+def test_progress_goes_to_a_terminal_and_can_be_left_out(capsys, monkeypatch):
+    segment(ball_ct(), progress=True)
+    assert capsys.readouterr().err == ""  # no bars in a file of messages
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     segment(ball_ct(), progress=True)
     assert "segment" in capsys.readouterr().err
     segment(ball_ct(), progress=False)
@@ -476,8 +480,10 @@ def test_every_class_can_be_read_back(tmp_path, layout, target):
 
 def test_overlapped_classes_get_their_own_file(tmp_path):
     files = segment(ball_ct()).save(tmp_path / "seg.nii.gz")
-    assert {f.name for f in files} == {"seg.nii.gz", "seg.labels.json", "liver.nii.gz",
-                                       "my_structure.nii.gz"}  # fmt: skip
+    assert {f.name for f in files} == {
+        *("seg.nii.gz", "seg.segmentation.json", "seg.volumes.csv"),
+        *("liver.nii.gz", "my_structure.nii.gz"),
+    }
 
 
 def test_saving_refuses_what_it_cannot_write(tmp_path):

@@ -15,7 +15,7 @@ from foundation import from_pretrained
 from foundation.cli import pretrain as command
 from foundation.data.store.arrays import Store
 from foundation.errors import MissingExtraError, UniversalCTError, UsageError, WeightsError
-from foundation.evaluation.validation import validate_case
+from foundation.evaluation.scores import score_case
 from foundation.pretraining import run as module
 from foundation.pretraining.reading import load_config
 from foundation.pretraining.run import Pretraining, pretrain
@@ -171,8 +171,8 @@ def test_validation_keeps_the_best_model(
 
 def test_dice_of_a_stored_case(store: Path, unbroken: Path) -> None:
     model, case = from_pretrained(unbroken / "model"), Store(store).case("03/case_2")
-    found = validate_case(model, case, overlap=0.0)
-    assert set(found) == {"liver"} and 0 <= found["liver"] <= 1
+    (found,) = score_case(model, case, overlap=0.0, postprocess=False)
+    assert found.name == "liver" and 0 <= found.dice <= 1
     head = model.head.controller
     with torch.no_grad():  # everything is liver: Dice is 2 |liver| / (|known| + |liver|)
         head.weight.zero_()
@@ -182,7 +182,8 @@ def test_dice_of_a_stored_case(store: Path, unbroken: Path) -> None:
     known = labels != case.unknown[0]
     liver = (labels == 1).sum()
     expected = 2 * liver / (known.sum() + liver)
-    assert validate_case(model, case, overlap=0.0)["liver"] == pytest.approx(expected, rel=1e-6)
+    (found,) = score_case(model, case, overlap=0.0, postprocess=False)
+    assert found.dice == pytest.approx(expected, rel=1e-6)
 
 
 def test_held_out_cases_are_not_trained_on(store: Path, tmp_path: Path) -> None:

@@ -27,10 +27,10 @@ from foundation.tuning.start import (
     transfer_preprocessing,
 )
 from foundation.tuning.transfer import (
+    build_transfer,
     check_readable,
     plain_losses,
     transfer_method,
-    transfer_trainer,
 )
 
 CLASSES = ("vertebrae_L1", "hip_left", "hip_right")
@@ -193,7 +193,8 @@ def method(head: str, steps: int = 6, **changes: Any) -> Any:
 
 def train(start: Any, data: TuningData, head: str, folder: Path, **changes: Any) -> Trainer:
     plan = method(head, **changes)
-    trainer = transfer_trainer(start, data, plan, folder, seed=1, device="cpu", progress=False)
+    cpu = torch.device("cpu")
+    trainer = build_transfer(start, data, plan, folder, seed=1, device=cpu, progress=False)
     trainer.train()
     return trainer
 
