@@ -313,7 +313,7 @@ def generate_card(
     head = (
         "the text-driven head of the CLIP-Driven Universal Model (arXiv 2301.00785)"
         if isinstance(config, ModelConfig)
-        else f"a plain head ({config.activation})"
+        else f"a head without text ({config.activation})"
     )
     first = f"CT segmentation: backbone `{config.backbone}` and {head}, saved by universal-ct."
     sections = {"Classes": _class_table(config.classes), **_input_sections(config)}
