@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
+from foundation.config import check_class_name
 from foundation.errors import UsageError, listed
 from foundation.taxonomy import PAIRED, TOTALSEGMENTATOR, normalise, resolve
 
@@ -28,6 +29,9 @@ class NewClass:
     prompt: str | None = None
     parent: str | None = None
     labels: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_class_name(self.name, self.prompt)
 
 
 @lru_cache(maxsize=4096)
