@@ -192,7 +192,10 @@ class _BranchAtVoxels(nn.Module):
     @property
     def embedding(self) -> Tensor:
         """The prompts of its classes, (k, D)."""
-        return self.model.prompt_embedding[-len(self.branch.spec.classes) :]
+        spec, rows = self.branch.spec, self.model.prompt_embedding
+        if spec.replaces:
+            return rows[[self.model.classes.index(name) for name in spec.classes]]
+        return rows[-len(spec.classes) :]
 
     def forward(self, full: Tensor, pyramid: Sequence[Tensor], voxels: Tensor) -> Tensor:
         """full (B, C, X, Y, Z), pyramid, voxels (B, M) flat indices → logits (B, k, M)."""

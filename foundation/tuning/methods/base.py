@@ -6,11 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from foundation.errors import UsageError
 
 if TYPE_CHECKING:
+    from foundation.hub.cards import Results
     from foundation.model import UniversalModel
     from foundation.tuning.feeds import Feed
     from foundation.tuning.run import TuningRun
@@ -71,7 +72,7 @@ class Method(TuningSettings, ABC):
     """One way of adapting a model: what it trains, from which batches, and how it is saved."""
 
     summary: ClassVar[str]  # a line for --help
-    tunes_known: ClassVar[bool] = True  # whether classes of the model can be trained further
+    replaces_known: ClassVar[bool] = False  # a known class gets a branch that computes it instead
 
     def prepare(self, run: TuningRun) -> None:  # most methods need nothing
         """Change the model before its training, which is given with the new classes."""
@@ -84,21 +85,29 @@ class Method(TuningSettings, ABC):
     def feed(self, run: TuningRun) -> Feed:
         """Return what gives the batches and the validation."""
 
-    def save(self, run: TuningRun, **card: Any) -> Path:
-        """Write what was trained into the run's folder; returns the folder of the model.
+    def save(self, run: TuningRun, results: Results, notes: str) -> Path:
+        """Write what was trained into the run's folder.
 
         Args:
-            run: What was trained.
-            card: Results and notes for the card, as `save_pretrained` takes them.
+            run: Its model is saved.
+            results: What was measured, for the card.
+            notes: Further sections of the card, Markdown.
+
+        Returns:
+            The folder of the model, or of the adapter.
         """
         import torch
 
         from foundation.hub.saved import base_of, save_pretrained
 
         run.model.config = replace(run.model.config, name=run.name or run.folder.name)
-        base = base_of(run.base)
         return save_pretrained(
-            run.model, run.folder / MODEL, base=base, dtype=torch.float16, **card
+            run.model,
+            run.folder / MODEL,
+            results=results,
+            base=base_of(run.base),
+            notes=notes,
+            dtype=torch.float16,
         )
 
 
