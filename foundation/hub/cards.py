@@ -199,7 +199,6 @@ class Results:
         split: Which of them: "test" or "validation".
         scans: How many.
         dice: Against labels.
-        before: The same before the training.
         surface_dice: Against the same labels.
         tolerance_mm: Of the surface Dice.
         agreement: Dice with masks that a machine made, which measures no accuracy.
@@ -212,7 +211,6 @@ class Results:
     dice: Mapping[str, float] = field(default_factory=dict)
     surface_dice: Mapping[str, float] = field(default_factory=dict)
     tolerance_mm: float | None = None
-    before: Mapping[str, float] = field(default_factory=dict)
     agreement: Mapping[str, float] = field(default_factory=dict)
     agreement_with: str = "the base model"
 
@@ -237,10 +235,9 @@ class Results:
         if self.surface_dice:
             lines.append(f"Surface Dice with a tolerance of {self.tolerance_mm:g} mm.")
         if self.dice:
-            lines += ["", "| class | Dice before | Dice | surface Dice |", "|-|-|-|-|"]
+            lines += ["", "| class | Dice | surface Dice |", "|-|-|-|"]
             lines += [
-                f"| {name} | {_number(self.before.get(name))} | {value:.3f} "
-                f"| {_number(self.surface_dice.get(name))} |"
+                f"| {name} | {value:.3f} | {_number(self.surface_dice.get(name))} |"
                 for name, value in self.dice.items()
             ]
         if self.agreement:

@@ -467,7 +467,7 @@ def test_an_adapter_of_known_weights_names_them(tmp_path: Path) -> None:
     index = ModelCard(card.render(), ignore_metadata_errors=False).data.eval_results
     found = {(each.metric_name, each.metric_value, each.dataset_split) for each in index}
     assert found == {("Dice, liver", 0.95, "test"), ("Dice agreement, spleen", 0.9, "test")}
-    assert "| liver |  | 0.950 |" in card.text and "agreement, not accuracy" in card.text
+    assert "| liver | 0.950 |" in card.text and "agreement, not accuracy" in card.text
     assert "| spleen | 0.900 |" in card.text
     assert card.text.endswith("## Thanks\n\nTo all.\n")
 

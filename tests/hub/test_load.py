@@ -376,7 +376,7 @@ def test_unchanged_weights_keep_their_card(tmp_path: Path) -> None:
     assert "The scans and labels that were trained on may add terms" in changed.text
     results = Results("mine", "validation", 2, {"liver": 0.5}, {"liver": 0.25}, 3.0)
     given = model_card(save(model, tmp_path / "changed", results=results))
-    assert "| liver |  | 0.500 | 0.250 |" in given.text and "tolerance of 3 mm" in given.text
+    assert "| liver | 0.500 | 0.250 |" in given.text and "tolerance of 3 mm" in given.text
 
 
 def test_the_base_of_a_card_may_be_given(tmp_path: Path) -> None:
