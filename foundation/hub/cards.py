@@ -201,7 +201,7 @@ class Results:
         dice: Against labels.
         surface_dice: Against the same labels.
         tolerance_mm: Of the surface Dice.
-        agreement: Dice with masks that a machine made. It measures no accuracy.
+        agreement: Dice with masks that a machine made, which measures no accuracy.
         agreement_with: What made these masks.
     """
 
@@ -241,7 +241,10 @@ class Results:
                 for name, value in self.dice.items()
             ]
         if self.agreement:
-            made = f"Agreement with {self.agreement_with}, whose masks a machine made; no accuracy."
+            made = (
+                f"Masks of classes that the scans do not label, compared with those of "
+                f"{self.agreement_with}. This is agreement, not accuracy."
+            )
             lines += ["", made, "", "| class | Dice agreement |", "|-|-|"]
             lines += [f"| {name} | {value:.3f} |" for name, value in self.agreement.items()]
         return lines
@@ -307,7 +310,7 @@ def generate_card(
     head = (
         "the text-driven head of the CLIP-Driven Universal Model (arXiv 2301.00785)"
         if isinstance(config, ModelConfig)
-        else f"a plain head ({config.activation})"
+        else f"a head without text ({config.activation})"
     )
     first = f"CT segmentation: backbone `{config.backbone}` and {head}, saved by universal-ct."
     sections = {"Classes": _class_table(config.classes), **_input_sections(config)}

@@ -61,9 +61,8 @@ def test_adding_a_class_tells_what_to_expect_and_changes_nothing_else(
     assert model.config.classes[-1].parent == "spleen"
     assert torch.equal(logits(model)[:, :3], before)
     assert state.keys() == model.state_dict().keys()
-    rows = state.pop("prompt_embedding")
-    assert torch.equal(model.prompt_embedding[: len(rows)], rows)
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in state.items())
+    now = {**model.state_dict(), "prompt_embedding": model.prompt_embedding[:3]}  # it got a row
+    assert all(torch.equal(value, now[name]) for name, value in state.items())
 
 
 def test_method_and_function_are_one(model: UniversalModel, no_encoder: None) -> None:

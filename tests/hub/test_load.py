@@ -354,7 +354,7 @@ def test_wrapped_models_are_saved_as_the_models_inside(tmp_path: Path) -> None:
     for number, each in enumerate(wrapped):
         loaded = from_pretrained(save(each, tmp_path / str(number)))
         assert torch.equal(logits(loaded), logits(plain))
-    with pytest.raises(UsageError, match="is a Encoder, not a Model"):
+    with pytest.raises(UsageError, match="This is a Encoder, not a Model"):
         save(plain.encoder, tmp_path / "encoder")
     assert not (tmp_path / "encoder").exists()
 
