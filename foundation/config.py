@@ -124,11 +124,14 @@ class BranchSpec:
         kind: `prompt`, no layers; `head`, a text-driven head; `side`, a head and a small decoder
             over the encoder's features. See `foundation.networks.branches`.
         width: Channels of that decoder.
+        replaces: The classes are others of the model, and are computed by this branch in the place
+            of what computed them before.
     """
 
     classes: tuple[str, ...]
     kind: Literal["prompt", "head", "side"] = "prompt"
     width: int = 16
+    replaces: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in ("prompt", "head", "side"):
@@ -232,9 +235,12 @@ class ModelConfig(NetworkConfig):
         super().__post_init__()
         if self.activation != "sigmoid":
             raise UsageError("A text-driven model has the activation sigmoid: classes may overlap.")
-        added = [name for branch in self.branches for name in branch.classes]
+        added = [name for branch in self.branches if not branch.replaces for name in branch.classes]
         if list(self.class_names[len(self.classes) - len(added) :]) != added:
             raise UsageError(f"The branches' classes {added} are not the last of the model's.")
+        replaced = {name for branch in self.branches if branch.replaces for name in branch.classes}
+        if unknown := sorted(replaced - set(self.class_names)):
+            raise UsageError(f"A branch computes {unknown}, which the model does not have.")
 
     @classmethod
     def _fields_of(cls, raw: Mapping[str, Any]) -> dict[str, Any]:

@@ -229,12 +229,12 @@ class UniversalModel(Model):
         for index, channels_of in rows_by_branch(self.config):
             mine = [channel for channel in wanted if channel in channels_of]
             if mine:
-                own_rows = [channel - channels_of.start for channel in mine]
+                own_rows = [channels_of.index(channel) for channel in mine]
                 rows = self.prompt_embedding[mine]
                 parts.append(self.branches[index](self.head, full, pyramid, rows, own_rows))
                 order += mine
         logits = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-        return logits if order == wanted else logits[:, [order.index(each) for each in wanted]]
+        return logits if order == wanted else _last_of_each(logits, order, wanted)
 
     def logits(self, image: Tensor, prompts: Tensor) -> Tensor:
         """Compute the logits of any classes from their prompts alone, by the model's own head.
@@ -280,12 +280,16 @@ class UniversalModel(Model):
         )
         sampled = self.head.sample(full, voxels)
         parts = [self.head.logits_at(sampled, generated)]
+        order = list(range(trained_rows(self.config)))
         for index, rows in rows_by_branch(self.config):
             branch = self.branches[index]
             assert isinstance(branch, Branch)
-            mine = self.prompt_embedding[rows.start : rows.stop]
+            mine = self.prompt_embedding[_places(rows)]
             parts.append(branch.logits_at(self.head, full, pyramid, mine, voxels))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 1), sampled
+            order += rows
+        logits = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        wanted = list(range(len(self.classes)))
+        return logits if order == wanted else _last_of_each(logits, order, wanted), sampled
 
     def _wanted(self, channels: Sequence[int] | None) -> list[int]:
         every = range(len(self.classes))
@@ -440,6 +444,17 @@ class PlainModel(Model):
         if voxels.shape[1] != sampled.shape[2]:
             sampled = sampled.gather(2, voxels[:, None].expand(-1, sampled.shape[1], -1))
         return self.head.logits_at(sampled), sampled
+
+
+def _last_of_each(logits: Tensor, order: Sequence[int], wanted: Sequence[int]) -> Tensor:
+    """Logits (B, k, …) of `order`, some of which may come twice, as those of `wanted`."""
+    place = {channel: index for index, channel in enumerate(order)}
+    return logits[:, [place[channel] for channel in wanted]]
+
+
+def _places(rows: Sequence[int]) -> slice | list[int]:
+    """Neighbours as a slice: the same memory gives the same sums."""
+    return slice(rows.start, rows.stop) if isinstance(rows, range) else list(rows)
 
 
 @overload

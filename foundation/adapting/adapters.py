@@ -343,7 +343,8 @@ def _branches_before(model: UniversalModel, classes: Sequence[str] | None) -> in
 def _cut(model: UniversalModel, own: int) -> AddedClasses:
     """The model's branches from `own` on, and their classes."""
     specs = model.config.branches[own:]
-    first = len(model.classes) - sum(len(spec.classes) for spec in specs)
+    added = sum(len(spec.classes) for spec in specs if not spec.replaces)
+    first = len(model.classes) - added
     branches = [branch for branch in list(model.branches)[own:] if isinstance(branch, Branch)]
     rows = model.prompt_embedding[first:].clone()
     return AddedClasses(model.config.classes[first:], specs, tuple(branches), rows)

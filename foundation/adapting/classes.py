@@ -150,14 +150,51 @@ def add_classes(
     added = BranchSpec(tuple(spec.name for spec in specs), kind, width)
     grown = replace(config, classes=(*config.classes, *specs), branches=(*config.branches, added))
     rows = model.prompt_embedding
-    branch = Branch(added, model.backbone, grown)
+    _append_branch(model, added, grown)
+    model.prompt_embedding = torch.cat([rows, embeddings.to(rows)])
+    return expected
+
+
+def replace_classes(model: UniversalModel, names: Sequence[str], *, width: int = 16) -> None:
+    """Let a new branch compute classes that the model has, in the place of what did so before.
+
+    Names, channels, prompts and the logits of the other classes stay as they are. The branch starts
+    as a copy of the branch that computed these classes, or of the model's head.
+
+    Args:
+        model: It is changed in place.
+        names: Classes of the model.
+        width: Of the side decoder, in channels, where the branch starts from the head.
+
+    Raises:
+        UsageError: The model does not have one of the classes.
+    """
+    config = model.config
+    if unknown := [name for name in names if name not in config.class_names]:
+        raise UsageError(f"The model has no class {unknown[0]!r}, which a branch should compute.")
+    before = [
+        (spec, branch)
+        for spec, branch in zip(config.branches, model.branches, strict=True)
+        if spec.kind == "side" and set(names) <= set(spec.classes)
+    ]
+    spec = BranchSpec(tuple(names), "side", before[-1][0].width if before else width, True)
+    branch = _append_branch(model, spec, replace(config, branches=(*config.branches, spec)))
+    if before:
+        state = low_rank.plain_state(before[-1][1])
+        own = [before[-1][0].classes.index(name) for name in names]
+        plain = {key: value[own] for key, value in state.items() if key.startswith("plain.")}
+        branch.load_state_dict({**state, **plain})
+
+
+def _append_branch(model: UniversalModel, spec: BranchSpec, grown: ModelConfig) -> Branch:
+    """A branch whose head starts as a copy of the model's."""
+    branch, rows = Branch(spec, model.backbone, grown), model.prompt_embedding
     if branch.head is not None:
         branch.head.load_state_dict(low_rank.plain_state(model.head))
     branch.to(rows.device, rows.dtype).train(model.training)
     model.config = grown
     model.branches.append(branch)
-    model.prompt_embedding = torch.cat([rows, embeddings.to(rows)])
-    return expected
+    return branch
 
 
 def nearest_classes(

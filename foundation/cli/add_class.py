@@ -7,7 +7,7 @@ import json
 import sys
 from typing import Any
 
-from foundation.cli.parsing import intermix, prints_results
+from foundation.cli.shared import intermix, prints_results
 from foundation.errors import UsageError
 from foundation.tuning.methods import METHODS
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from foundation.cli.parsing import intermix, prints_results
+from foundation.cli.shared import intermix, prints_results
 from foundation.errors import UsageError
 
 VERB = "pretrain"
