@@ -68,7 +68,7 @@ def finetune(
         MissingExtraError: An extra is not installed.
     """
     chosen = get_method(method, **settings)
-    base = model if isinstance(model, UniversalModel) else from_pretrained(model)
+    base = from_pretrained(model) if isinstance(model, str | Path) else model
     run = TuningRun(base, chosen, Path(output), seed, device, tolerance_mm, name, progress)
     run.read(data, classes, test=test, validation=validation)
     before = run.measure(BEFORE)

@@ -38,6 +38,7 @@ from foundation.hardware import keep_freed_memory
 from foundation.hub.cards import Results
 from foundation.inference.predict import choose_device
 from foundation.model import UniversalModel
+from foundation.networks.protocol import check_trainable, require
 from foundation.taxonomy import NAMES, normalise
 from foundation.text import class_prompt
 from foundation.training.losses import EXCLUSIVE
@@ -96,6 +97,8 @@ class TuningRun:
     expected: tuple[Expectation, ...] = field(init=False, default=())
 
     def __post_init__(self) -> None:
+        require(self.base, "logits", "Tuning by prompts")
+        check_trainable(self.base.config)
         self.folder = Path(self.folder)
         self.device = choose_device(self.device)
         place: torch.device = self.accelerator.device
