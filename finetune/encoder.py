@@ -26,7 +26,8 @@ from torch.nn import functional
 from tqdm import trange
 
 from foundation import Encoder, from_pretrained
-from foundation.tuning import SMOKE_LABELS, generated_scan, settings_of
+from foundation.synthesis import SMOKE_LABELS, generated_scan
+from foundation.tuning import settings_of
 
 
 @dataclass(frozen=True)

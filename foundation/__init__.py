@@ -21,13 +21,9 @@ if TYPE_CHECKING:
         WeightsError,
     )
     from foundation.hub.cards import Card, ModelSummary, list_models
-    from foundation.hub.load import (
-        from_pretrained,
-        model_card,
-        push_to_hub,
-        save_pretrained,
-        segment,
-    )
+    from foundation.hub.load import from_pretrained, model_card, segment
+    from foundation.hub.saved import save_pretrained
+    from foundation.hub.upload import push_to_hub
     from foundation.imaging.result import Segmentation
     from foundation.model import PlainModel, UniversalModel
     from foundation.networks.encoder import Encoder
@@ -46,7 +42,9 @@ _HOMES = {
         "VolumeError",
         "WeightsError",
     ),
-    "hub.load": ("from_pretrained", "model_card", "push_to_hub", "save_pretrained", "segment"),
+    "hub.load": ("from_pretrained", "model_card", "segment"),
+    "hub.saved": ("save_pretrained",),
+    "hub.upload": ("push_to_hub",),
     "model": ("PlainModel", "UniversalModel"),
     "networks.encoder": ("Encoder",),
     "adapting.classes": ("add_class",),

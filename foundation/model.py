@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import Tensor, nn
 
+from foundation.adapting import adapters
 from foundation.adapting.classes import Expectation, Kind, add_class
-from foundation.config import ModelConfig, NetworkConfig, TextSpec
+from foundation.config import ModelConfig, NetworkConfig, Origin, TextSpec
 from foundation.errors import UsageError, WeightsError, listed
 from foundation.imaging.result import Segmentation
 from foundation.imaging.volumes import Source
@@ -41,6 +42,7 @@ class Model(nn.Module):
     """
 
     config: NetworkConfig
+    head: nn.Module
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -48,6 +50,7 @@ class Model(nn.Module):
             config.backbone, config.preprocessing.channels, **config.backbone_options
         )
         self.config = replace(config, divisor=self.backbone.divisor)
+        self.origin: Origin | None = None  # set by `from_pretrained`
 
     def __repr__(self) -> str:
         pre, names = self.config.preprocessing, self.classes
@@ -152,7 +155,7 @@ class Model(nn.Module):
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Upload the model and return the address of the commit; see `foundation.push_to_hub`."""
-        from foundation.hub.load import push_to_hub
+        from foundation.hub.upload import push_to_hub
 
         return push_to_hub(self, repo_id, **options)
 
@@ -171,6 +174,7 @@ class UniversalModel(Model):
     """
 
     config: ModelConfig
+    head: TextDrivenHead
     prompt_embedding: Tensor
 
     def __init__(self, config: ModelConfig, prompt_embedding: Tensor | None = None) -> None:
@@ -192,7 +196,7 @@ class UniversalModel(Model):
         self.branches = nn.ModuleList(
             Branch(spec, self.backbone, config) for spec in config.branches
         )
-        self.loaded_branches = len(config.branches)  # any others were added since
+        self.adapters = adapters.Adapters(loaded_branches=len(config.branches))
         self.register_buffer(PROMPTS, prompt_embedding.float())
         self._checked_prompts: tuple[Tensor, ...] = ()  # a tuple, so that they are not registered
 
@@ -225,12 +229,12 @@ class UniversalModel(Model):
         for index, channels_of in rows_by_branch(self.config):
             mine = [channel for channel in wanted if channel in channels_of]
             if mine:
-                own_rows = [channel - channels_of.start for channel in mine]
+                own_rows = [channels_of.index(channel) for channel in mine]
                 rows = self.prompt_embedding[mine]
                 parts.append(self.branches[index](self.head, full, pyramid, rows, own_rows))
                 order += mine
         logits = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-        return logits if order == wanted else logits[:, [order.index(each) for each in wanted]]
+        return logits if order == wanted else _last_of_each(logits, order, wanted)
 
     def logits(self, image: Tensor, prompts: Tensor) -> Tensor:
         """Compute the logits of any classes from their prompts alone, by the model's own head.
@@ -276,12 +280,16 @@ class UniversalModel(Model):
         )
         sampled = self.head.sample(full, voxels)
         parts = [self.head.logits_at(sampled, generated)]
+        order = list(range(trained_rows(self.config)))
         for index, rows in rows_by_branch(self.config):
             branch = self.branches[index]
             assert isinstance(branch, Branch)
-            mine = self.prompt_embedding[rows.start : rows.stop]
+            mine = self.prompt_embedding[_places(rows)]
             parts.append(branch.logits_at(self.head, full, pyramid, mine, voxels))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 1), sampled
+            order += rows
+        logits = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        wanted = list(range(len(self.classes)))
+        return logits if order == wanted else _last_of_each(logits, order, wanted), sampled
 
     def _wanted(self, channels: Sequence[int] | None) -> list[int]:
         every = range(len(self.classes))
@@ -347,6 +355,44 @@ class UniversalModel(Model):
             self, name, prompt=prompt, parent=parent, embedding=embedding, text=text, kind=kind
         )
 
+    def add_adapter(self, name: str, **options: Any) -> None:
+        """Add an untrained adapter and activate it; see `foundation.add_adapter`."""
+        adapters.add_adapter(self, name, **options)
+
+    def set_adapter(self, name: str | None) -> None:
+        """Activate an adapter; None: the model as it was; see `foundation.set_adapter`."""
+        adapters.set_adapter(self, name)
+
+    def delete_adapter(self, name: str | None = None) -> None:
+        """Delete an adapter; the active one if no name is given."""
+        adapters.delete_adapter(self, name)
+
+    def merge_adapter(
+        self, name: str | None = None, *, new_name: str | None = None
+    ) -> UniversalModel:
+        """Return a plain model with an adapter in its weights; see `foundation.merge_adapter`."""
+        return adapters.merge_adapter(self, name, new_name=new_name)
+
+    def load_adapter(
+        self, name_or_path: str | Path, name: str | None = None, **options: Any
+    ) -> str:
+        """Load an adapter, activate it and return its name; see `foundation.load_adapter`."""
+        from foundation.hub.load import load_adapter
+
+        return load_adapter(self, name_or_path, name, **options)
+
+    def save_adapter(self, folder: str | Path, name: str | None = None, **options: Any) -> Path:
+        """Write the folder of an adapter; see `foundation.save_adapter`."""
+        from foundation.hub.adapter_files import save_adapter
+
+        return save_adapter(self, folder, name, **options)
+
+    def push_adapter(self, repo_id: str, name: str | None = None, **options: Any) -> str:
+        """Upload an adapter and return the address of the commit; see `foundation.push_adapter`."""
+        from foundation.hub.upload import push_adapter
+
+        return push_adapter(self, repo_id, name, **options)
+
 
 class PlainModel(Model):
     """A backbone with a head without text: one channel a class, as in the published transfer.
@@ -357,6 +403,8 @@ class PlainModel(Model):
     Raises:
         UsageError: The backbone cannot be built.
     """
+
+    head: PlainHead
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__(config)
@@ -396,6 +444,17 @@ class PlainModel(Model):
         if voxels.shape[1] != sampled.shape[2]:
             sampled = sampled.gather(2, voxels[:, None].expand(-1, sampled.shape[1], -1))
         return self.head.logits_at(sampled), sampled
+
+
+def _last_of_each(logits: Tensor, order: Sequence[int], wanted: Sequence[int]) -> Tensor:
+    """Logits (B, k, …) of `order`, some of which may come twice, as those of `wanted`."""
+    place = {channel: index for index, channel in enumerate(order)}
+    return logits[:, [place[channel] for channel in wanted]]
+
+
+def _places(rows: Sequence[int]) -> slice | list[int]:
+    """Neighbours as a slice: the same memory gives the same sums."""
+    return slice(rows.start, rows.stop) if isinstance(rows, range) else list(rows)
 
 
 @overload

@@ -30,16 +30,12 @@ FLOORS = {
 }
 STRANGERS = {("pretraining", "tuning"), ("tuning", "pretraining")}  # on one floor, yet apart
 # What the move of the files left to mend: imports that go up. Nothing may be added.
-UPWARD = {
-    "adapting.adapters model",
-    "training.mixture pretraining.config",
-    "training.scans pretraining.config",
-}
+UPWARD: set[str] = set()
 # Methods of the model that only call the hub, which they import when they are called.
-CONVENIENCE = {"model hub.load", "model hub.saved"}
+CONVENIENCE = {"model hub.load", "model hub.saved", "model hub.upload", "model hub.adapter_files"}
 WITHOUT_TORCH = (
     *("errors", "taxonomy", "config", "files", "hub.cards", "imaging.layout", "cli.main"),
-    *("cli.datasets", "cli.prepare", "cli.pretrain", "cli.add_class"),
+    *("cli.datasets", "cli.prepare", "cli.pretrain", "cli.add_class", "tuning.methods"),
 )
 
 

@@ -153,13 +153,17 @@ class Branch(nn.Module):
 
 
 def trained_rows(config: ModelConfig) -> int:
-    """Return the number of classes that are in no branch: the head was trained with them."""
-    return len(config.classes) - sum(len(spec.classes) for spec in config.branches)
+    """Return the number of classes that were not added: the head was trained with them."""
+    added = sum(len(spec.classes) for spec in config.branches if not spec.replaces)
+    return len(config.classes) - added
 
 
-def rows_by_branch(config: ModelConfig) -> Iterator[tuple[int, range]]:
-    """Iterate over the index of each branch and its channels."""
+def rows_by_branch(config: ModelConfig) -> Iterator[tuple[int, Sequence[int]]]:
+    """Iterate over the index of each branch and its channels; the last one of a channel counts."""
     start = trained_rows(config)
     for index, spec in enumerate(config.branches):
-        yield index, range(start, start + len(spec.classes))
-        start += len(spec.classes)
+        if spec.replaces:
+            yield index, [config.class_names.index(name) for name in spec.classes]
+        else:
+            yield index, range(start, start + len(spec.classes))
+            start += len(spec.classes)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from foundation.errors import UsageError
 from foundation.evaluation.scores import mean_dice, validate
-from foundation.files import replacing
+from foundation.files import recover_folder, replacing
 from foundation.hardware import keep_freed_memory, trains_in_bfloat16
 from foundation.hub.saved import save_pretrained
 from foundation.model import UniversalModel
@@ -28,15 +28,9 @@ from foundation.pretraining.config import RunConfig, StageConfig
 from foundation.pretraining.folds import Folds, held_out_cases, make_folds, read_folds
 from foundation.pretraining.network import build_network, build_optimizer, exclusive_classes
 from foundation.pretraining.reading import differences, dump, load_config, smoke, with_store
-from foundation.training.checkpoints import recover_folder, replacing_folder
+from foundation.pretraining.sources import batches, build_sources, open_store
 from foundation.training.losses import published_losses, scan_losses
-from foundation.training.mixture import (
-    Mixture,
-    batches,
-    build_sources,
-    fingerprint,
-    open_store,
-)
+from foundation.training.mixture import Mixture, fingerprint
 from foundation.training.schedule import Schedule
 from foundation.training.trainer import Batch, Trainer, TrainerConfig, accelerator_for
 
@@ -276,8 +270,7 @@ class Pretraining:
         folder = self.run / name
         model = self._published(trainer)  # every process takes part
         if trainer.main:
-            with replacing_folder(folder) as temporary:
-                save_pretrained(model, temporary, dtype=_DTYPES[self.config.weights_dtype])
+            save_pretrained(model, folder, dtype=_DTYPES[self.config.weights_dtype])
         self.accelerator.wait_for_everyone()
         return folder
 

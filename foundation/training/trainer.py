@@ -24,9 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from foundation.errors import MissingExtraError, UsageError
+from foundation.files import recover_folder
 from foundation.hardware import computes_bfloat16
 from foundation.training import checkpoints
-from foundation.training.checkpoints import Checkpoint, recover_folder
+from foundation.training.checkpoints import Checkpoint
 from foundation.training.ema import Average
 from foundation.training.logs import Board, Progress, Table, Tally
 from foundation.training.schedule import Schedule

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from foundation.tuning.data import TuningData, read_data
     from foundation.tuning.feeds import CachedFeed, PatchFeed
-    from foundation.tuning.generated import SMOKE_CLASS, SMOKE_LABELS, generated_scan, write_scans
     from foundation.tuning.methods import (
         METHODS,
         Continual,
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 _HOMES = {
     "data": "TuningData read_data",
     "feeds": "CachedFeed PatchFeed",
-    "generated": "SMOKE_CLASS SMOKE_LABELS generated_scan write_scans",
     "methods": "METHODS Continual Full Head Lora Method NetworkMethod get_method",
     "recipe": "Given method_settings settings_of",
     "result": "Tuned",
@@ -43,8 +41,6 @@ __all__ = [
     "AFTER",
     "BEFORE",
     "METHODS",
-    "SMOKE_CLASS",
-    "SMOKE_LABELS",
     "CachedFeed",
     "Continual",
     "Full",
@@ -58,14 +54,12 @@ __all__ = [
     "TuningData",
     "TuningRun",
     "fewshot_subsets",
-    "generated_scan",
     "get_method",
     "method_settings",
     "random_model",
     "read_data",
     "settings_of",
     "validation_curve",
-    "write_scans",
     "write_subsets",
 ]
 

@@ -20,9 +20,10 @@ from foundation.imaging.frame import window_hu
 from foundation.inference.sliding_window import window_starts
 from foundation.model import UniversalModel
 from foundation.networks.branches import Branch
-from foundation.synthesis.patch import draw_voxels
+from foundation.training.crops import read_crop
 from foundation.training.logs import bar
-from foundation.training.mixture import Mixture, PatchGrid
+from foundation.training.mixture import Mixture
+from foundation.training.sample import PatchGrid, draw_truth
 from foundation.training.trainer import Batch
 from foundation.tuning.objective import Forward
 from foundation.tuning.samples import FewScans, Patch
@@ -192,7 +193,10 @@ class _BranchAtVoxels(nn.Module):
     @property
     def embedding(self) -> Tensor:
         """The prompts of its classes, (k, D)."""
-        return self.model.prompt_embedding[-len(self.branch.spec.classes) :]
+        spec, rows = self.branch.spec, self.model.prompt_embedding
+        if spec.replaces:
+            return rows[[self.model.classes.index(name) for name in spec.classes]]
+        return rows[-len(spec.classes) :]
 
     def forward(self, full: Tensor, pyramid: Sequence[Tensor], voxels: Tensor) -> Tensor:
         """full (B, C, X, Y, Z), pyramid, voxels (B, M) flat indices → logits (B, k, M)."""
@@ -255,17 +259,15 @@ class CachedFeed:
             pool = self.others
         window = self.windows[pool[int(rng.integers(len(pool)))]]
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        voxels, weight = draw_voxels(window.labels, self.voxels, generator)
-        values = window.labels.reshape(-1)[voxels].long()
-        annotated = np.isin(self.classes, list(window.case.annotated))
-        membership = torch.from_numpy(window.case.membership(self.classes) & annotated)
-        return {
-            "window": window,
-            "voxels": voxels,
-            "target": membership[values].T,
-            "annotated": torch.from_numpy(annotated),
-            "weight": weight * window.known.reshape(-1)[voxels],
-        }
+        truth = draw_truth(
+            window.labels,
+            window.known,
+            window.case.membership(self.classes),
+            np.isin(self.classes, window.case.annotated),
+            self.voxels,
+            generator,
+        )
+        return {"window": window, **truth}
 
     def _features(self, windows: Sequence[CachedWindow]) -> tuple[Tensor, list[Tensor]]:
         """Features on the device, stacked; in bfloat16 where the network computes in it."""
@@ -335,11 +337,8 @@ def cache_windows(run: TuningRun, cases: Sequence[StoredCase], most: int) -> lis
 
     def windows() -> Iterator[Patch]:
         for case, start in chosen:
-            hu, labels, inside = case.read(start, size)
-            assert hu is not None
-            values = torch.from_numpy(labels.astype(np.int32))
-            known = torch.from_numpy(inside & ~np.isin(labels, list(case.unknown)))
-            image = torch.from_numpy(hu.astype(np.float32))
+            image, values, inside = read_crop(case, start, size)
+            known = inside & ~torch.isin(values, torch.tensor([*case.unknown]))
             yield Patch(case, image, values, known, (list(start), list(size)), None)
 
     return _cache(run, windows(), len(chosen))

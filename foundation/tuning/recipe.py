@@ -13,11 +13,12 @@ from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from foundation.errors import UniversalCTError, UsageError
-from foundation.tuning.generated import SMOKE_CLASS, write_scans
+from foundation.synthesis import SMOKE_CLASS, write_scans
 from foundation.tuning.methods import Method
 from foundation.tuning.result import Tuned
 
 _POSITIONAL = ("data", "classes")
+_TEMPORARY = "universal-ct-smoke-"  # what the folder of `--smoke` begins with
 _T = TypeVar("_T")
 _M = TypeVar("_M", bound=Method)
 
@@ -49,7 +50,7 @@ class Given:
     def show(self, tuned: Tuned) -> None:
         """Print what was reached, and where it lies if that is kept."""
         print(tuned.table(), file=sys.stderr)
-        if tempfile.gettempdir() in map(str, self.data.parents):
+        if any(parent.name.startswith(_TEMPORARY) for parent in self.output.parents):
             print("It works. These files were temporary, and are removed.", file=sys.stderr)
         else:
             print(f"Saved to {tuned.saved}; see {tuned.report}.", file=sys.stderr)
@@ -120,7 +121,7 @@ def _parsed(
     chosen = {name: value for name, value in values.items() if value not in (None, [])}
     if "classes" in chosen:
         chosen["classes"] = tuple(chosen["classes"])
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(prefix=_TEMPORARY) as folder:
         if smokes:
             chosen = {**_generated(Path(folder), known), **smoke, **chosen}
         missing = [n for n, f in known.items() if f.default is MISSING and n not in chosen]

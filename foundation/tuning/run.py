@@ -26,17 +26,16 @@ import torch
 from torch import Tensor, nn
 
 from foundation.adapting.adapters import base_sha256
-from foundation.adapting.classes import Expectation, add_classes
+from foundation.adapting.classes import Expectation, add_classes, replace_classes
 from foundation.config import ClassSpec
-from foundation.data.naming import Naming, NewClass
+from foundation.data.naming import NewClass
 from foundation.errors import UsageError, listed
-from foundation.evaluation.agreement import agreement, card_section
+from foundation.evaluation.agreement import agreement
 from foundation.evaluation.charts import Curve
 from foundation.evaluation.report import Report, write_report
 from foundation.evaluation.scores import Scores, evaluate
-from foundation.files import replacing
 from foundation.hardware import keep_freed_memory
-from foundation.hub.saved import CARD
+from foundation.hub.cards import Results
 from foundation.inference.predict import choose_device
 from foundation.model import UniversalModel
 from foundation.taxonomy import NAMES, normalise
@@ -91,6 +90,7 @@ class TuningRun:
     name: str | None = None
     progress: bool = True
     trained: Trainer = field(init=False)
+    source: Path = field(init=False)
     data: TuningData = field(init=False)
     model: UniversalModel = field(init=False)
     expected: tuple[Expectation, ...] = field(init=False, default=())
@@ -160,7 +160,9 @@ class TuningRun:
                 method.
         """
         wanted = [self._wanted(each) for each in classes]
-        self._check_parents(wanted)
+        # Before the scans are read, which takes long: a wrong class is an error at once.
+        self.model, self.expected = grown(self.base, wanted, self.method, self.seed)
+        self.source = Path(data)
         with self.accelerator.main_process_first():
             self.data = read_data(
                 data,
@@ -174,7 +176,6 @@ class TuningRun:
                 workers=1,  # others would start the caller's script anew without a main guard
                 progress=self.shows_progress,
             )
-        self.model, self.expected = grown(self.base, wanted, self.method, self.seed)
         self.model.to(self.device)
         if self.shows_progress:  # before hours of training, not after
             print(*self.expected, sep="\n", file=sys.stderr)
@@ -185,30 +186,18 @@ class TuningRun:
         known = {normalise(spec.name): spec for spec in self.base.config.classes}
         if (spec := known.get(normalise(each.name))) is None:
             return each
-        if not self.method.tunes_known:
-            raise UsageError(
-                f"{spec.name!r} is a class of the model, and method {self.method.name} does not "
-                "change those. Tune it by lora, full or continual, or give a new class another "
-                "name."
-            )
         if each.prompt is not None and each.prompt != spec.prompt:
             raise UsageError(
                 f"{spec.name!r} is a class of the model with the prompt {spec.prompt!r}, which "
                 "stays. Leave the prompt out, or give a new class another name."
             )
+        if each.parent is not None and each.parent != spec.parent:
+            where = f"in {spec.parent!r}" if spec.parent else "without a parent"
+            raise UsageError(
+                f"{spec.name!r} is a class of the model {where}, which stays. Leave the parent "
+                "out, or give a new class another name."
+            )
         return replace(each, name=spec.name, parent=spec.parent)
-
-    def _check_parents(self, wanted: Sequence[NewClass]) -> None:
-        naming = Naming(tuple(wanted), self.base.classes)
-        for each in wanted:
-            if each.name in self.base.classes or each.parent is None:
-                continue
-            if not naming.classes(each.parent):
-                known = listed([*self.base.classes, *(other.name for other in wanted)], 40)
-                raise UsageError(
-                    f"The parent {each.parent!r} of {each.name!r} is no class of the model and "
-                    f"none that is added. Choose from {known}."
-                )
 
     # --- training and measuring -----------------------------------------------------------------
 
@@ -305,42 +294,25 @@ class TuningRun:
 
     def save(self, before: Scores, after: Scores) -> Path:
         """Write the model, or the adapter alone; return the folder. Arguments as of `finish`."""
-
-        def write() -> Path:
-            folder = self.method.save(self)
-            card = folder / CARD
-            text = card.read_text(encoding="utf-8").rstrip() + "\n\n"
-            with replacing(card) as temporary:
-                text += "\n".join(self._results(before, after)) + "\n"
-                temporary.write_text(text, encoding="utf-8")
-            return folder
-
-        return self._on_main(write)
-
-    def _results(self, before: Scores, after: Scores) -> list[str]:
-        """Lines of a card in Markdown: where the model comes from, and what it reached."""
-        rows = [
-            f"| {name} | {before.mean([name]) or 0:.3f} | {after.mean([name]):.3f} "
-            f"| {after.mean([name], 'nsd'):.3f} |"
-            for name in (*self.learnt, *self.old)
-            if name in after.classes
-        ]
-        return [
-            "## Lineage",
+        names = [name for name in (*self.learnt, *self.old) if name in after.classes]
+        agreed = self.agreement()
+        results = Results(
+            dataset=self.source.name,
+            split="test" if self.data.test else "validation",
+            scans=len(after.cases),
+            dice={name: after.mean([name]) or 0.0 for name in names},
+            surface_dice={name: after.mean([name], "nsd") or 0.0 for name in names},
+            tolerance_mm=after.tolerance_mm,
+            agreement={name: agreed.mean([name]) or 0.0 for name in agreed.classes},
+        )
+        facts = [
+            "## Training",
             "",
             *(f"- {key}: {value}" for key, value in self.lineage.items()),
             f"- best step: {self.trained.best_step} of {self.trained.step}",
-            "",
-            "## Results",
-            "",
-            f"On {len(after.cases)} {'test' if self.data.test else 'validation'} scans, at "
-            f"{after.spacing_mm:g} mm; surface Dice with a tolerance of {after.tolerance_mm:g} mm.",
-            "",
-            "| class | Dice before | Dice | surface Dice |",
-            "|-|-|-|-|",
-            *rows,
-            *card_section(self.agreement()),
+            *(f"- Dice before, {name}: {before.mean([name]) or 0:.3f}" for name in names),
         ]
+        return self._on_main(lambda: self.method.save(self, results, "\n".join(facts)))
 
     @property
     def lineage(self) -> dict[str, str]:
@@ -383,24 +355,33 @@ def grown(
 
     Args:
         base: It is not changed.
-        wanted: Classes to learn; known ones are left as they are.
-        method: Decides the width of what they get of their own.
+        wanted: Classes to learn.
+        method: Decides what they get of their own.
         seed: Of the new weights.
 
     Returns:
         The copy, and what to expect of each new class before training.
     """
     model, text = copy.deepcopy(base), base.config.text
-    specs = [
+    added = [
         ClassSpec(each.name, each.prompt or class_prompt(each.name, text), each.parent)
         for each in wanted
         if each.name not in base.classes
     ]
-    if not specs:
-        return model, ()
+    known = [each.name for each in wanted if each.name in base.classes]
+    if added and known and method.replaces_known:
+        raise UsageError(
+            f"The model has {listed(known)} and not {listed([spec.name for spec in added])}; "
+            f"method {method.name} learns known and new classes apart. Give them one after the "
+            "other, or use lora, full or continual."
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return model, add_classes(model, specs, kind="side", width=method.width)
+        if known and method.replaces_known:
+            replace_classes(model, known, width=method.width)
+        if not added:
+            return model, ()
+        return model, add_classes(model, added, kind="side", width=method.width)
 
 
 # --- what the trainer asks for --------------------------------------------------------------------

@@ -19,8 +19,9 @@ from foundation.evaluation.scores import score_case
 from foundation.pretraining import run as module
 from foundation.pretraining.reading import load_config
 from foundation.pretraining.run import Pretraining, pretrain
+from foundation.pretraining.sources import batches, grid_of
 from foundation.taxonomy import NAMES
-from foundation.training.mixture import Mixture, batches
+from foundation.training.mixture import Mixture
 from foundation.training.trainer import Trainer, accelerator_for
 
 
@@ -87,8 +88,6 @@ def first_batch(run: Pretraining, count: int = 2) -> dict[str, torch.Tensor]:
 
 
 def engine_grid(run: Pretraining) -> Any:
-    from foundation.training.mixture import grid_of
-
     return grid_of(run.config, run.config.stages[-1], run.classes)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from foundation.errors import UsageError
 
 if TYPE_CHECKING:
+    from foundation.hub.cards import Results
     from foundation.model import UniversalModel
     from foundation.tuning.feeds import Feed
     from foundation.tuning.run import TuningRun
@@ -71,7 +72,7 @@ class Method(TuningSettings, ABC):
     """One way of adapting a model: what it trains, from which batches, and how it is saved."""
 
     summary: ClassVar[str]  # a line for --help
-    tunes_known: ClassVar[bool] = True  # whether classes of the model can be trained further
+    replaces_known: ClassVar[bool] = False  # a known class gets a branch that computes it instead
 
     def prepare(self, run: TuningRun) -> None:  # most methods need nothing
         """Change the model before its training, which is given with the new classes."""
@@ -84,14 +85,30 @@ class Method(TuningSettings, ABC):
     def feed(self, run: TuningRun) -> Feed:
         """Return what gives the batches and the validation."""
 
-    def save(self, run: TuningRun) -> Path:
-        """Write what was trained into the run's folder; returns the folder of the model."""
+    def save(self, run: TuningRun, results: Results, notes: str) -> Path:
+        """Write what was trained into the run's folder.
+
+        Args:
+            run: Its model is saved.
+            results: What was measured, for the card.
+            notes: Further sections of the card, Markdown.
+
+        Returns:
+            The folder of the model, or of the adapter.
+        """
         import torch
 
-        from foundation.hub.saved import save_pretrained
+        from foundation.hub.saved import base_of, save_pretrained
 
         run.model.config = replace(run.model.config, name=run.name or run.folder.name)
-        return save_pretrained(run.model, run.folder / MODEL, dtype=torch.float16)
+        return save_pretrained(
+            run.model,
+            run.folder / MODEL,
+            results=results,
+            base=base_of(run.base),
+            notes=notes,
+            dtype=torch.float16,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

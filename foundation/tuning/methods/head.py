@@ -18,12 +18,13 @@ class Head(Method):
     """New classes get a branch: a small decoder beside the network's own, and a text-driven head.
 
     Nothing else is trained, so that the old classes stay the same, bit for bit, and the network
-    has to see each window only once: a step computes the branch alone, from cached features.
+    has to see each window only once: a step computes the branch alone, from cached features. A
+    class that the model has gets a branch that computes it in the place of the head.
     """
 
     name: ClassVar[str] = "head"
     summary: ClassVar[str] = "the network stays: minutes on a CPU; old classes cannot change"
-    tunes_known: ClassVar[bool] = False
+    replaces_known: ClassVar[bool] = True
 
     learning_rate: float = 5e-3
     steps: int = 480

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from foundation.tuning.methods.base import NetworkMethod
 
 if TYPE_CHECKING:
+    from foundation.hub.cards import Results
     from foundation.model import UniversalModel
     from foundation.tuning.run import TuningRun
 
@@ -35,9 +36,9 @@ class Lora(NetworkMethod):
 
     def prepare(self, run: TuningRun) -> None:
         """As `Method.prepare`: add the adapter, then train what is new."""
-        from foundation.hub.adapter_files import add_adapter
+        from foundation.adapting.adapters import add_adapter, default_name
 
-        name = run.name or run.learnt[0].replace(" ", "-")
+        name = run.name or default_name(run.learnt)
         add_adapter(run.model, name, rank=self.rank, seed=run.seed)
         super().prepare(run)
 
@@ -46,8 +47,8 @@ class Lora(NetworkMethod):
         rates = super().rates(model)
         return {n: rates[n] for n, tensor in model.named_parameters() if tensor.requires_grad}
 
-    def save(self, run: TuningRun) -> Path:
+    def save(self, run: TuningRun, results: Results, notes: str) -> Path:
         """As `Method.save`: the adapter alone."""
         from foundation.hub.adapter_files import save_adapter
 
-        return save_adapter(run.model, run.folder / ADAPTER)
+        return save_adapter(run.model, run.folder / ADAPTER, results=results, notes=notes)
