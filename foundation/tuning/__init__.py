@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from foundation.tuning.recipe import Given, method_settings, settings_of
     from foundation.tuning.result import Tuned
     from foundation.tuning.run import AFTER, BEFORE, TuningRun, validation_curve
+    from foundation.tuning.start import random_model
+    from foundation.tuning.tasks import fewshot_subsets, write_subsets
 
 # Loaded on first use: the command line lists the methods without torch.
 _HOMES = {
@@ -30,6 +32,8 @@ _HOMES = {
     "recipe": "Given method_settings settings_of",
     "result": "Tuned",
     "run": "AFTER BEFORE TuningRun validation_curve",
+    "start": "random_model",
+    "tasks": "fewshot_subsets write_subsets",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 
@@ -49,11 +53,14 @@ __all__ = [
     "Tuned",
     "TuningData",
     "TuningRun",
+    "fewshot_subsets",
     "get_method",
     "method_settings",
+    "random_model",
     "read_data",
     "settings_of",
     "validation_curve",
+    "write_subsets",
 ]
 
 
