@@ -6,11 +6,13 @@ Everything here is plain data that reads from and writes to `config.json`; nothi
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from foundation.errors import UsageError, WeightsError
+from foundation.settings import read
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -79,6 +81,52 @@ class Preprocessing:
         return len(self.hu_windows)
 
 
+# The paper's templates; V3 is its best, and the one the published embeddings were made with.
+PROMPT_TEMPLATES: dict[str, str] = {
+    "V1": "A photo of a {}.",
+    "V3": "A computerized tomography of a {}",
+}
+
+
+def make_prompt(name: str, template: str = "V3") -> str:
+    """Make the sentence for a class name.
+
+    Args:
+        name: What the sentence is of, in words.
+        template: "V1", "V3", or your own with one `{}`.
+
+    Returns:
+        The sentence.
+
+    Raises:
+        UsageError: The template does not hold exactly one `{}`.
+    """
+    sentence = PROMPT_TEMPLATES.get(template, template)
+    if sentence.count("{}") != 1:
+        raise UsageError(
+            f"Prompt template {template!r} must contain '{{}}' exactly once, where the class name "
+            f"goes, or be one of {', '.join(PROMPT_TEMPLATES)}; e.g. {PROMPT_TEMPLATES['V3']!r}."
+        )
+    return sentence.replace("{}", name)
+
+
+def check_class_name(name: str, prompt: str | None = None) -> None:
+    """Refuse a class whose name or prompt says nothing.
+
+    Args:
+        name: Of the class; it becomes part of files' names and of reports.
+        prompt: Its sentence; None where it is made from the name.
+
+    Raises:
+        UsageError: One of them has no letter or digit, or the name has a line break.
+    """
+    for what, text in (("name", name), ("prompt", prompt)):
+        if text is not None and not re.search(r"\w", text):
+            raise UsageError(f"A class needs a {what} with a letter or digit; {text!r} has none.")
+    if not name.isprintable():
+        raise UsageError(f"A class needs a name without line breaks or tabs; {name!r} has some.")
+
+
 @dataclass(frozen=True)
 class TextSpec:
     """Which text encoder made the prompt embeddings, and how: embeddings of two never mix.
@@ -94,7 +142,7 @@ class TextSpec:
 
     encoder: str = "open_clip:ViT-B-32/openai"
     revision: str = ""
-    template: str = "A computerized tomography of a {}"
+    template: str = PROMPT_TEMPLATES["V3"]
     pooling: str = "eot"
     normalised: bool = False
     dim: int = 512
@@ -113,6 +161,9 @@ class ClassSpec:
     name: str
     prompt: str = ""
     parent: str | None = None
+
+    def __post_init__(self) -> None:
+        check_class_name(self.name)  # a class of a plain head has no prompt
 
 
 @dataclass(frozen=True)
@@ -173,6 +224,8 @@ class NetworkConfig:
             raise UsageError(f"activation is {self.activation!r}; choose softmax or sigmoid.")
         if self.divisor < 1:
             raise UsageError(f"divisor is {self.divisor}; it must be 1 or more.")
+        if twice := sorted({name for name in self.class_names if self.class_names.count(name) > 1}):
+            raise UsageError(f"Two classes are called {', '.join(twice)}; each needs its own name.")
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -196,22 +249,7 @@ class NetworkConfig:
             WeightsError: It is not JSON, has an unknown or missing field, a value that is not
                 allowed, or another format version.
         """
-        return cls._from_raw(_content(text, source), source)
-
-    @classmethod
-    def _from_raw(cls, raw: dict[str, Any], source: str) -> Self:
-        try:
-            return _strict(cls, {**raw, **cls._fields_of(raw)})
-        except (KeyError, TypeError, ValueError) as error:
-            raise WeightsError(f"{source} does not describe a model: {error}.") from error
-
-    @classmethod
-    def _fields_of(cls, raw: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields that are more than plain values."""
-        return {
-            "classes": tuple(_strict(ClassSpec, item) for item in raw["classes"]),
-            "preprocessing": _strict(Preprocessing, _tuples(raw["preprocessing"])),
-        }
+        return _read_model(cls, _json(text, source), source)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,17 +280,6 @@ class ModelConfig(NetworkConfig):
         if unknown := sorted(replaced - set(self.class_names)):
             raise UsageError(f"A branch computes {unknown}, which the model does not have.")
 
-    @classmethod
-    def _fields_of(cls, raw: Mapping[str, Any]) -> dict[str, Any]:
-        branches = raw.get("branches", ())
-        if any("prompt" not in item for item in raw["classes"]):
-            raise KeyError("prompt")
-        return {
-            **super()._fields_of(raw),
-            "text": _strict(TextSpec, raw["text"]),
-            "branches": tuple(_strict(BranchSpec, _tuples(item)) for item in branches),
-        }
-
 
 def read_config(text: str, source: str = "config.json") -> NetworkConfig:
     """Read the configuration of a text-driven model, or of a network without text.
@@ -264,21 +291,24 @@ def read_config(text: str, source: str = "config.json") -> NetworkConfig:
     Raises:
         WeightsError: See `NetworkConfig.from_json`.
     """
-    raw = _content(text, source)
-    return (ModelConfig if "text" in raw else NetworkConfig)._from_raw(raw, source)
+    raw = _json(text, source)
+    kind = ModelConfig if isinstance(raw, dict) and "text" in raw else NetworkConfig
+    return _read_model(kind, raw, source)
 
 
-def _content(text: str, source: str) -> dict[str, Any]:
+def _read_model(kind: type[_Spec], raw: Any, source: str) -> _Spec:
+    where = f"{source} does not describe a model"
+    config = read(kind, raw, where, version=FORMAT_VERSION, error=WeightsError)
+    if isinstance(config, ModelConfig) and any("prompt" not in item for item in raw["classes"]):
+        raise WeightsError(f"{where}: the key 'prompt' of a class is missing.")
+    return config
+
+
+def _json(text: str, source: str) -> Any:
     try:
-        raw = json.loads(text)
-    except json.JSONDecodeError as error:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # of too many digits or brackets, too
         raise WeightsError(f"{source} is not valid JSON: {error}.") from error
-    if not isinstance(raw, dict) or raw.pop("format_version", None) != FORMAT_VERSION:
-        raise WeightsError(
-            f"{source} is not a universal-ct configuration of format version {FORMAT_VERSION}. "
-            "Update universal-ct, or convert the model again."
-        )
-    return raw
 
 
 @dataclass(frozen=True)
@@ -361,33 +391,14 @@ class AdapterConfig:
         Raises:
             WeightsError: They are not what this version writes, or do not belong together.
         """
-        try:
-            raw, layers = json.loads(ours), json.loads(pefts)
-            if raw.pop("format_version") != ADAPTER_VERSION:
-                raise ValueError("another format version; update universal-ct")
-            raw["classes"] = tuple(_strict(ClassSpec, item) for item in raw["classes"])
-            raw["branches"] = tuple(_strict(BranchSpec, _tuples(item)) for item in raw["branches"])
-            raw["text"] = _strict(TextSpec, raw["text"])
-            raw |= {"rank": layers["r"], "alpha": layers["lora_alpha"]}
-            config = _strict(cls, {**raw, "target_modules": layers["target_modules"]})
-            if json.loads(config.to_peft()) != layers:
-                raise ValueError("universal_ct.json and adapter_config.json do not belong together")
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise WeightsError(f"{source} does not describe an adapter: {error}.") from error
+        raw, layers = _json(ours, source), _json(pefts, source)
+        where = f"{source} does not describe an adapter"
+        if isinstance(raw, dict) and isinstance(layers, dict):
+            known = {"rank": "r", "alpha": "lora_alpha", "target_modules": "target_modules"}
+            raw |= {name: layers[theirs] for name, theirs in known.items() if theirs in layers}
+        config = read(cls, raw, where, version=ADAPTER_VERSION, error=WeightsError)
+        if json.loads(config.to_peft()) != layers:
+            raise WeightsError(
+                f"{where}: universal_ct.json and adapter_config.json do not belong together."
+            )
         return config
-
-
-def _strict(kind: type[_Spec], values: Mapping[str, Any]) -> _Spec:
-    """Build a dataclass from fields by name, none of which may be unknown or missing."""
-    unknown = set(values) - {f.name for f in fields(cast(Any, kind))}
-    if unknown:
-        raise TypeError(f"unknown field {sorted(unknown)} in {kind.__name__}")
-    return kind(**values)
-
-
-def _tuples(value: Any) -> Any:
-    if isinstance(value, list):
-        return tuple(_tuples(item) for item in value)
-    if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    return value

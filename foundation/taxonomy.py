@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from foundation.errors import UsageError
+from foundation.settings import suggestion
 
 
 @dataclass(frozen=True)
@@ -226,8 +227,9 @@ def resolve(name: str, allowed: Sequence[str] = NAMES) -> str:
     paired = PAIRED.get(re.sub(r"s$", "", key).replace(" ", "_"), ())
     nearest = difflib.get_close_matches(key, keys, n=3, cutoff=0.6)
     suggestions = dict.fromkeys([n for n in paired if n in allowed] or [keys[k] for k in nearest])
-    hint = f" Did you mean {' or '.join(map(repr, suggestions))}?" if suggestions else ""
-    raise UsageError(f"Unknown class {name!r}.{hint} See `universal-ct classes`.")
+    raise UsageError(
+        f"Unknown class {name!r}.{suggestion(suggestions)} See `universal-ct classes`."
+    )
 
 
 @dataclass(frozen=True)

@@ -59,12 +59,21 @@ def test_a_configuration_survives_json(model: UniversalModel) -> None:
     ("changes", "message"),
     [
         ({"format_version": 2}, "format version 1"),
-        ({"colour": "red"}, r"unknown field \['colour'\] in ModelConfig"),
-        ({"text": {"encoder": "x", "voice": 1}}, r"unknown field \['voice'\] in TextSpec"),
+        ({"colour": "red"}, "unknown key 'colour'"),
+        ({"text": {"encoder": "x", "voice": 1}}, "text: unknown key 'voice'"),
         ({"classes": [{"name": "liver"}]}, "prompt"),
         ({"classes": ["liver"]}, "does not describe a model"),
-        ({"preprocessing": {"spacing": 1}}, r"unknown field \['spacing'\] in Preprocessing"),
+        ({"preprocessing": {"spacing": 1}}, "preprocessing: unknown key 'spacing'"),
         ({"preprocessing": {"threshold": 1.5}}, r"threshold in \(0, 1\)"),
+        ({"format_version": True}, "format version 1"),
+        ({"backbone_options": [1]}, "backbone_options is .*; expected keys and values"),
+        ({"backbone": ["unet"]}, "backbone is .*; expected str"),
+        ({"preprocessing": {"spacing_mm": [1.5, float("nan"), 1.5]}}, "finite"),
+        ({"preprocessing": {"spacing_mm": [1.5, 1.5]}}, "expected 3 values"),
+        ({"preprocessing": {"patch_size": [16.5, 16, 16]}}, "expected int"),
+        ({"classes": [{"name": 5, "prompt": "a"}]}, "expected str"),
+        ({"classes": [{"name": "", "prompt": "a"}]}, "needs a name"),
+        ({"classes": [{"name": "liver", "prompt": "a"}] * 2}, "Two classes are called liver"),
     ],
 )
 def test_a_configuration_is_read_strictly(
@@ -74,9 +83,13 @@ def test_a_configuration_is_read_strictly(
         ModelConfig.from_json(altered(model.config, **changes))
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"name": "liver"}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "3", '{"name": "liver"}', "[" * 100_000, "1" * 5000]
+)
 def test_what_is_no_configuration_says_so(text: str) -> None:
-    with pytest.raises(WeightsError, match=r"folder/config\.json is not"):
+    with pytest.raises(
+        WeightsError, match=r"folder/config\.json (is not|does not describe a model)"
+    ):
         ModelConfig.from_json(text, source="folder/config.json")
 
 

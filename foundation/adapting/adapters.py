@@ -281,8 +281,8 @@ def base_sha256(model: Model) -> str:
     It is computed from the values in half precision: stored so, they are the same weights still.
     """
     digest = hashlib.sha256()
-    for part in (model.backbone, model.head):
-        for key, value in sorted(low_rank.plain_state(part).items()):
+    for part in ("backbone", "head"):
+        for key, value in sorted(low_rank.plain_state(model.get_submodule(part)).items()):
             digest.update(f"{key} {tuple(value.shape)}".encode())
             digest.update(value.detach().half().cpu().contiguous().numpy().data)
     return digest.hexdigest()

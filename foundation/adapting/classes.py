@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from foundation.adapting import low_rank
-from foundation.config import BranchSpec, ClassSpec, ModelConfig, TextSpec
+from foundation.config import BranchSpec, ClassSpec, ModelConfig, TextSpec, check_class_name
 from foundation.errors import UsageError
 from foundation.networks.branches import Branch
 from foundation.networks.protocol import require
@@ -97,7 +97,7 @@ def add_class(
         raise UsageError("Give in `text` which encoder made the embedding, and how: a TextSpec.")
     if text is not None:
         check_compatible(model.config.text, text)
-    _check_name(name)
+    check_class_name(name, prompt)
     sentence = class_prompt(name, model.config.text) if prompt is None else prompt
     rows = None if embedding is None else embedding[None]
     spec = ClassSpec(name, sentence, parent)
@@ -221,11 +221,6 @@ def nearest_classes(
     return tuple(Neighbour(config.class_names[int(i)], float(cosines[i])) for i in order)
 
 
-def _check_name(name: str) -> None:
-    if not name.strip():
-        raise UsageError("A class needs a name; an empty one was given.")
-
-
 def _check_new(config: ModelConfig, specs: Sequence[ClassSpec]) -> None:
     """Refuse names that are empty or taken; warn of other names of classes that the model has.
 
@@ -234,7 +229,7 @@ def _check_new(config: ModelConfig, specs: Sequence[ClassSpec]) -> None:
     """
     known = {normalise(name): name for name in config.class_names}
     for spec in specs:
-        _check_name(spec.name)
+        check_class_name(spec.name, spec.prompt)
         if same := known.get(normalise(spec.name)):
             raise UsageError(f"The model has a class {same!r} already. Give another name.")
         known[normalise(spec.name)] = spec.name

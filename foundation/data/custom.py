@@ -27,6 +27,7 @@ from typing import Any
 
 import yaml
 
+from foundation.config import make_prompt
 from foundation.data.cases import Case, safe_id
 from foundation.data.dataset import Adapter
 from foundation.data.layouts import (
@@ -48,7 +49,6 @@ _KEYS = (
 )
 _CASE_KEYS = ("image", "labels", "annotated", "unknown", "names_file", "weight", "licence")
 _LAYOUTS = ("nifti", "nnunet", "per-structure", "cases")
-_PROMPT = "A computerized tomography of a {name}"
 
 
 @dataclass(frozen=True)
@@ -269,7 +269,7 @@ def _class(given: Any, prompts: dict[str, str], where: str) -> tuple[str, ...]:
     name = own.get("name")
     if not isinstance(name, str) or not name.strip():
         raise UsageError(f"{where}: a class needs a name.")
-    prompts[name] = str(own.get("prompt") or _PROMPT.format(name=name))
+    prompts[name] = str(own.get("prompt") or make_prompt(name))
     return (name,)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
+from foundation.config import check_class_name
 from foundation.errors import UsageError, listed
 from foundation.taxonomy import PAIRED, TOTALSEGMENTATOR, normalise, resolve
 
@@ -28,6 +29,9 @@ class NewClass:
     prompt: str | None = None
     parent: str | None = None
     labels: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_class_name(self.name, self.prompt)
 
 
 @lru_cache(maxsize=4096)
@@ -64,8 +68,6 @@ class Naming:
             raise UsageError("No class to learn was given; name at least one.")
         seen: dict[str, str] = {}
         for each in self.new:
-            if not each.name.strip():
-                raise UsageError("A class needs a name.")
             if (other := seen.setdefault(normalise(each.name), each.name)) != each.name:
                 raise UsageError(f"{each.name!r} and {other!r} are one class; name it once.")
         if len(seen) < len(self.new):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import yaml
 
 from foundation.config import AdapterConfig, ClassSpec, ModelConfig, NetworkConfig
 from foundation.errors import HubError, WeightsError
+from foundation.settings import did_you_mean
 from foundation.taxonomy import CLASSES
 
 PACKAGE = Path(__file__).parents[1]
@@ -168,7 +168,7 @@ def read_card(name: str) -> Card:
     """
     known = card_names()
     if name not in known:
-        raise HubError(f"No model is called {name!r}.{did_you_mean(name, known)}")
+        raise HubError(f"No model is called {name!r}.{known_models(name, known)}")
     path = cards_folder() / f"{name}.md"
     return Card.parse(name, path.read_text(encoding="utf-8"), path.name)
 
@@ -183,11 +183,11 @@ def list_models() -> tuple[ModelSummary, ...]:
     return tuple(card.summary() for card in list_cards())
 
 
-def did_you_mean(name: str, known: Sequence[str]) -> str:
+def known_models(name: str, known: Sequence[str]) -> str:
     """The end of an error about an unknown name: the closest known one, and all of them."""
-    close = get_close_matches(name, known, n=1)
-    guess = f" Did you mean {close[0]!r}?" if close else ""
-    return f"{guess} Known models: {', '.join(known)}. See: universal-ct models."
+    return (
+        f"{did_you_mean(name, known)} Known models: {', '.join(known)}. See: universal-ct models."
+    )
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ class Results:
         dice: Against labels.
         surface_dice: Against the same labels.
         tolerance_mm: Of the surface Dice.
-        agreement: Dice with masks that a machine made. It measures no accuracy.
+        agreement: Dice with masks that a machine made, which measures no accuracy.
         agreement_with: What made these masks.
     """
 
@@ -241,7 +241,10 @@ class Results:
                 for name, value in self.dice.items()
             ]
         if self.agreement:
-            made = f"Agreement with {self.agreement_with}, whose masks a machine made; no accuracy."
+            made = (
+                f"Masks of classes that the scans do not label, compared with those of "
+                f"{self.agreement_with}. This is agreement, not accuracy."
+            )
             lines += ["", made, "", "| class | Dice agreement |", "|-|-|"]
             lines += [f"| {name} | {value:.3f} |" for name, value in self.agreement.items()]
         return lines
@@ -307,7 +310,7 @@ def generate_card(
     head = (
         "the text-driven head of the CLIP-Driven Universal Model (arXiv 2301.00785)"
         if isinstance(config, ModelConfig)
-        else f"a plain head ({config.activation})"
+        else f"a head without text ({config.activation})"
     )
     first = f"CT segmentation: backbone `{config.backbone}` and {head}, saved by universal-ct."
     sections = {"Classes": _class_table(config.classes), **_input_sections(config)}

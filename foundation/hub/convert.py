@@ -166,6 +166,8 @@ def convert_state_dict(checkpoint: Mapping[str, Any], features_only: bool = Fals
         converted["head.controller.weight"] = controller.flatten(1)
     text_dim = embedding.shape[1] if embedding is not None else TEXT_DIM
     check_state(_expected_shapes(backbone, has_head, text_dim), converted, "the checkpoint")
+    if embedding is not None:  # a model's state dict has its prompts
+        converted["prompt_embedding"] = embedding
     return Converted(backbone, converted, embedding)
 
 

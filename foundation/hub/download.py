@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
 
 from foundation import __version__
 from foundation.errors import HubError, UsageError
-from foundation.hub.cards import card_names, did_you_mean
+from foundation.hub.cards import card_names, known_models
 
 LIBRARY = "universal-ct"  # what the Hub counts its requests under
 CHECKPOINTS = (".pth", ".pt", ".ckpt", ".bin", ".tar", ".safetensors")  # suffixes of files
@@ -95,7 +95,7 @@ def explained(error: Exception, repo: str, file: str, access: Access) -> HubErro
     if isinstance(error, RevisionNotFoundError):
         return HubError(f"{repo} has no revision {access.revision!r}. Look at {page}/commits/main.")
     if isinstance(error, RepositoryNotFoundError) or status == 401:
-        known = did_you_mean(repo, card_names())
+        known = known_models(repo, card_names())
         return HubError(
             f"There is no folder {repo!r} here and no such public repository on the Hub ({status})."
             f" If it is private, {login}.{known}"
@@ -147,4 +147,4 @@ def repo_id(name: str) -> str:
             f"There is no file or folder {name!r}. Give a saved folder, a checkpoint, a name of "
             "`universal-ct models`, or org/name on the Hub."
         )
-    raise HubError(f"No model is called {name!r}.{did_you_mean(name, card_names())}")
+    raise HubError(f"No model is called {name!r}.{known_models(name, card_names())}")

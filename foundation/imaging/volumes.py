@@ -24,7 +24,7 @@ SUPPORTED = (
     "Supported: NIfTI files (.nii, .nii.gz), a nibabel image, or a pair (array, affine) in HU. "
     "Convert DICOM with dcm2niix, other formats with SimpleITK or 3D Slicer."
 )
-AIR_HU = -500.0  # anything above is tissue; a CT of a person shows air somewhere
+HIGHEST_AIR_HU = -500.0  # anything above is tissue; a CT of a person shows air somewhere
 SPACING_LIMITS_MM = (0.02, 50.0)
 CLIPPED_SHARE = 0.005  # of the voxels at the very minimum and at the very maximum
 
@@ -284,7 +284,7 @@ def _check_intensities(array: NDArray[np.float32], label: str) -> list[str]:
 
 def _doubt(array: NDArray[np.float32], low: float, high: float) -> str:
     """Why these intensities may not be HU, or "" if they look like a CT."""
-    if low <= AIR_HU:
+    if low <= HIGHEST_AIR_HU:
         return ""
     run = f"intensities run from {low:g} to {high:g}"
     if low >= 0 and high <= 1.001:

@@ -12,7 +12,8 @@ from scipy import ndimage
 
 from foundation import taxonomy
 from foundation.errors import UsageError
-from foundation.imaging.frame import BODY_HU, Frame, body_box
+from foundation.imaging.body import body_box, midline_from_ct
+from foundation.imaging.frame import Frame
 from foundation.imaging.preprocess import RAS, frame_of, ras_axes, reorient
 from foundation.imaging.probabilities import QUANTA, ProbabilityMap, crop
 from foundation.imaging.result import Segmentation
@@ -225,7 +226,7 @@ def _cleaned(
     """Maps in which what the rules removed is 0, and what changed sides has its probability."""
     raw = _RawMasks(maps, names, frame.shape, threshold)
     cleaned: Maps = {}
-    middle = rules.midline(hu > BODY_HU)
+    middle = midline_from_ct(hu, frame.spacing_mm)
     for name, kept in rules.postprocess(raw, spacing_mm=frame.spacing_mm, middle=middle):
         before = raw[name]
         moved = kept & ~before

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
+from foundation.config import check_class_name
 from foundation.errors import UsageError
 from foundation.settings import ByKind
 from foundation.training.sample import Size, Window
@@ -40,6 +41,9 @@ class ClassConfig:
     prompt: str = ""
     parent: str | None = None
     exclusive: bool | None = None
+
+    def __post_init__(self) -> None:
+        check_class_name(self.name, self.prompt or None)
 
 
 @dataclass(frozen=True)

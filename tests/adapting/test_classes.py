@@ -61,7 +61,8 @@ def test_adding_a_class_tells_what_to_expect_and_changes_nothing_else(
     assert model.config.classes[-1].parent == "spleen"
     assert torch.equal(logits(model)[:, :3], before)
     assert state.keys() == model.state_dict().keys()
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in state.items())
+    now = {**model.state_dict(), "prompt_embedding": model.prompt_embedding[:3]}  # it got a row
+    assert all(torch.equal(value, now[name]) for name, value in state.items())
 
 
 def test_method_and_function_are_one(model: UniversalModel, no_encoder: None) -> None:
@@ -110,6 +111,15 @@ CHANGES = (
 def test_a_class_is_added_once(model: UniversalModel, no_encoder: None) -> None:
     with pytest.raises(UsageError, match="has a class 'liver_tumor' already"):
         add_class(model, "Liver tumour")
+
+
+@pytest.mark.parametrize(("name", "prompt"), [("", None), (" ", None), ("psoas", ""), ("", "x")])
+def test_a_class_without_a_word_is_refused(name: str, prompt: str | None) -> None:
+    model = tiny_model()
+    before = model.classes
+    with pytest.raises(UsageError, match=r"needs a (name|prompt)"):
+        model.add_class(name, prompt=prompt, embedding=torch.zeros(4), text=model.config.text)
+    assert model.classes == before
 
 
 @pytest.mark.parametrize("name", ["", "  "])

@@ -24,7 +24,6 @@ from foundation.adapting.adapters import (
 )
 from foundation.adapting.classes import add_classes
 from foundation.config import ClassSpec
-from foundation.data.naming import NewClass
 from foundation.errors import HubError, MissingExtraError, UsageError, WeightsError
 from foundation.hub.adapter_files import read_config, save_adapter
 from foundation.hub.cards import PACKAGE, Card, Results
@@ -44,7 +43,7 @@ from foundation.hub.saved import (
 from foundation.hub.upload import push_adapter, push_to_hub
 from foundation.model import UniversalModel
 from foundation.networks.backbones import build_backbone
-from foundation.tuning.finetune import with_classes
+from foundation.text import class_prompt
 from foundation.tuning.methods import get_method
 
 peft = pytest.importorskip("peft")
@@ -183,8 +182,10 @@ def test_copies_of_the_head_are_not_stored(tmp_path: Path) -> None:
 def test_an_adapter_of_the_embedded_weights_is_small(tmp_path: Path) -> None:
     """As the method `lora` makes it, for five classes."""
     lora = get_method("lora")
-    wanted = [NewClass(f"vertebra L{number}") for number in range(1, 6)]
-    model = with_classes(from_pretrained("universal-ct"), wanted, lora, seed=1)
+    model = from_pretrained("universal-ct")
+    names = [f"vertebra L{number}" for number in range(1, 6)]
+    specs = [ClassSpec(name, class_prompt(name)) for name in names]
+    add_classes(model, specs, kind="side", width=lora.width)
     add_adapter(model, "spine", rank=lora.rank)
     train(model)
     folder = save_adapter(model, tmp_path / "spine")
@@ -304,9 +305,9 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
         (PEFT_CONFIG, {"r": 3}, "another shape of backbone.*save or download"),
         (PEFT_CONFIG, {"use_dora": True}, "do not belong together"),
         (PEFT_CONFIG, {"base_model_name_or_path": "another"}, "do not belong together"),
-        (UNIVERSAL_CT, {"colour": "red"}, "unknown field"),
+        (UNIVERSAL_CT, {"colour": "red"}, "unknown key 'colour'"),
         (UNIVERSAL_CT, {"branches": []}, r"has the unknown branches\.0"),
-        (UNIVERSAL_CT, {"format_version": 2}, "another format version"),
+        (UNIVERSAL_CT, {"format_version": 2}, "format_version is 2"),
     ],
 )
 def test_an_adapter_is_read_strictly(
@@ -466,7 +467,8 @@ def test_an_adapter_of_known_weights_names_them(tmp_path: Path) -> None:
     index = ModelCard(card.render(), ignore_metadata_errors=False).data.eval_results
     found = {(each.metric_name, each.metric_value, each.dataset_split) for each in index}
     assert found == {("Dice, liver", 0.95, "test"), ("Dice agreement, spleen", 0.9, "test")}
-    assert "| liver | 0.950 |" in card.text and "no accuracy" in card.text
+    assert "| liver | 0.950 |" in card.text and "agreement, not accuracy" in card.text
+    assert "| spleen | 0.900 |" in card.text
     assert card.text.endswith("## Thanks\n\nTo all.\n")
 
 

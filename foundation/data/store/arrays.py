@@ -29,7 +29,7 @@ except ImportError as error:
     ) from error
 
 FORMAT_VERSION = 1
-AIR_HU = -1024
+PADDING_HU = -1024
 MANIFEST = "manifest.json"
 CASES = "cases"
 CT, LABELS, CENTRES, CASE = "ct.b2nd", "labels.b2nd", "centres.npz", "case.json"
@@ -129,7 +129,7 @@ class StoredCase:
         return _Centres(self.folder / CENTRES)
 
     def read(
-        self, start: Sequence[int], size: Sequence[int], *, pad: int = AIR_HU
+        self, start: Sequence[int], size: Sequence[int], *, pad: int = PADDING_HU
     ) -> tuple[NDArray[np.int16] | None, NDArray[Any], NDArray[np.bool_]]:
         """A crop, decompressing only the blocks it touches; it may reach beyond the grid.
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor, nn
 
 from foundation.errors import UsageError
+from foundation.settings import did_you_mean
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -127,8 +127,7 @@ def build_backbone(name: str, in_channels: int, **options: Any) -> Backbone:
         UsageError: No backbone has that name, or it does not take one of the options.
     """
     if name not in BACKBONES:
-        near = get_close_matches(name, BACKBONES, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name, BACKBONES)
         raise UsageError(
             f"Unknown backbone {name!r}.{hint} Choose from: {', '.join(BACKBONES)}. One of your "
             "own must be registered before (register_backbone)."
