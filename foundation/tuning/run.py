@@ -44,6 +44,7 @@ from foundation.text import class_prompt
 from foundation.training.losses import EXCLUSIVE
 from foundation.training.schedule import Schedule, ScheduleConfig
 from foundation.training.trainer import (
+    LAST,
     VALIDATION,
     Batch,
     Precision,
@@ -54,6 +55,7 @@ from foundation.training.trainer import (
 from foundation.tuning.data import TuningData, read_data
 from foundation.tuning.feeds import Feed, runs_in_bfloat16
 from foundation.tuning.methods.base import Method, TuningSettings
+from foundation.tuning.methods.head import Head
 from foundation.tuning.objective import Forward, tuning_losses
 from foundation.tuning.result import Tuned
 from foundation.tuning.samples import FewScans
@@ -212,6 +214,30 @@ class TuningRun:
             self.trained.train()
         self.model.eval()
         return self.trained
+
+    def train_new(self, steps: int, settings: TuningSettings) -> None:
+        """Train what is new alone, as `head` does, before a method that trains more; resumable.
+
+        Nothing is done where the folder holds a state of the training that follows, which has that
+        as well, nor where no class is new.
+
+        Args:
+            steps: How long, at most; 0 for not at all.
+            settings: Of the method that follows.
+        """
+        if not (steps and self.added) or (self.folder / TUNING / LAST).is_dir():
+            return
+        asked = {name: tensor.requires_grad for name, tensor in self.model.named_parameters()}
+        head = Head(
+            steps=steps,
+            voxels=settings.voxels,
+            windows=settings.windows,
+            balance=settings.balance,
+            precision=settings.precision,
+        )
+        self.trainer(head, self.folder / TUNING / PROBE).train()
+        for name, tensor in self.model.named_parameters():
+            tensor.requires_grad_(asked[name])
 
     def scans(self, method: Method) -> FewScans:
         """Return the training scans, from which patches are drawn."""

@@ -135,28 +135,8 @@ class NetworkMethod(Method):
             raise UsageError(f"protect is {self.protect!r}; choose distil, mask or nothing.")
 
     def prepare(self, run: TuningRun) -> None:
-        """Train what is new alone, as `head` does; resumable.
-
-        Nothing is done where the run's folder holds a state of the training that follows, which
-        has that as well, nor where no class is new.
-        """
-        from foundation.training.trainer import LAST
-        from foundation.tuning.methods.head import Head
-        from foundation.tuning.run import PROBE, TUNING
-
-        if not (self.probe and run.added) or (run.folder / TUNING / LAST).is_dir():
-            return
-        asked = {name: tensor.requires_grad for name, tensor in run.model.named_parameters()}
-        head = Head(
-            steps=self.probe,
-            voxels=self.voxels,
-            windows=self.windows,
-            balance=self.balance,
-            precision=self.precision,
-        )
-        run.trainer(head, run.folder / TUNING / PROBE).train()
-        for name, tensor in run.model.named_parameters():
-            tensor.requires_grad_(asked[name])
+        """As `Method.prepare`: train what is new alone."""
+        run.train_new(self.probe, self)
 
     def rates(self, model: UniversalModel) -> dict[str, float]:
         """As `Method.rates`: everything, what was trained before more slowly."""
