@@ -6,7 +6,7 @@ import gzip
 import json
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from foundation.files import nifti_stem
 from foundation.imaging.volumes import VolumeWarning, read_ct
 
 _SAME_VOXEL = 0.25  # grids whose corners lie this near, in voxels, are one grid
-Labels = tuple[NDArray[Any], tuple[tuple[str, ...], ...]]
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,18 @@ class Image:
     affine: NDArray[np.float64]
     series: Series | None = None
     doubts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """Labels (X, Y, Z; unsigned) with their affine (4, 4; RAS+), and what each value is.
+
+    names: label value → the source labels of such a voxel, as in `cases.Scan`.
+    """
+
+    values: NDArray[Any]
+    names: tuple[tuple[str, ...], ...]
+    affine: NDArray[np.float64]
 
 
 def read_image(path: Path) -> Image:
@@ -159,7 +170,9 @@ def _difference(labels: NDArray[Any], affine: NDArray[np.float64], image: Image)
     return "; ".join(unlike) or "its axes point in slightly other directions"
 
 
-def overlay(shape: tuple[int, ...], masks: Iterable[tuple[str, NDArray[np.bool_]]]) -> Labels:
+def overlay(
+    shape: tuple[int, ...], masks: Iterable[tuple[str, NDArray[np.bool_]]]
+) -> tuple[NDArray[Any], tuple[tuple[str, ...], ...]]:
     """Merge masks (X, Y, Z) of structures, which may overlap, into one index volume and its names.
 
     Masks are taken one at a time, so that a hundred structures need the memory of two.
@@ -188,7 +201,14 @@ def overlay(shape: tuple[int, ...], masks: Iterable[tuple[str, NDArray[np.bool_]
 # --- one function per way in which labels are stored ---------------------------------------------
 
 
-def labels_from_map(case: Case, image: Image | None) -> tuple[Labels, NDArray[np.float64]]:
+def no_labels(case: Case, image: Image | None) -> LabelMap:
+    """Nothing is labelled: every voxel is background."""
+    if image is None:
+        raise VolumeError(f"{case.id} has neither image nor labels.")
+    return LabelMap(np.zeros(image.array.shape, np.uint8), ((),), image.affine)
+
+
+def labels_from_map(case: Case, image: Image | None) -> LabelMap:
     """One NIfTI file with a number per structure; `case.names_file` may name the numbers."""
     labels, affine = read_label_map(case.labels[0])
     if image is not None:
@@ -203,7 +223,7 @@ def labels_from_map(case: Case, image: Image | None) -> tuple[Labels, NDArray[np
         )
     values = range(int(labels.max()) + 1)
     names = tuple((known.get(value, str(value)),) if value in used else () for value in values)
-    return (labels, names), affine
+    return LabelMap(labels, names, affine)
 
 
 def _present(labels: NDArray[Any]) -> NDArray[np.bool_]:
@@ -214,21 +234,22 @@ def _present(labels: NDArray[Any]) -> NDArray[np.bool_]:
     return found
 
 
-def labels_from_masks(case: Case, image: Image | None) -> tuple[Labels, NDArray[np.float64]]:
-    """One NIfTI file per structure, which its file is named after."""
+def labels_from_masks(case: Case, image: Image | None) -> LabelMap:
+    """One NIfTI file per structure, or one value of a label map; see `Case.structures`."""
     if image is None:
         mask, affine = read_label_map(case.labels[0])
         image = Image(np.broadcast_to(np.float32(0), mask.shape), affine)
 
     def masks() -> Iterator[tuple[str, NDArray[np.bool_]]]:
-        for path in case.labels:
-            mask, affine = read_label_map(path)
-            yield nifti_stem(path) or path.name, onto_grid(mask, affine, image, path) > 0
+        for each in case.structures:
+            labels, affine = read_label_map(each.path)
+            labels = onto_grid(labels, affine, image, each.path)
+            yield each.label, labels > 0 if each.value is None else labels == each.value
 
-    return overlay(image.array.shape, masks()), image.affine
+    return LabelMap(*overlay(image.array.shape, masks()), image.affine)
 
 
-def labels_from_slices(case: Case, image: Image | None) -> tuple[Labels, NDArray[np.float64]]:
+def labels_from_slices(case: Case, image: Image | None) -> LabelMap:
     """One picture per slice, numbered as the slices of the DICOM series; inside is not black."""
     from PIL import Image as Picture
 
@@ -254,10 +275,10 @@ def labels_from_slices(case: Case, image: Image | None) -> tuple[Labels, NDArray
                 f"{series.shape[0]}×{series.shape[1]}."
             )
         labels[:, :, place] = inside
-    return (labels, ((), ("1",))), series.affine
+    return LabelMap(labels, ((), ("1",)), series.affine)
 
 
-def labels_from_dicom_masks(case: Case, image: Image | None) -> tuple[Labels, NDArray[np.float64]]:
+def labels_from_dicom_masks(case: Case, image: Image | None) -> LabelMap:
     """A folder of DICOM masks per structure, whose files are named as those of the scan."""
     series = _series_of(case, image)
     folders: dict[Path, dict[str, Path]] = {}
@@ -280,7 +301,7 @@ def labels_from_dicom_masks(case: Case, image: Image | None) -> tuple[Labels, ND
                 )
             yield folder.name, mask
 
-    return overlay(series.shape, masks()), series.affine
+    return LabelMap(*overlay(series.shape, masks()), series.affine)
 
 
 READERS = {
@@ -297,7 +318,7 @@ def _series_of(case: Case, image: Image | None) -> Series:
     return image.series
 
 
-def read_names(path: Path) -> Mapping[int, str]:
+def read_names(path: Path) -> dict[int, str]:
     """Label value → name from a JSON object, whose keys are numbers as text.
 
     Raises:
@@ -310,8 +331,3 @@ def read_names(path: Path) -> Mapping[int, str]:
         raise VolumeError(
             f'{path} cannot be read as names of labels, {{"1": "liver", …}}: {error}.'
         ) from error
-
-
-def structures_of(paths: Sequence[Path]) -> set[str]:
-    """Names of the structures for which there is a mask: NIfTI file, or folder of slices."""
-    return {nifti_stem(path) or path.parent.name for path in paths}

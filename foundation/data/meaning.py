@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from foundation.taxonomy import CLASSES, NAMES, PAIRED
+from foundation.taxonomy import CLASSES, NAMES, PAIRED, organ_around
 
 # The organ that holds a lesion; a hepatic vessel is in the liver too.
 PARENTS = {c.name: c.parent for c in CLASSES if c.parent} | {"hepatic_vessel": "liver"}
@@ -25,10 +25,17 @@ class Value:
 def meaning(
     sources: Sequence[str],
     names: Mapping[str, tuple[str, ...]],
-    annotated: set[str],
-    marked: set[str],
+    annotated: Collection[str],
+    marked: Collection[str] = (),
 ) -> Value:
-    """What a voxel with these source labels is."""
+    """Say what a voxel with these source labels is.
+
+    Args:
+        sources: the source labels of the voxel.
+        names: source label → classes; two sides of a pair are a label that merges them.
+        annotated: the classes that the case annotates; all others are left out.
+        marked: source labels whose voxels may be anything.
+    """
     classes: set[str] = set()
     undecided: set[str] = set()
     tissues: dict[str, bool] = {}  # name → whether it is a part of another structure
@@ -41,20 +48,14 @@ def meaning(
             continue
         for name in found:
             classes.add(name)
-            parent = PARENTS.get(name)
-            if parent in PAIRED:
-                side = {"left", "right"} & set(re.split(r"[^a-z]+", source.lower()))
-                if len(side) == 1:
-                    classes.add(f"{parent}_{side.pop()}")  # a cyst of the left kidney
-                else:
-                    undecided.add(parent)
-            elif parent is not None:
-                classes.add(parent)
-    classes &= annotated
+            if (parent := PARENTS.get(name)) is not None:
+                organ = organ_around(parent, source)  # a cyst of the left kidney
+                (undecided if organ is None else classes).add(organ or parent)
+    classes &= set(annotated)
     undecided = {
         pair
         for pair in undecided
-        if annotated & set(PAIRED[pair]) and not classes & set(PAIRED[pair])
+        if set(annotated) & set(PAIRED[pair]) and not classes & set(PAIRED[pair])
     }
     known = bool(classes or undecided)
     return Value(
