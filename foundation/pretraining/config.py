@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from foundation.errors import UsageError
+from foundation.settings import ByKind, Cube
 
-Size = tuple[int, int, int]  # voxels along X, Y, Z
+Size = Annotated[tuple[int, int, int], Cube()]  # voxels along X, Y, Z
 Window = tuple[float, float]  # HU
 
 
@@ -123,12 +124,7 @@ class PhantomsConfig:
         _require(self.count > 0, f"count is {self.count}; at least one phantom is needed.")
 
 
-SourceConfig = ScansConfig | SynthesisConfig | PhantomsConfig
-SOURCES: dict[str, type[ScansConfig] | type[SynthesisConfig] | type[PhantomsConfig]] = {
-    "scans": ScansConfig,
-    "synthesis": SynthesisConfig,
-    "phantoms": PhantomsConfig,
-}
+SourceConfig = Annotated[ScansConfig | SynthesisConfig | PhantomsConfig, ByKind()]
 
 
 @dataclass(frozen=True)
@@ -288,7 +284,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _require(bool(self.stages), "stages is empty; a run needs at least one.")
-        _require(bool(self.sources), f"sources is empty; give one of {', '.join(SOURCES)}.")
+        _require(bool(self.sources), "sources is empty; give scans, synthesis or phantoms.")
         weights = [source.weight for source in self.sources]
         _require(min(weights) >= 0 and sum(weights) > 0, f"weights of sources are {weights}.")
         _require(self.seed >= 0, f"seed is {self.seed}; it must be 0 or more.")

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-import difflib
-import types
+import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, fields, is_dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 import yaml
 
 from foundation.errors import UsageError
-from foundation.pretraining.config import (
-    SOURCES,
-    PhantomsConfig,
-    RunConfig,
-    SourceConfig,
-)
+from foundation.pretraining.config import PhantomsConfig, RunConfig
+from foundation.settings import did_you_mean, read, read_file, read_yaml
 
 CONFIGS = Path(__file__).parent / "configs"
 # A run may be made longer or shorter; the rest of these have no influence on its weights. Other
 # data under the same path are found out by their fingerprint.
 _MAY_CHANGE = (
-    *("workers", "save_every", "logging", "store", "schedule.decay"),
-    *("validation.every", "validation.overlap", "validation.most", "weights_dtype"),
+    "workers",
+    "save_every",
+    "logging",
+    "store",
+    "schedule.decay",
+    "validation.every",
+    "validation.overlap",
+    "validation.most",
+    "weights_dtype",
 )
-_Spec = TypeVar("_Spec")
 
 
 def shipped() -> list[str]:
@@ -35,25 +36,42 @@ def shipped() -> list[str]:
 
 
 def load_config(config: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration of a YAML file, a shipped name or a mapping, after `key=value` overrides.
+    """Read a configuration, after changes of single values.
 
-    Paths in a file are relative to the file; those in overrides to the working directory.
+    Args:
+        config: A YAML file, the name of a shipped configuration, or a mapping. Paths in a file are
+            relative to the file. A class may be given by its name alone.
+        overrides: Changes as "key=value", where the key is dotted and the value is YAML. Paths are
+            relative to the working directory.
+
+    Returns:
+        The configuration.
 
     Raises:
-        UsageError: no such file or name, not YAML, an unknown key, or a value that is not allowed.
+        UsageError: There is no such file or name, it is not YAML, a key is unknown, or a value is
+            not allowed.
     """
     raw: Any
     if isinstance(config, Mapping):
-        raw, source, base = dict(config), "The configuration", Path.cwd()
+        raw, source, base = copy.deepcopy(dict(config)), "The configuration", Path.cwd()
     else:
         path = _find(config)
-        raw, source, base = _read(path), str(path), path.resolve().parent
+        raw, source, base = _extended(path), str(path), path.resolve().parent
     _resolve_paths(raw, base)
     for override in overrides:
         _override(raw, override)
     _resolve_paths(raw, Path.cwd())
-    built: RunConfig = build(RunConfig, raw, source)
-    return built
+    _write_out(raw.get("model"))
+    return read(RunConfig, raw, source)
+
+
+def _write_out(model: Any) -> None:
+    """Replace short forms in place: a class by its name alone, and no options of the backbone."""
+    if isinstance(model, dict):
+        if isinstance(classes := model.get("classes"), list | tuple):
+            model["classes"] = [{"name": c} if isinstance(c, str) else c for c in classes]
+        if model.get("backbone_options", {}) is None:
+            model["backbone_options"] = {}
 
 
 def _find(config: str | Path) -> Path:
@@ -62,19 +80,16 @@ def _find(config: str | Path) -> Path:
         return path
     if str(config) in shipped():
         return CONFIGS / f"{config}.yaml"
-    hint = _did_you_mean(str(config), shipped())
+    hint = did_you_mean(str(config), shipped())
     raise UsageError(
         f"There is no configuration {str(config)!r}.{hint} Give a YAML file, or one of "
         f"{', '.join(shipped())}."
     )
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _extended(path: Path) -> dict[str, Any]:
     """A file's values, over those of the file or shipped configuration that it `extends`."""
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path} is not YAML: {error}") from error
+    raw = read_file(path)
     if not isinstance(raw, dict):
         raise UsageError(f"{path} is not a configuration: expected keys such as `stages:`.")
     _resolve_paths(raw, path.resolve().parent)
@@ -85,7 +100,7 @@ def _read(path: Path) -> dict[str, Any]:
     below = _find(beside if beside.is_file() else str(base))
     if below.resolve() == path.resolve():
         raise UsageError(f"{path} extends itself.")
-    return _merged(_read(below), raw)
+    return _merged(_extended(below), raw)
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -96,11 +111,6 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
         both = isinstance(inside, dict) and isinstance(value, dict)
         merged[key] = _merged(inside, value) if both else value  # type: ignore[arg-type]
     return merged
-
-
-def _did_you_mean(name: str, allowed: Sequence[str]) -> str:
-    nearest = difflib.get_close_matches(name, allowed, n=1)
-    return f" Did you mean {nearest[0]!r}?" if nearest else ""
 
 
 def _resolve_paths(raw: dict[str, Any], base: Path) -> None:
@@ -126,7 +136,10 @@ def _override(raw: dict[str, Any], override: str) -> None:
             holder = holder.setdefault(key, {})
         else:
             holder = _item(holder, key, path)
-    value = yaml.safe_load(text)
+    try:
+        value = read_yaml(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{override!r}: the value is not YAML: {error}") from error
     if isinstance(holder, list):
         _item(holder, last, path)
         holder[int(last)] = value
@@ -140,91 +153,6 @@ def _item(holder: Any, key: str, path: str) -> Any:
     if not isinstance(holder, list) or not key.isdigit() or int(key) >= len(holder):
         raise UsageError(f"{path!r} is not in the configuration: there is no item {key!r}.")
     return holder[int(key)]
-
-
-def build(kind: type[_Spec], values: Mapping[str, Any], where: str) -> _Spec:
-    """A dataclass from plain values: no unknown or missing key, every value of its field's type.
-
-    Raises:
-        UsageError: otherwise; names the key, and the nearest that exists.
-    """
-    if not isinstance(values, Mapping):
-        raise UsageError(f"{where}: expected keys and values, not {values!r}.")
-    known = {each.name: each for each in fields(kind)}  # type: ignore[arg-type]
-    for key in values:
-        if key not in known:
-            hint = _did_you_mean(str(key), list(known))
-            raise UsageError(f"{where}: unknown key {key!r}.{hint} Allowed: {', '.join(known)}.")
-    hints = get_type_hints(kind)
-    for name, each in known.items():
-        if name not in values and each.default is MISSING and each.default_factory is MISSING:
-            raise UsageError(f"{where}: the key {name!r} is missing.")
-    given = {key: _convert(hints[key], value, f"{where}: {key}") for key, value in values.items()}
-    try:
-        return kind(**given)
-    except UsageError as error:
-        raise UsageError(f"{where}: {error}") from error
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    origin, arguments = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return value
-    if hint == SourceConfig:
-        return _source(value, where)
-    if origin in (Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        (wanted,) = [kind for kind in arguments if kind is not type(None)]
-        return _convert(wanted, value, where)
-    if origin is Literal:
-        if value not in arguments:
-            raise UsageError(f"{where} is {value!r}; choose from {', '.join(map(str, arguments))}.")
-        return value
-    if origin is tuple:
-        return _tuple(arguments, value, where)
-    if is_dataclass(hint):
-        # A class may be given by its name alone.
-        named = isinstance(value, str) and "name" in {f.name for f in fields(hint)}
-        return build(hint, {"name": value} if named else value, where)  # type: ignore[arg-type]
-    if origin is not None:
-        if not isinstance(value, Mapping | None):
-            raise UsageError(f"{where} is {value!r}; expected keys and values.")
-        return dict(value or {})
-    return _scalar(hint, value, where)
-
-
-def _tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
-    repeated = arguments[-1] is Ellipsis
-    if arguments == (int, int, int) and isinstance(value, int) and not isinstance(value, bool):
-        value = [value] * 3  # a cube
-    if not isinstance(value, list | tuple) or not (repeated or len(value) == len(arguments)):
-        count = "a list" if repeated else f"{len(arguments)} values"
-        raise UsageError(f"{where} is {value!r}; expected {count}.")
-    kinds = [arguments[0]] * len(value) if repeated else arguments
-    parts = zip(kinds, value, strict=True)
-    return tuple(_convert(kind, part, f"{where}[{i}]") for i, (kind, part) in enumerate(parts))
-
-
-def _scalar(kind: type, value: Any, where: str) -> Any:
-    # YAML reads 4e-4 as a string, and an id such as 04 as a number.
-    if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
-        return value
-    hint = " Put it in quotes." if kind is str and isinstance(value, int | float) else ""
-    raise UsageError(f"{where} is {value!r}; expected {kind.__name__}.{hint}")
-
-
-def _source(value: Any, where: str) -> SourceConfig:
-    kind = value.get("kind") if isinstance(value, Mapping) else None
-    if kind not in SOURCES:
-        hint = _did_you_mean(str(kind), list(SOURCES))
-        raise UsageError(f"{where}: kind is {kind!r}.{hint} Choose from {', '.join(SOURCES)}.")
-    return build(SOURCES[kind], value, where)
 
 
 def plain(config: RunConfig) -> dict[str, Any]:

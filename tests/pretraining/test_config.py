@@ -93,6 +93,10 @@ def test_tumour_datasets_have_their_crops() -> None:
         ("name=7", "expected str. Put it in quotes"),
         ("seed", "is not key=value"),
         ("name.first=1", "has no parts"),
+        ("name=[", "the value is not YAML"),
+        ("optimizer.learning_rate='1e-3'", "optimizer.learning_rate is '1e-3'; expected float"),
+        ("optimizer.learning_rate=.nan", "expected a finite float"),
+        ("sources.0=3", r"sources\[0\] is 3; expected keys and values"),
     ],
 )
 def test_what_is_wrong_is_refused(override: str, message: str) -> None:
@@ -114,6 +118,13 @@ def test_classes_by_name_or_with_prompts() -> None:
     config = given(model={**model, "classes": ["liver", named]})
     assert [each.name for each in config.model.classes] == ["liver", "femur"]
     assert config.model.classes[1].prompt.endswith("femur")
+
+
+def test_the_given_mapping_stays_as_it_is() -> None:
+    values = tiny_config()
+    before = yaml.safe_dump(values)
+    load_config(values, ["optimizer.learning_rate=1", "stages.0.steps=7", "model.classes=[liver]"])
+    assert yaml.safe_dump(values) == before
 
 
 def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
