@@ -35,7 +35,7 @@ from foundation.hardware import autocast, keep_freed_memory
 from foundation.inference.predict import choose_device
 from foundation.training.depth import rate_factors
 from foundation.training.mixture import Mixture, PatchGrid
-from foundation.tuning.data import read_data
+from foundation.tuning.data import Split, read_data
 from foundation.tuning.feeds import PatchFeed, fast
 from foundation.tuning.finetune import specs_of
 from foundation.tuning.objective import tuning_losses
@@ -102,8 +102,7 @@ def learn(settings: Settings) -> None:
         work=settings.output / "data",
         spacing_mm=base.config.preprocessing.spacing_mm[0],
         test=settings.test,
-        validation=settings.validation,
-        seed=settings.seed,
+        split=Split(settings.validation, settings.seed),
         old_classes=base.classes,
         workers=1,
     )

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     )
     from foundation.imaging.result import Segmentation
     from foundation.model import Encoder, UniversalModel
-    from foundation.taxonomy import CLASSES, DATASETS, AnatomicalClass
+    from foundation.taxonomy import CLASSES, AnatomicalClass
     from foundation.tuning.finetune import Tuned, finetune
 
 _HOMES = {
@@ -50,13 +50,12 @@ _HOMES = {
     "tuning.finetune": ("Tuned", "finetune"),
     "data.naming": ("NewClass",),
     "imaging.result": ("Segmentation",),
-    "taxonomy": ("CLASSES", "DATASETS", "AnatomicalClass"),
+    "taxonomy": ("CLASSES", "AnatomicalClass"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "CLASSES",
-    "DATASETS",
     "AnatomicalClass",
     "Card",
     "ClassSpec",

@@ -257,7 +257,8 @@ def _explained(kind: Any, wrong: Any) -> str:
     hint, path = _follow(kind, steps)
     inside = f"{path}: " if path else ""
     if wrong["type"] == _UNKNOWN:
-        names = [each.name for each in fields(hint)]
+        parts = [option for option in _options(hint) if is_dataclass(option)]
+        names = [each.name for part in parts for each in fields(part)]
         return (
             f"{inside}unknown key {key!r}.{did_you_mean(str(key), names)} "
             f"Allowed: {', '.join(names)}."

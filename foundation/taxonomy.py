@@ -132,9 +132,9 @@ _SAME_NAMES = """
 spleen kidney_right kidney_left gallbladder esophagus liver stomach aorta inferior_vena_cava
 portal_vein_and_splenic_vein pancreas adrenal_gland_right adrenal_gland_left duodenum colon
 urinary_bladder prostate rectum celiac_trunk
-""".split()
+"""
 TOTALSEGMENTATOR: dict[str, str] = {
-    **{name: name for name in _SAME_NAMES},
+    **{name: name for name in _SAME_NAMES.split()},
     "small_bowel": "intestine",
     "lung_upper_lobe_right": "lung_right",
     "lung_middle_lobe_right": "lung_right",
@@ -146,8 +146,18 @@ TOTALSEGMENTATOR: dict[str, str] = {
     "liver_vessels": "hepatic_vessel",
 }
 
-_BRITISH = "oesophag tumour coeliac caec haem oedema faec grey goitre".split()  # parts of words
-_AMERICAN = "esophag tumor celiac cec hem edema fec gray goiter".split()
+# British part of a word → American.
+_SPELLINGS = {
+    "oesophag": "esophag",
+    "tumour": "tumor",
+    "coeliac": "celiac",
+    "caec": "cec",
+    "haem": "hem",
+    "oedema": "edema",
+    "faec": "fec",
+    "grey": "gray",
+    "goitre": "goiter",
+}
 _SIDES = {"right": "right", "rt": "right", "left": "left", "lt": "left"}
 
 
@@ -158,7 +168,7 @@ def normalise(name: str) -> str:
     """
     key = re.sub(r"[^a-z0-9]+", " ", name.lower()).strip()
     key = re.sub(r"\b(left|right)(?=[a-z])", r"\1 ", key)
-    for british, american in zip(_BRITISH, _AMERICAN, strict=True):
+    for british, american in _SPELLINGS.items():
         key = key.replace(british, american)
     words = key.split()
     sides = [_SIDES[word] for word in words if word in _SIDES]

@@ -50,22 +50,22 @@ def _add_common(parser: argparse.ArgumentParser, default: Any = False) -> None:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from foundation.data.table import ADAPTERS
+    from foundation.data.catalogue import paper_datasets
 
     rows: list[dict[str, Any]] = [
         {
-            "id": adapter.dataset.id,
-            "name": adapter.dataset.name,
-            "licence": adapter.dataset.licence,
-            "cases_in_paper": adapter.paper_cases,
-            "cases_used": adapter.used_cases,
-            "classes": list(adapter.dataset.annotated),
-            "url": adapter.dataset.url,
-            "obtain": adapter.obtain,
-            "layout": adapter.layout.expected,
-            "note": adapter.dataset.note,
+            "id": dataset.id,
+            "name": dataset.name,
+            "licence": dataset.licence,
+            "cases_in_paper": dataset.paper_cases,
+            "cases_used": dataset.used_cases,
+            "classes": list(dataset.annotated),
+            "url": dataset.url,
+            "obtain": dataset.obtain,
+            "layout": dataset.layout.expected,
+            "note": dataset.note,
         }
-        for adapter in ADAPTERS.values()
+        for dataset in paper_datasets().values()
     ]
     if args.json:
         print(json.dumps(rows, indent=2))
@@ -89,14 +89,14 @@ def _list(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
+    from foundation.data.catalogue import get_dataset
     from foundation.data.check import check_dataset
-    from foundation.data.table import get_adapter
     from foundation.errors import UsageError
 
     if args.limit is not None and args.limit < 1:
         raise UsageError(f"--limit is {args.limit}; give a number of cases, from 1 on.")
     report = check_dataset(
-        get_adapter(args.name),
+        get_dataset(args.name),
         args.folder,
         limit=args.limit,
         progress=lambda cases: tqdm(

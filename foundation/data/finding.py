@@ -17,7 +17,7 @@ from typing import Literal
 from foundation.data import nnunet
 from foundation.data.cases import Case
 from foundation.data.dataset import Dataset
-from foundation.data.layouts import MAPS, CaseFolders, DatasetJson, Layout
+from foundation.data.layouts import INDEX, MAPS, CaseFolders, DatasetJson, Layout
 from foundation.data.naming import Naming
 from foundation.data.reading import read_names
 from foundation.data.table import read_table
@@ -116,8 +116,8 @@ def find_source(
         datasets = [_dataset(f"{prefix}table", "masks", table, rule, labels)]
     elif not path.is_dir():
         raise UsageError(f"{path} is neither a folder nor a CSV table. Give {LAYOUTS}.")
-    elif (path / "dataset.json").is_file():
-        layout, found = "nnU-Net's format", nnunet.read_labels(path / "dataset.json")
+    elif (path / INDEX).is_file():
+        layout, found = "nnU-Net's format", nnunet.read_labels(path / INDEX)
         rule = replace(rule, names=tuple(found.values))
         dataset = _dataset(f"{prefix}nnunet", "label map", DatasetJson(tests=True), rule, {})
         label_map = found.label_map(naming.classes)

@@ -9,8 +9,15 @@ from foundation.data.cases import Case
 from foundation.data.dataset import Dataset, Rule
 
 EIGHT_ORGANS = (
-    "spleen kidney_left gallbladder esophagus liver stomach pancreas duodenum"
-).split()
+    "spleen",
+    "kidney_left",
+    "gallbladder",
+    "esophagus",
+    "liver",
+    "stomach",
+    "pancreas",
+    "duodenum",
+)
 
 
 def eight_organs_from_case_60(case: Case, dataset: Dataset) -> Case:

@@ -15,7 +15,7 @@ from foundation.data.cases import Case, natural_key, safe_id
 from foundation.errors import UsageError, listed
 from foundation.files import nifti_stem
 
-
+INDEX = "dataset.json"
 # The names of files in a folder per case, and of the folders with a mask per structure.
 IMAGES, MAPS = ("ct", "image", "imaging"), ("labels", "label", "segmentation")
 _MASK_FOLDERS = ("segmentations", "masks")
@@ -172,7 +172,7 @@ class DatasetJson:
 
     def _find_index(self, root: Path) -> Path:
         every = [root / path for path in _walk(root)]
-        every = [path for path in every if path.name == "dataset.json"]
+        every = [path for path in every if path.name == INDEX]
         named = [path for path in every if self.folder and path.parent.name.startswith(self.folder)]
         chosen = named or every
         if len(chosen) == 1:

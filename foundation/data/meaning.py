@@ -36,6 +36,7 @@ def meaning(
         annotated: the classes that the case annotates; all others are left out.
         marked: source labels whose voxels may be anything.
     """
+    wanted = set(annotated)
     classes: set[str] = set()
     undecided: set[str] = set()
     tissues: dict[str, bool] = {}  # name → whether it is a part of another structure
@@ -51,18 +52,16 @@ def meaning(
             if (parent := PARENTS.get(name)) is not None:
                 organ = organ_around(parent, source)  # a cyst of the left kidney
                 (undecided if organ is None else classes).add(organ or parent)
-    classes &= set(annotated)
+    classes &= wanted
     undecided = {
-        pair
-        for pair in undecided
-        if set(annotated) & set(PAIRED[pair]) and not classes & set(PAIRED[pair])
+        pair for pair in undecided if wanted & set(PAIRED[pair]) and not classes & set(PAIRED[pair])
     }
     known = bool(classes or undecided)
     return Value(
         tissues=tuple(sorted(tissues, key=lambda name: not tissues[name])),
         classes=frozenset(classes),
         undecided=frozenset(undecided),
-        unknown=not known and bool(marked & set(sources)),
+        unknown=not known and not set(sources).isdisjoint(marked),
     )
 
 

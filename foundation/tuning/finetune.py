@@ -35,7 +35,7 @@ from foundation.hub.saved import save_pretrained
 from foundation.inference.predict import choose_device
 from foundation.model import UniversalModel
 from foundation.text import class_prompt
-from foundation.tuning.data import TuningData, read_data
+from foundation.tuning.data import Split, TuningData, read_data
 from foundation.tuning.methods import Method, Protection, get_method
 from foundation.tuning.setup import build_tuner, probe
 from foundation.tuning.tuner import VALIDATION, Tuner
@@ -145,8 +145,7 @@ def finetune(
         work=run / DATA,
         spacing_mm=base.config.preprocessing.spacing_mm[0],
         test=test,
-        validation=validation,
-        seed=seed,
+        split=Split(validation, seed),
         old_classes=base.classes,
         workers=1,  # others would start the caller's script anew where it has no main guard
         progress=progress,

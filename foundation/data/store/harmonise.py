@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from foundation.data.store.meaning import Value, in_order, meaning
+from foundation.data.meaning import Value, in_order, meaning
 from foundation.errors import VolumeError, listed
 from foundation.imaging.body import (
     body_mask,
@@ -126,7 +126,7 @@ class _State:
 
 def harmonise(
     scan: LabelledScan,
-    label_map: Mapping[int | str, tuple[str, ...]],
+    label_map: Mapping[int | str, tuple[str, ...]] | Mapping[str, tuple[str, ...]],
     annotated: Sequence[str],
     unknown: Sequence[int | str] = (),
     settings: Settings = Settings(),

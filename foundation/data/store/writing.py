@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from foundation.data.meaning import in_order
 from foundation.data.store.arrays import BACKGROUND, CASE, CENTRES, CT, LABELS, write_array
 from foundation.data.store.harmonise import Harmonised
-from foundation.data.store.meaning import in_order
 from foundation.imaging.body import BODY_HU, body_mask
 
 MOST_CENTRES = 2000
