@@ -235,7 +235,7 @@ def test_the_report_counts_what_is_there(tmp_path):
     assert report.notes == [
         "labels read: 1 as spleen, 2 as kidney_right, 3 as kidney_left, 6 as liver",
         "annotated, but in no case: gallbladder, esophagus, stomach, aorta, inferior_vena_cava, "
-        "portal_vein_and_splenic_vein, pancreas, adrenal_gland_right, adrenal_gland_left, duodenum"
+        "portal_vein_and_splenic_vein, pancreas, adrenal_gland_right, adrenal_gland_left, duodenum",
     ]
 
 
