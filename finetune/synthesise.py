@@ -33,10 +33,10 @@ from foundation.data.reading import read_names
 from foundation.data.store.arrays import Store
 from foundation.data.store.prepare import prepare
 from foundation.errors import UsageError, listed
+from foundation.files import recover_folder, replacing_folder
 from foundation.synthesis.anatomy import FINE_MM, Anatomy, phantom_anatomy, stored_anatomy
 from foundation.synthesis.patch import PatchSettings, View, draw_view
 from foundation.taxonomy import Dataset
-from foundation.training.checkpoints import recover_folder, replacing_folder
 
 _CENTRE = 1000  # keys of centres that are no channel of the taxonomy
 
@@ -177,7 +177,6 @@ def aim(body: Body, names: Sequence[str]) -> None:
 
 def write(folder: Path, view: View, names: Sequence[str], spacing_mm: float) -> None:
     """A CT and its labels; a name that this view does not show is labelled all the same: absent."""
-    folder.mkdir(parents=True)
     values = {name: number for number, name in enumerate(names, start=1)}
     table = np.zeros(256, np.uint8 if len(names) < 256 else np.uint16)
     for value, name in view.names.items():

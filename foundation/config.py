@@ -6,6 +6,7 @@ Everything here is plain data that reads from and writes to `config.json`; nothi
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeVar, cast
@@ -48,6 +49,52 @@ class Preprocessing:
             raise UsageError("overlap must lie in [0, 1) and threshold in (0, 1).")
 
 
+# The paper's templates; V3 is its best, and the one the published embeddings were made with.
+PROMPT_TEMPLATES: dict[str, str] = {
+    "V1": "A photo of a {}.",
+    "V3": "A computerized tomography of a {}",
+}
+
+
+def make_prompt(name: str, template: str = "V3") -> str:
+    """Make the sentence for a class name.
+
+    Args:
+        name: What the sentence is of, in words.
+        template: "V1", "V3", or your own with one `{}`.
+
+    Returns:
+        The sentence.
+
+    Raises:
+        UsageError: The template does not hold exactly one `{}`.
+    """
+    sentence = PROMPT_TEMPLATES.get(template, template)
+    if sentence.count("{}") != 1:
+        raise UsageError(
+            f"Prompt template {template!r} must contain '{{}}' exactly once, where the class name "
+            f"goes, or be one of {', '.join(PROMPT_TEMPLATES)}; e.g. {PROMPT_TEMPLATES['V3']!r}."
+        )
+    return sentence.replace("{}", name)
+
+
+def check_class_name(name: str, prompt: str | None = None) -> None:
+    """Refuse a class whose name or prompt says nothing.
+
+    Args:
+        name: Of the class; it becomes part of files' names and of reports.
+        prompt: Its sentence; None where it is made from the name.
+
+    Raises:
+        UsageError: One of them has no letter or digit, or the name has a line break.
+    """
+    for what, text in (("name", name), ("prompt", prompt)):
+        if text is not None and not re.search(r"\w", text):
+            raise UsageError(f"The {what} of a class is {text!r}; give one with a letter or digit.")
+    if not name.isprintable():
+        raise UsageError(f"The name of a class is {name!r}; give one without line breaks or tabs.")
+
+
 @dataclass(frozen=True)
 class TextSpec:
     """Which text encoder made the prompt embeddings, and how: embeddings of two never mix.
@@ -61,7 +108,7 @@ class TextSpec:
 
     encoder: str = "open_clip:ViT-B-32/openai"
     revision: str = ""
-    template: str = "A computerized tomography of a {}"
+    template: str = PROMPT_TEMPLATES["V3"]
     pooling: str = "eot"
     normalised: bool = False
     dim: int = 512
@@ -74,6 +121,9 @@ class ClassSpec:
     name: str
     prompt: str
     parent: str | None = None
+
+    def __post_init__(self) -> None:
+        check_class_name(self.name)  # a class of a plain head has no prompt
 
 
 @dataclass(frozen=True)

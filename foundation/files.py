@@ -1,13 +1,21 @@
-"""Names of files, and files that appear whole or not at all."""
+"""Names of files, and files and folders that appear whole or not at all.
+
+A folder is written under another name beside its own. Then the earlier one is moved aside, the new
+one takes its name, and the earlier one is removed. `recover_folder` puts in order what a killed
+process has left of that.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from foundation.errors import UsageError
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 
@@ -23,11 +31,16 @@ def nifti_stem(path: Path) -> str | None:
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary name beside `path`; rename it to `path` when the block ends well.
+    """Give a temporary name beside a file; rename it to the file's when the block ends well.
 
     The temporary name keeps the suffixes (`.nii.gz`), since writers choose the format by them.
-    After an error, nothing is left behind and an older file at `path` is untouched. Missing
-    parent folders are made.
+    After an error, nothing is left behind and an older file is untouched.
+
+    Args:
+        path: The file. Missing parent folders are made.
+
+    Yields:
+        A path that does not exist yet.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -39,8 +52,64 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def replacing_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give an empty folder beside another; it takes the other's place when the block ends well.
+
+    After an error, nothing is left behind and an earlier folder is as it was. A kill can leave the
+    earlier folder, or the new one, or neither: `recover_folder` brings the earlier one back, and is
+    called here first. One process at a time may replace a folder.
+
+    Args:
+        folder: What is replaced, with all that it holds; it need not exist. Missing parent folders
+            are made.
+
+    Yields:
+        The path of an empty folder.
+
+    Raises:
+        UsageError: `folder` is a file.
+    """
+    place, new, old = _beside(folder)
+    if place.is_file():
+        raise UsageError(f"{folder} is a file, where a folder is to be written. Give another name.")
+    recover_folder(place)
+    new.mkdir(parents=True)
+    try:
+        yield new
+        if place.exists():
+            place.replace(old)
+        new.replace(place)
+    finally:
+        recover_folder(place)
+
+
+def recover_folder(folder: str | os.PathLike[str]) -> None:
+    """Finish or undo what a killed `replacing_folder` had begun; otherwise do nothing.
+
+    Args:
+        folder: What was being replaced. It must not be in the middle of that now.
+    """
+    place, new, old = _beside(folder)
+    if old.exists() and not place.exists():
+        old.replace(place)
+    for rest in (old, new):
+        _remove(rest)
+
+
+def _beside(folder: str | os.PathLike[str]) -> tuple[Path, Path, Path]:
+    """The folder itself, and the names beside it under which one is written and moved aside."""
+    place = Path(os.path.realpath(folder))  # of a link, what it leads to
+    return place, place.with_name(f".{place.name}.new"), place.with_name(f".{place.name}.old")
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
 def file_sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
+    """Compute the SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

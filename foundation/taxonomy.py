@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from foundation.errors import UsageError
+from foundation.settings import suggestion
 
 
 @dataclass(frozen=True)
@@ -225,8 +226,9 @@ def resolve(name: str, allowed: Sequence[str] = NAMES) -> str:
     paired = pair_of(key)
     nearest = difflib.get_close_matches(key, keys, n=3, cutoff=0.6)
     suggestions = dict.fromkeys([n for n in paired if n in allowed] or [keys[k] for k in nearest])
-    hint = f" Did you mean {' or '.join(map(repr, suggestions))}?" if suggestions else ""
-    raise UsageError(f"Unknown class {name!r}.{hint} See `universal-ct classes`.")
+    raise UsageError(
+        f"Unknown class {name!r}.{suggestion(suggestions)} See `universal-ct classes`."
+    )
 
 
 def pair_of(name: str) -> tuple[str, ...]:

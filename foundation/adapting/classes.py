@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from foundation.adapting import low_rank as lora
-from foundation.config import BranchSpec, ClassSpec, TextSpec
+from foundation.config import BranchSpec, ClassSpec, TextSpec, check_class_name
 from foundation.errors import UsageError
 from foundation.inference.sliding_window import Network
 from foundation.networks.branches import Branch
@@ -112,6 +112,7 @@ def add_classes(
     config = model.config
     known = {normalise(name): name for name in config.class_names}
     for spec in specs:
+        check_class_name(spec.name, spec.prompt)
         if same := known.get(normalise(spec.name)):
             raise UsageError(f"The model has a class {same!r} already. Give another name.")
         known[normalise(spec.name)] = spec.name

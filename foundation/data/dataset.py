@@ -39,7 +39,7 @@ class Dataset:
             faults.
         complete: every source label must have a mask in every case.
         ct_only: refuse a scan without a voxel below 0 HU, which a warning names otherwise.
-        prompts: class of the user's own → its prompt.
+        prompts: class of the user's own → its prompt, where it has one.
         url, licence, note: of its publisher. licence: SPDX id, only where it is certain; check the
             source before use.
         obtain: what to know about getting it, besides the URL.

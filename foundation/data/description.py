@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from foundation.config import check_class_name
 from foundation.data.cases import Case, safe_id
 from foundation.data.dataset import Dataset, Rule
 from foundation.data.hooks import HOOKS
@@ -38,7 +39,6 @@ from foundation.errors import UsageError
 from foundation.settings import did_you_mean, read, read_file
 from foundation.taxonomy import NAMES, TOTALSEGMENTATOR, classes_of
 
-_PROMPT = "A computerized tomography of a {name}"
 # Layout → how labels are stored. Where names of files or folders name the labels, no value does.
 _LABELS_AS = {"per-structure": "masks", "slices": "slices", "dicom-masks": "dicom masks"}
 _BY_NAME = ("per-structure", "dicom-masks")
@@ -51,15 +51,14 @@ class OwnClass:
 
     Attributes:
         name: of the class.
-        prompt: the sentence that is embedded; made from the name if not given.
+        prompt: the sentence that is embedded; each training makes one from the name if not given.
     """
 
     name: str
     prompt: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.name.strip():
-            raise UsageError("a class needs a name.")
+        check_class_name(self.name, self.prompt)
 
 
 @dataclass(frozen=True)
@@ -222,7 +221,7 @@ def _dataset(given: Description) -> Dataset:
         unknown=_texts(given.unknown or ()),
         open_names=given.vocabulary is not None,
         complete=given.complete,
-        prompts=prompts,
+        prompts={name: prompt for name, prompt in prompts.items() if prompt},
         url=given.url,
         licence=given.licence,
         note=(given.note or "").strip(),
@@ -305,7 +304,7 @@ def _classes(
 
 def _class(given: str | OwnClass, prompts: dict[str, str], where: str) -> tuple[str, ...]:
     if isinstance(given, OwnClass):
-        prompts[given.name] = given.prompt or _PROMPT.format(name=given.name)
+        prompts[given.name] = given.prompt or prompts.get(given.name, "")
         return (given.name,)
     if given in prompts:
         return (given,)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
 
+from foundation.config import check_class_name
 from foundation.errors import UsageError, listed
 from foundation.taxonomy import (
     PAIRED,
@@ -42,6 +43,9 @@ class NewClass:
     parent: str | None = None
     labels: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        check_class_name(self.name, self.prompt)
+
 
 @lru_cache(maxsize=4096)
 def spellings(name: str) -> frozenset[str]:
@@ -74,7 +78,7 @@ class Naming:
     `old`. Its labels are those that the model's class has, unless it names its own.
 
     Raises:
-        UsageError: two classes to learn of one name, or one without a name.
+        UsageError: two classes to learn of one name.
     """
 
     new: tuple[NewClass, ...]
@@ -84,8 +88,6 @@ class Naming:
     def __post_init__(self) -> None:
         seen: dict[str, str] = {}
         for each in self.new:
-            if not each.name.strip():
-                raise UsageError("A class needs a name.")
             if (other := seen.setdefault(normalise(each.name), each.name)) != each.name:
                 raise UsageError(f"{each.name!r} and {other!r} are one class; name it once.")
         if len(seen) < len(self.new):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -18,7 +17,7 @@ from torch import Tensor
 from foundation.adapting.low_rank import has_adapters
 from foundation.config import ModelConfig
 from foundation.errors import UsageError, WeightsError, listed
-from foundation.files import file_sha256
+from foundation.files import file_sha256, replacing_folder
 from foundation.hub.cards import Card, generate_card
 from foundation.hub.convert import check_state, shapes_of
 from foundation.model import UniversalModel
@@ -226,23 +225,8 @@ def written_at_once(folder: Path, names: Sequence[str]) -> Iterator[Path]:
         UsageError: `folder` is a file, or holds other files.
     """
     _check_replaceable(folder, names)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    outer = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        new, old = outer / "new", outer / "old"
-        new.mkdir()
-        yield new
-        if folder.exists():
-            folder.replace(old)
-        try:
-            new.replace(folder)
-        except OSError:
-            # Put the earlier model back rather than leave none.
-            if old.exists() and not folder.exists():
-                old.replace(folder)
-            raise
-    finally:
-        shutil.rmtree(outer, ignore_errors=True)
+    with replacing_folder(folder) as temporary:
+        yield temporary
 
 
 def _check_replaceable(folder: Path, names: Sequence[str]) -> None:

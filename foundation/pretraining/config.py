@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from foundation.config import check_class_name
 from foundation.errors import UsageError
 from foundation.settings import ByKind, Cube
 
@@ -35,6 +36,9 @@ class ClassConfig:
     prompt: str = ""
     parent: str | None = None
     exclusive: bool | None = None
+
+    def __post_init__(self) -> None:
+        check_class_name(self.name, self.prompt or None)
 
 
 @dataclass(frozen=True)

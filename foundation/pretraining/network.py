@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from foundation.config import ClassSpec, ModelConfig, Preprocessing, TextSpec
+from foundation.config import PROMPT_TEMPLATES, ClassSpec, ModelConfig, Preprocessing, TextSpec
 from foundation.errors import UsageError
 from foundation.hub.convert import check_state, shapes_of
 from foundation.hub.load import from_pretrained
@@ -16,7 +16,6 @@ from foundation.taxonomy import CLASSES, NAMES
 from foundation.text import (
     CLIP_VIT_B_32,
     MINILM,
-    PROMPT_TEMPLATES,
     check_compatible,
     class_prompt,
     embed_classes,

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from foundation.errors import MissingExtraError, UsageError
 from foundation.evaluation.validation import mean_dice, validate
-from foundation.files import replacing
+from foundation.files import recover_folder, replacing
 from foundation.hardware import computes_bfloat16, keep_freed_memory, trains_in_bfloat16
 from foundation.hub.saved import save_pretrained
 from foundation.model import UniversalModel
@@ -32,7 +32,7 @@ from foundation.pretraining.folds import Folds, held_out_cases, make_folds, read
 from foundation.pretraining.network import build_network, build_optimizer, exclusive_classes
 from foundation.pretraining.reading import differences, dump, load_config, smoke, with_store
 from foundation.training import checkpoints
-from foundation.training.checkpoints import Checkpoint, recover_folder, replacing_folder
+from foundation.training.checkpoints import Checkpoint
 from foundation.training.ema import Average
 from foundation.training.logs import Board, Progress, Table, Tally
 from foundation.training.losses import published_losses, scan_losses
@@ -357,8 +357,7 @@ class Engine:
         folder = self.run / name
         model = self._published()
         if self.accelerator.is_main_process:
-            with replacing_folder(folder) as temporary:
-                save_pretrained(model, temporary, dtype=_DTYPES[self.config.weights_dtype])
+            save_pretrained(model, folder, dtype=_DTYPES[self.config.weights_dtype])
         self.accelerator.wait_for_everyone()
         return folder
 

@@ -1,16 +1,10 @@
-"""The state of a run on disk: whole at every moment, whenever the process is killed.
-
-A folder is written under another name, then the old one is moved aside, the new one takes its
-place, and the old one goes. Whatever a kill leaves of that, `recover_folder` finishes or undoes.
-"""
+"""The state of a run on disk: whole at every moment, whenever the process is killed."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from foundation.errors import WeightsError
+from foundation.files import replacing_folder
 
 NETWORK, AVERAGE, OPTIMIZER = "model.safetensors", "ema.safetensors", "optimizer.safetensors"
 STATE = "state.json"
@@ -38,47 +33,12 @@ class Checkpoint:
     progress: dict[str, Any]
 
 
-@contextmanager
-def replacing_folder(folder: Path) -> Iterator[Path]:
-    """Give a name that does not exist; what is made there becomes `folder` when the block ends."""
-    new, old = _names(folder)
-    _remove(new)
-    yield new
-    _remove(old)
-    if folder.exists():
-        folder.replace(old)
-    new.replace(folder)
-    _remove(old)
-
-
-def recover_folder(folder: Path) -> None:
-    """Finish or undo what a killed `replacing_folder` had begun."""
-    new, old = _names(folder)
-    if old.exists() and not folder.exists():
-        old.replace(folder)
-    _remove(old)
-    _remove(new)
-    # What writers of saved models had put beside it.
-    for rest in folder.parent.glob(f".{new.name}.*"):
-        _remove(rest)
-
-
-def _names(folder: Path) -> tuple[Path, Path]:
-    return folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
-
-
-def _remove(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
-
-
 def save(folder: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint; the previous one stays until this one is complete."""
     tensors = {NETWORK: checkpoint.network, OPTIMIZER: checkpoint.optimizer}
     if checkpoint.average is not None:
         tensors[AVERAGE] = checkpoint.average
     with replacing_folder(folder) as temporary:
-        temporary.mkdir(parents=True)
         for name, values in tensors.items():
             save_file(dict(values), temporary / name)
         text = json.dumps(checkpoint.progress, indent=2) + "\n"

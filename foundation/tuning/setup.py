@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from foundation.adapting.low_rank import has_adapters
 from foundation.evaluation.validation import mean_dice, validate
+from foundation.files import recover_folder
 from foundation.hardware import autocast
 from foundation.model import UniversalModel
 from foundation.taxonomy import NAMES
-from foundation.training.checkpoints import recover_folder
 from foundation.training.depth import rate_factors
 from foundation.training.losses import EXCLUSIVE
 from foundation.training.mixture import Mixture, PatchGrid

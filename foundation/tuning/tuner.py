@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from foundation.errors import UsageError
+from foundation.files import recover_folder
 from foundation.training import checkpoints
-from foundation.training.checkpoints import Checkpoint, recover_folder
+from foundation.training.checkpoints import Checkpoint
 from foundation.training.logs import Table
 from foundation.tuning.feeds import Feed
 from foundation.tuning.methods import Method

@@ -109,3 +109,12 @@ CHANGES = (
 def test_a_class_is_added_once(model: UniversalModel, no_encoder: None) -> None:
     with pytest.raises(UsageError, match="has a class 'liver_tumor' already"):
         add_class(model, "Liver tumour")
+
+
+@pytest.mark.parametrize(("name", "prompt"), [("", None), (" ", None), ("psoas", ""), ("", "x")])
+def test_a_class_without_a_word_is_refused(name: str, prompt: str | None) -> None:
+    model = tiny_model()
+    before = model.classes
+    with pytest.raises(UsageError, match=r"(name|prompt) of a class is"):
+        model.add_class(name, prompt=prompt, embedding=torch.zeros(4), text=model.config.text)
+    assert model.classes == before

@@ -56,10 +56,7 @@ def test_classes_of_ones_own_bring_their_prompt(tmp_path):
     own = {"name": "vertebra L1", "prompt": "A CT of the first lumbar vertebra"}
     classes = {1: own, 2: ["liver", {"name": "cable"}], 3: ["vertebra L1", "liver"]}
     dataset = get_dataset(describe(tmp_path, classes=classes))
-    assert dataset.prompts == {
-        "vertebra L1": own["prompt"],
-        "cable": "A computerized tomography of a cable",
-    }
+    assert dataset.prompts == {"vertebra L1": own["prompt"]}  # a training makes that of cable
     assert dataset.classes_of("13") == {"1": ("vertebra L1",), "3": ("vertebra L1", "liver")}
     assert dataset.annotated == ("liver", "vertebra L1", "cable")
 

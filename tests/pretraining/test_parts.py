@@ -1,7 +1,6 @@
-"""Schedule, average, learning rates by depth, folds, losses and logs of the pretraining engine."""
+"""Schedule, average, learning rates by depth, losses and logs of the pretraining engine."""
 
 import csv
-import json
 from math import cos, pi
 from pathlib import Path
 
@@ -10,10 +9,8 @@ import torch
 from tiny_store import tiny_config
 from torch import nn
 
-from foundation.errors import UsageError
 from foundation.networks.backbones import build_backbone
 from foundation.pretraining.config import ScheduleConfig
-from foundation.pretraining.folds import Folds, held_out_cases, make_folds, read_folds
 from foundation.pretraining.network import build_network, build_optimizer, learning_rates
 from foundation.pretraining.reading import load_config
 from foundation.taxonomy import CLASSES
@@ -175,63 +172,6 @@ def test_checkpointing_computes_a_stage_again() -> None:
     image = torch.rand(1, 1, 16, 16, 16, requires_grad=True)
     backbone.decode(backbone.encode(image)).sum().backward()
     assert calls.count("inner") == 2
-
-
-# --- folds ----------------------------------------------------------------------------------------
-
-
-def manifest(count: int, dataset: str = "03") -> dict[str, dict[str, object]]:
-    return {f"{dataset}/case_{number}": {} for number in range(count)}
-
-
-def test_folds_are_parts_of_about_the_same_size() -> None:
-    folds = make_folds(manifest(500), seed=1)
-    parts = [folds.cases(fold) for fold in range(5)]
-    assert set().union(*parts) == set(manifest(500))
-    assert sum(map(len, parts)) == 500
-    assert all(70 < len(part) < 130 for part in parts)
-
-
-def test_a_case_stays_in_its_fold_when_others_come() -> None:
-    few, many = make_folds(manifest(40), 1), make_folds({**manifest(60), **manifest(9, "04")}, 1)
-    assert all(many.fold_of[key] == fold for key, fold in few.fold_of.items())
-    assert make_folds(manifest(40), 2).fold_of != few.fold_of
-
-
-def test_scans_shared_by_two_datasets_are_in_one_fold() -> None:
-    lits = {f"04/volume-{n}": {} for n in range(60)}
-    msd = {f"10_03/liver_{n:03d}": {} for n in range(60)}
-    fold_of = make_folds({**lits, **msd}).fold_of
-    assert all(fold_of[f"04/volume-{n}"] == fold_of[f"10_03/liver_{n:03d}"] for n in range(60))
-    assert len(set(fold_of.values())) == 5
-
-
-def test_test_cases_are_in_no_fold(tmp_path: Path) -> None:
-    cases = manifest(20)
-    cases["03/case_3"] = {"split": "test"}
-    folds = make_folds(cases)
-    assert "03/case_3" not in folds.fold_of and folds.test == {"03/case_3"}
-    folds.write(tmp_path / "folds.json")
-    again = read_folds(tmp_path / "folds.json")
-    assert again == Folds(0, folds.fold_of, folds.test)
-    assert json.loads((tmp_path / "folds.json").read_text())["datasets"]["03"]
-    validated, held_out = held_out_cases(list(cases), folds, 0, ())
-    assert validated == folds.cases(0) and held_out == validated | {"03/case_3"}
-    assert held_out_cases(list(cases), folds, None, ()) == (frozenset(), {"03/case_3"})
-
-
-def test_datasets_and_cases_can_be_held_out() -> None:
-    keys = [*manifest(3), *manifest(2, "04")]
-    validated, held_out = held_out_cases(keys, None, None, ("04", "03/case_1"))
-    assert validated == held_out == {"04/case_0", "04/case_1", "03/case_1"}
-    with pytest.raises(UsageError, match="Cannot hold out 09"):
-        held_out_cases(keys, None, None, ("09",))
-
-
-def test_a_file_that_holds_no_folds_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "folds.json").write_text('{"format_version": 9}')
-    with pytest.raises(UsageError, match="cannot be read as a file of folds"):
-        read_folds(tmp_path / "folds.json")
 
 
 # --- losses ---------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """A run that is killed, resumed or shared among processes ends as the unbroken one alone."""
 
-import contextlib
 import json
 import os
 import signal
@@ -18,8 +17,6 @@ from tiny_store import tiny_config, write_store
 
 from foundation.errors import UsageError, WeightsError
 from foundation.pretraining.run import Engine
-from foundation.training import checkpoints
-from foundation.training.checkpoints import Checkpoint, recover_folder
 
 # --- interruptions --------------------------------------------------------------------------------
 
@@ -44,49 +41,6 @@ def test_an_interrupted_run_ends_as_the_unbroken_one(
     monkeypatch.undo()
     go(tiny_config(store), run)
     assert_same_run(run, unbroken)
-
-
-class Killed(BaseException):
-    """Stands for the end of the process."""
-
-
-@pytest.mark.parametrize("moment", range(8))
-def test_a_kill_while_saving_leaves_a_whole_checkpoint(
-    moment: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Ends the process at each of the things that saving does, one after the other."""
-    folder = tmp_path / "last"
-
-    def checkpoint(step: int) -> Checkpoint:
-        tensors = {"a": torch.full((3,), float(step))}
-        return Checkpoint(tensors, tensors, tensors, {"step": step})
-
-    checkpoints.save(folder, checkpoint(1))
-    count = 0
-
-    def counted(do: Any) -> Any:
-        def call(*given: Any, **options: Any) -> Any:
-            nonlocal count
-            count += 1
-            if count == moment + 1:
-                raise Killed
-            return do(*given, **options)
-
-        return call
-
-    monkeypatch.setattr(checkpoints, "save_file", counted(checkpoints.save_file))
-    monkeypatch.setattr(checkpoints, "_remove", counted(checkpoints._remove))
-    monkeypatch.setattr(Path, "replace", counted(Path.replace))
-    with contextlib.suppress(Killed):
-        checkpoints.save(folder, checkpoint(2))
-    monkeypatch.undo()
-    recover_folder(folder)
-    found = checkpoints.load(folder)
-    assert found.progress["step"] in (1, 2)
-    assert all(float(tensor[0]) == found.progress["step"] for tensor in found.network.values())
-    assert [path.name for path in tmp_path.iterdir()] == ["last"]
-    checkpoints.save(folder, checkpoint(3))
-    assert checkpoints.load(folder).progress["step"] == 3
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ kept between reads, so that any number of workers, forked or spawned, can read a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foundation.errors import MissingExtraError, UsageError, VolumeError, listed
+from foundation.taxonomy import NAMES
 
 try:
     import blosc2
@@ -58,6 +59,21 @@ class Store:
 
     def __len__(self) -> int:
         return len(self.manifest["cases"])
+
+    def own_classes(self, datasets: Collection[str] = ()) -> dict[str, str]:
+        """Return the classes that some case annotates and that are not among the 32.
+
+        Args:
+            datasets: ids; all of the store's if empty.
+
+        Returns:
+            Name → prompt, "" where the dataset's description gives none; by name.
+        """
+        cases = self.manifest["cases"].values()
+        chosen = [case for case in cases if not datasets or case["dataset"] in datasets]
+        names = {name for case in chosen for name in case["annotated"]} - set(NAMES)
+        prompts = self.manifest.get("prompts", {})
+        return {name: prompts.get(name, "") for name in sorted(names)}
 
     def case(self, key: str) -> StoredCase:
         """One case; reads its description, not its voxels.

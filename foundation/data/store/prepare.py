@@ -11,9 +11,7 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import sys
-import uuid
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -46,13 +44,13 @@ from foundation.data.store.manifest import (
 from foundation.data.store.processes import in_processes, refuse_while_starting
 from foundation.data.store.writing import write_case
 from foundation.errors import UniversalCTError, UsageError, listed
+from foundation.files import recover_folder, replacing_folder
 
 # Counted up when the same source gives another result, so that stores are brought up to date. The
 # package's version does not do: it would redo thousands of scans for a change elsewhere.
 RECIPE_VERSION = 1
 SPACING_LIMITS_MM = (0.3, 20.0)
 MOST_WORKERS = 8  # by default; a large scan takes a few GB in each
-TEMPORARY = (".partial-", ".old-")
 
 
 @dataclass(frozen=True)
@@ -132,7 +130,8 @@ def prepare(
         _refuse_other_sources(jobs, read_expected(Path(manifest), settings.spacing_mm))
     store.mkdir(parents=True, exist_ok=True)
     with _only_writer(store):
-        _remove_leftovers(store)
+        for left in (store / CASES).glob("*/.?*.???"):  # of a run that was killed
+            recover_folder(left.with_name(left.name[1:-4]))
         prompts = {
             name: prompt
             for dataset in {id(job.dataset): job.dataset for job in jobs}.values()
@@ -208,13 +207,6 @@ def _refuse_other_sources(jobs: Sequence[_Job], expected: Mapping[str, Any]) -> 
             f"The data differ from the manifest in {len(wrong)} places; nothing was prepared:\n  "
             + "\n  ".join(sorted(wrong))
         )
-
-
-def _remove_leftovers(store: Path) -> None:
-    """Half-written cases of a run that was killed."""
-    for folder in (store / CASES).glob("*/.*"):
-        if folder.name.startswith(TEMPORARY):
-            shutil.rmtree(folder)
 
 
 @contextmanager
@@ -306,14 +298,8 @@ def _prepare_case(job: _Job) -> _Outcome:
         "split": case.split,
         "recipe": recipe,
     }
-    temporary = job.folder.parent / f"{TEMPORARY[0]}{uuid.uuid4().hex[:12]}"
-    temporary.mkdir(parents=True)
-    try:
-        description = write_case(temporary, harmonised, about)
-        _put_in_place(temporary, job.folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return _Outcome(description)
+    with replacing_folder(job.folder) as temporary:
+        return _Outcome(write_case(temporary, harmonised, about))
 
 
 def _recipe(job: _Job) -> str:
@@ -339,13 +325,3 @@ def _finished(folder: Path) -> dict[str, Any] | None:
     files = [CASE, LABELS, CENTRES] + [CT] * bool(about.get("has_ct"))
     whole = {"recipe", "sources"} <= about.keys() and all((folder / f).is_file() for f in files)
     return about if whole else None
-
-
-def _put_in_place(temporary: Path, folder: Path) -> None:
-    if folder.exists():
-        old = folder.parent / f"{TEMPORARY[1]}{uuid.uuid4().hex[:12]}"
-        os.replace(folder, old)
-        os.replace(temporary, folder)
-        shutil.rmtree(old)
-    else:
-        os.replace(temporary, folder)

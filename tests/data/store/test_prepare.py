@@ -202,9 +202,9 @@ def test_an_interrupted_run_is_completed(
 
 
 KILLED = """
-import os, sys
+import os, pathlib, sys
 from foundation.data.store import prepare as running
-written, write_case, put = [], running.write_case, running._put_in_place
+written, write_case = [], running.write_case
 
 def write(folder, *arguments):
     description = write_case(folder, *arguments)
@@ -214,13 +214,12 @@ def write(folder, *arguments):
         os.kill(os.getpid(), 9)
     return description
 
-def replace(source, target, replace=os.replace):
-    if sys.argv[4] == "replacing" and os.path.basename(target).startswith(".old-"):
-        replace(source, target)
-        os.kill(os.getpid(), 9)
+def replace(source, target, replace=pathlib.Path.replace):
     replace(source, target)
+    if sys.argv[4] == "replacing" and target.name.endswith(".old"):
+        os.kill(os.getpid(), 9)
 
-running.write_case, os.replace = write, replace
+running.write_case, pathlib.Path.replace = write, replace
 running.prepare([(sys.argv[1], sys.argv[2])], sys.argv[3], spacing_mm=8.0, workers=1)
 """
 
