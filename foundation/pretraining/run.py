@@ -29,7 +29,12 @@ from foundation.model import UniversalModel
 from foundation.networks.backbones import build_backbone
 from foundation.pretraining.config import RunConfig, StageConfig
 from foundation.pretraining.folds import Folds, held_out_cases, make_folds, read_folds
-from foundation.pretraining.network import build_network, build_optimizer, exclusive_classes
+from foundation.pretraining.network import (
+    build_network,
+    build_optimizer,
+    exclusive_classes,
+    with_own_classes,
+)
 from foundation.pretraining.reading import differences, dump, load_config, smoke, with_store
 from foundation.training import checkpoints
 from foundation.training.checkpoints import Checkpoint
@@ -146,6 +151,7 @@ class Engine:
         self.best: float | None = None
         # Nothing is written before all that can be wrong has been found right.
         self.store = open_store(config)
+        config = self.config = with_own_classes(config, self.store)
         self.folds = self._find_folds()
         self._check_earlier_run()
         keys = self.store.keys() if self.store else []
