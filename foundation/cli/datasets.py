@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,8 +24,10 @@ def add_arguments(verbs: Any) -> argparse.ArgumentParser:
     below = parser.add_subparsers(dest="action", metavar="ACTION")
     text = "find a dataset's cases in a folder, count its labels, and say what is wrong"
     check = below.add_parser("check", help=text, description=f"{text}. Exits with 1 on faults.")
-    check.add_argument("name", metavar="NAME", help="id or name of the list, or a YAML file")
-    check.add_argument("folder", metavar="DIR", help="where the dataset lies, unpacked")
+    text = "id or name of the list, a YAML file, or a folder in nnU-Net's format"
+    check.add_argument("name", metavar="NAME", help=text)
+    text = "where the dataset lies, unpacked; of nnU-Net's format, NAME itself"
+    check.add_argument("folder", metavar="DIR", nargs="?", help=text)
     check.add_argument("--limit", type=int, metavar="N", help="read only the first N cases")
     # No default of its own, which would undo an option given before the word `check`.
     unset = argparse.SUPPRESS
@@ -91,13 +94,20 @@ def _check(args: argparse.Namespace) -> int:
 
     from foundation.data.catalogue import get_dataset
     from foundation.data.check import check_dataset
+    from foundation.data.layouts import INDEX
     from foundation.errors import UsageError
 
     if args.limit is not None and args.limit < 1:
         raise UsageError(f"--limit is {args.limit}; give a number of cases, from 1 on.")
+    dataset, folder = get_dataset(args.name), args.folder
+    if folder is None:
+        given = Path(args.name)
+        folder = given.parent if given.name == INDEX else given
+        if not (folder / INDEX).is_file():
+            raise UsageError(f"Where does {dataset.name} lie? Give NAME and DIR.")
     report = check_dataset(
-        get_dataset(args.name),
-        args.folder,
+        dataset,
+        folder,
         limit=args.limit,
         progress=lambda cases: tqdm(
             cases, unit="case", disable=args.quiet or not sys.stderr.isatty()

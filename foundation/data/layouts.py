@@ -84,7 +84,7 @@ class Patterns:
         images = _matches(entries, self.images, root)
         labels = _matches(entries, self.labels, root)
         names = _matches(entries, (self.names_file,), root) if self.names_file else {}
-        tables = [path for path in entries if path.rpartition("/")[2] == self.splits]
+        tables = [p for p in entries if self.splits and p.rpartition("/")[2] == self.splits]
         splits = read_splits(root / tables[0]) if tables else {}
         survey = Survey()
         for id_ in {**images, **labels}:

@@ -1,7 +1,10 @@
 """Datasets of one's own: YAML descriptions, nnU-Net's folders, and what is refused in them."""
 
+import datetime
 import json
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +12,9 @@ import yaml
 from dataset_trees import make_affine, make_ct, make_labels, write_nifti
 
 from foundation.data import DatasetWarning, get_dataset
+from foundation.data.description import CaseSettings, Description
+from foundation.data.store.arrays import Store
+from foundation.data.store.prepare import prepare
 from foundation.errors import UsageError, VolumeError
 from foundation.taxonomy import NAMES
 
@@ -198,6 +204,84 @@ def test_nnu_net_labels_that_are_no_classes_are_refused(tmp_path):
 def test_a_wrong_description_is_refused_in_words(changes, words, tmp_path):
     with pytest.raises(UsageError, match=words):
         get_dataset(describe(tmp_path, **changes))
+
+
+VALUES: list[Any] = [
+    *(None, True, False, 0, 5, -1, 1.5, float("nan"), "", "x", "{id}/x.nii", [], [7], [[]]),
+    *([None], {}, {"a": 1}, {1: {"name": 2}}, {"a": [None]}, datetime.date(2026, 1, 1)),
+]
+
+
+@pytest.mark.parametrize("layout", ["nifti", "per-structure", "cases"])
+def test_no_value_of_any_key_ends_in_a_traceback(layout, tmp_path):
+    write_nifti(tmp_path / "a/ct.nii.gz", make_ct(0), make_affine(0))
+    base = {**BASE, "layout": layout, "cases": {"a": {}}}
+    if layout == "per-structure":
+        base["classes"] = {"liver": "liver"}
+    contents = [{**base, f.name: value} for f in fields(Description) for value in VALUES]
+    contents += [
+        {**base, "cases": {"a": {f.name: value}}} for f in fields(CaseSettings) for value in VALUES
+    ]
+    contents += [{**base, "cases": {"a": value}} for value in VALUES]
+    contents += [{**base, "classes": {1: value}} for value in VALUES]
+    contents += [{**base, "classes": {1: {"name": value}}} for value in VALUES]
+    read = 0
+    path = tmp_path / "fuzz.yaml"
+    for content in contents:
+        path.write_text(yaml.safe_dump(content))
+        try:
+            get_dataset(path).survey(tmp_path)
+            read += 1
+        except UsageError as error:
+            assert str(path) in str(error) or str(tmp_path) in str(error)
+    assert 0 < read < len(contents)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"unknown": 9}, r"unknown is 9; expected a list"),
+        ({"images": 5}, r"images is 5; expected str. Put it in quotes"),
+        ({"cases": {"a": {"unknown": None, "weight": "2"}}}, r"cases.a.weight is '2'; expected"),
+        ({"cases": {"a": {"image": True}}}, r"cases.a.image is True"),
+        ({"rule": "ct_up_to_500"}, r"Did you mean 'ct_up_to_id_500'"),
+        ({"classes": {1: {"name": " "}}}, r"name of a class is ' '"),
+        ({"classes": {1: 5}}, r"classes.1 is 5"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_named(changes, words, tmp_path):
+    with pytest.raises(UsageError, match=words):
+        get_dataset(describe(tmp_path, **changes))
+
+
+def test_a_pattern_names_as_many_masks_as_a_case_has(tmp_path):
+    affine = make_affine(0)
+    lesions = [make_labels(seed, (1,)) for seed in range(3)]
+    for case, count in (("p1", 3), ("p2", 1)):
+        write_nifti(tmp_path / case / "ct.nii.gz", make_ct(0), affine)
+        write_nifti(tmp_path / case / "seg/liver.nii.gz", np.ones_like(lesions[0]), affine)
+        for number in range(count):
+            file = tmp_path / case / f"seg/livertumor{number + 1:02}.nii.gz"
+            write_nifti(file, lesions[number], affine)
+    path = describe(
+        tmp_path,
+        layout="per-structure",
+        labels="{id}/seg/*.nii.gz",
+        classes={"liver": "liver", "livertumor*": "liver_tumor"},
+    )
+    dataset = get_dataset(path)
+    for case, count in zip(dataset.find(tmp_path), (3, 1), strict=True):
+        scan = dataset.read(case)
+        classes = dataset.classes_of({name for names in scan.names for name in names})
+        table = [any("liver_tumor" in classes[n] for n in names) for names in scan.names]
+        truth = np.any([lesion > 0 for lesion in lesions[:count]], axis=0)
+        np.testing.assert_array_equal(np.array(table)[scan.labels], truth)
+    store = tmp_path / "store"
+    prepare([(str(path), tmp_path)], store, workers=1, spacing_mm=5.0, progress=False)
+    assert all("liver_tumor" in case["voxels"] for case in Store(store).manifest["cases"].values())
+    write_nifti(tmp_path / "p2/seg/bone.nii.gz", lesions[2], affine)
+    with pytest.raises(VolumeError, match="p2 has label bone, which is not in the label map"):
+        dataset.read(dataset.find(tmp_path)[1])
 
 
 def test_what_is_no_yaml_is_refused(tmp_path):
