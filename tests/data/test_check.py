@@ -301,6 +301,27 @@ def test_a_faulty_folder_exits_with_1_and_says_why(tmp_path, capsys):
     assert content["classes"]["liver"]["cases"] == 1
 
 
+def test_nnu_nets_index_or_its_folder_is_enough(tmp_path, capsys):
+    root = tmp_path / "Dataset7_Mine"
+    write_nifti(root / "imagesTr/x_1_0000.nii.gz", make_ct(0), make_affine(0))
+    write_nifti(root / "labelsTr/x_1.nii.gz", make_labels(0, (1,)), make_affine(0))
+    (root / "dataset.json").write_text('{"labels": {"background": 0, "liver": 1}}')
+    for words in ((root,), (root / "dataset.json",), (root / "dataset.json", root)):
+        assert run("check", *words) == 0
+        text = capsys.readouterr().out
+        assert "Dataset7_Mine: 1 cases read" in text
+        assert "note: labels read: 1 as liver" in text
+    with pytest.raises(UsageError, match="Where does LiTS lie"):
+        run("check", "LiTS")
+
+
+def test_labels_that_are_read_and_ignored_are_listed(tmp_path):
+    TREES["12"](tmp_path)
+    notes = check_dataset(get_dataset("12"), tmp_path).notes
+    assert notes[0].startswith("labels read: 1 as liver, 2 as urinary_bladder, 3 as lung_right and")
+    assert notes[1] == "labels ignored, of no class: 5, 6"
+
+
 def test_wrong_use_is_told(tmp_path):
     with pytest.raises(UsageError, match="No case of LiTS"):
         run("check", "04", tmp_path)
@@ -328,6 +349,15 @@ def test_parsing_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_listing_imports_nothing_heavy():
+    code = (
+        "import sys, foundation.cli.main as main; main.main(['datasets'])\n"
+        "print(sorted({'torch', 'numpy', 'nibabel'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "LiTS" in done.stdout and done.stdout.splitlines()[-1] == "[]"
 
 
 def test_reading_imports_no_torch():
