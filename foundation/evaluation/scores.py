@@ -29,6 +29,7 @@ from foundation.data.store.arrays import StoredCase
 from foundation.errors import UsageError
 from foundation.evaluation.metrics import dice
 from foundation.files import replacing
+from foundation.imaging.bits import pack, unpack
 from foundation.imaging.volumes import VolumeWarning
 from foundation.inference.predict import segment_volume
 from foundation.inference.sliding_window import Network
@@ -273,7 +274,7 @@ def _keep_masks(
 ) -> None:
     with replacing(_masks_file(folder, case)) as temporary:
         # Packed one by one: as a byte a voxel, all classes of a large scan would fill the memory.
-        bits = {name: np.packbits(mask_of(name), axis=-1) for name in names}
+        bits = {name: pack(mask_of(name)) for name in names}
         np.savez_compressed(temporary, **bits)  # type: ignore[arg-type]
 
 
@@ -289,7 +290,7 @@ def read_masks(
         return {}
     with np.load(path, allow_pickle=False) as bits:
         count, kept = case.shape[2], [name for name in names if name in bits.files]
-        return {n: np.unpackbits(bits[n], axis=-1, count=count).astype(bool) for n in kept}
+        return {name: unpack(bits[name], count) for name in kept}
 
 
 def _masks_file(folder: Path, case: StoredCase) -> Path:

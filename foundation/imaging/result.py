@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from foundation import taxonomy
 from foundation.errors import UsageError
 from foundation.files import replacing
+from foundation.imaging import bits
 from foundation.imaging.frame import Box, Frame, bounding_box
 from foundation.imaging.layout import ResultFiles
 from foundation.imaging.legend import colour, display_name
@@ -38,8 +39,7 @@ class _PackedMask:
     voxels: int
 
     def unpack(self) -> NDArray[np.bool_]:
-        flat = np.unpackbits(self.bits, count=int(np.prod(self.shape)))
-        return flat.reshape(self.shape).astype(bool)
+        return bits.unpack(self.bits, self.shape[-1])
 
 
 @dataclass(frozen=True)
@@ -240,4 +240,4 @@ class Segmentation:
             for far, near in zip(reach, box, strict=True)
         )
         part = array[box]
-        return _PackedMask((x, y, z), part.shape, np.packbits(part), int(part.sum()))
+        return _PackedMask((x, y, z), part.shape, bits.pack(part), int(part.sum()))
