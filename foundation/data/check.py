@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from foundation.data.cases import Case, natural_key
 from foundation.data.dataset import Dataset
-from foundation.data.meaning import meaning
+from foundation.data.meaning import in_order, meaning
 from foundation.data.reading import Image, LabelMap, read_image
 from foundation.errors import MissingExtraError, UsageError, VolumeError, listed
-from foundation.taxonomy import NAMES, PAIRED, by_name
+from foundation.taxonomy import PAIRED, by_name
 
 _BODY_HU = -300.0
 _WRONG_SIDE_MM = 15.0  # an organ's centre this far beyond the body's middle is on the wrong side
@@ -75,8 +75,7 @@ class Report:
             for name, voxels in case.voxels.items():
                 cases, before = counted.get(name, (0, 0))
                 counted[name] = (cases + 1, before + voxels)
-        order = {name: index for index, name in enumerate(_in_order())}
-        return dict(sorted(counted.items(), key=lambda item: order.get(item[0], len(order))))
+        return {name: counted[name] for name in in_order(counted)}
 
     @property
     def orientations(self) -> dict[str, int]:
@@ -300,12 +299,6 @@ def _side_faults(centres: dict[str, NDArray[np.float64]], middle_mm: float) -> l
             "inversus)."
         )
     return faults
-
-
-def _in_order() -> list[str]:
-    """Names of classes, each pair's organ before its sides."""
-    organ_of = {pair[0]: organ for organ, pair in PAIRED.items()}
-    return [each for n in NAMES for each in ([organ_of[n], n] if n in organ_of else [n])]
 
 
 def _merged(dataset: Dataset) -> list[str]:

@@ -9,7 +9,7 @@ table     a CSV table with the columns image, label, class; value and split wher
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -44,16 +44,14 @@ class Source:
         root: the folder that holds all of them.
         datasets: how they are read.
         labels: every name of a label that the files give.
-        images: case key → its scan.
-        splits: case key → "train", "val" or "test", where a publisher says so.
+        cases: key in a store → the case as found.
     """
 
     layout: str
     root: Path
     datasets: tuple[Dataset, ...]
     labels: frozenset[str]
-    images: Mapping[str, Path]
-    splits: Mapping[str, str]
+    cases: Mapping[str, Case]
 
 
 @dataclass(frozen=True)
@@ -163,18 +161,10 @@ def _dataset(
     )
 
 
-def _source(layout: str, root: Path, datasets: Iterable[Dataset], rule: WhatIsWanted) -> Source:
-    labels: set[str] = set()
-    images, splits = {}, {}
-    for dataset in datasets:
-        for case in dataset.layout.survey(root).found:
-            key = f"{dataset.id}/{case.id}"
-            labels |= {*rule.labels(case)}
-            assert case.image is not None
-            images[key] = case.image
-            if case.split:
-                splits[key] = case.split
-    ids = {key.split("/", 1)[1] for key in images}
+def _source(layout: str, root: Path, datasets: Sequence[Dataset], rule: WhatIsWanted) -> Source:
+    cases = {f"{d.id}/{case.id}": case for d in datasets for case in d.layout.survey(root).found}
+    ids = {case.id for case in cases.values()}
     if rule.only is not None and (lost := sorted(rule.only - ids)):
         raise UsageError(f"{root} has no scan {listed(lost)}, which were chosen for training.")
-    return Source(layout, root, tuple(datasets), frozenset(labels), images, splits)
+    labels = frozenset(label for case in cases.values() for label in rule.labels(case))
+    return Source(layout, root, tuple(datasets), labels, cases)

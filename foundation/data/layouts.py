@@ -254,14 +254,27 @@ class CaseFolders:
         return survey.sort()
 
 
+def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Read a table with commas or semicolons: names of columns in lower case, and the lines.
+
+    Raises:
+        UsageError: it is no text.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read as a CSV table: {error}.") from error
+    delimiter = ";" if ";" in text.partition("\n")[0] else ","
+    reader = csv.DictReader(text.splitlines(), delimiter=delimiter)
+    columns = [str(name).strip().lower() for name in reader.fieldnames or ()]
+    reader.fieldnames = columns
+    return columns, [{key: (line.get(key) or "").strip() for key in columns} for line in reader]
+
+
 def read_splits(table: Path) -> dict[str, str]:
     """Case → split from a CSV table with the columns image_id and split, as TotalSegmentator's."""
-    text = table.read_text(encoding="utf-8-sig")
-    delimiter = ";" if ";" in text.partition("\n")[0] else ","
-    rows = csv.DictReader(text.splitlines(), delimiter=delimiter)
-    return {
-        row["image_id"]: row["split"] for row in rows if row.get("image_id") and row.get("split")
-    }
+    lines = [line for line in read_csv(table)[1] if line.get("image_id") and line.get("split")]
+    return {line["image_id"]: line["split"] for line in lines}
 
 
 def read_dataset_json(path: Path) -> dict[str, Any]:

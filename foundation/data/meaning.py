@@ -75,6 +75,10 @@ def _tissue(source: str, found: Sequence[str], pair: str | None) -> str:
 
 
 def in_order(classes: Iterable[str]) -> list[str]:
-    """Class names in the paper's order, others after them by name."""
-    rank = {name: number for number, name in enumerate(NAMES)}
-    return sorted(classes, key=lambda name: (rank.get(name, len(rank)), name))
+    """Sort names of classes in the paper's order, others after them by name.
+
+    A pair's organ ("kidney") comes before its sides.
+    """
+    rank: dict[str, float] = {name: number for number, name in enumerate(NAMES)}
+    rank |= {organ: rank[pair[0]] - 0.5 for organ, pair in PAIRED.items()}
+    return sorted(classes, key=lambda name: (rank.get(name, len(NAMES)), name))

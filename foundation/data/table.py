@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from foundation.data.cases import Case, Structure, safe_id
-from foundation.data.layouts import Survey
+from foundation.data.layouts import Survey, read_csv
 from foundation.errors import UsageError, listed
 from foundation.files import nifti_stem
 
@@ -60,20 +59,16 @@ def read_table(path: Path) -> Table:
 
 def _lines(path: Path) -> Iterator[tuple[Path, Structure, str | None]]:
     """Give image, structure and split of each line, files checked."""
-    text = path.read_text(encoding="utf-8-sig")
-    delimiter = ";" if ";" in text.partition("\n")[0] else ","
-    reader = csv.DictReader(text.splitlines(), delimiter=delimiter)
-    columns = [str(name).strip().lower() for name in reader.fieldnames or ()]
+    columns, lines = read_csv(path)
     if not {"image", "label", "class"} <= set(columns):
         raise UsageError(
             f"{path} has the columns {listed(columns) or 'none'}; it needs image, label and class, "
             "and may have value and split."
         )
-    reader.fieldnames = columns
-    lines = 0
-    for lines, given in enumerate(reader, start=1):
-        where = f"{path}, line {lines + 1}"
-        cells = {key: (given.get(key) or "").strip() for key in columns}
+    if not lines:
+        raise UsageError(f"{path} has no line besides its columns.")
+    for number, cells in enumerate(lines, start=2):
+        where = f"{path}, line {number}"
         files = [(path.parent / cells[key]).absolute() for key in ("image", "label")]
         for key, file in zip(("image", "label"), files, strict=True):
             if not cells[key] or not file.exists():
@@ -85,8 +80,6 @@ def _lines(path: Path) -> Iterator[tuple[Path, Structure, str | None]]:
             raise UsageError(f"{where}: value is {value!r}; give a whole number, or nothing.")
         structure = Structure(files[1], cells["class"], int(value) if value else None)
         yield files[0], structure, cells.get("split") or None
-    if not lines:
-        raise UsageError(f"{path} has no line besides its columns.")
 
 
 def _unique_ids(images: Sequence[Path]) -> dict[Path, str]:

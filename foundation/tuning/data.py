@@ -22,6 +22,7 @@ from foundation.data.store.arrays import Store, StoredCase, read_description
 from foundation.data.store.prepare import prepare
 from foundation.errors import UsageError, listed
 from foundation.files import replacing
+from foundation.settings import read, read_file
 
 SPLITS, STORE = "splits.json", "store"
 FORMAT_VERSION = 1
@@ -215,28 +216,37 @@ class _Scans:
 
     def hash_of(self, key: str) -> str | None:
         """SHA-256 of the scan's image, or of one file of its series."""
-        for source in self.sources:
-            if (image := source.images.get(key)) is None:
-                continue
-            for file in self.entries[key]["sources"] if key in self.entries else ():
-                path = source.root / file["path"]
-                if path == image or image in path.parents:
-                    return str(file["sha256"])
-        return None
+        (source,) = (source for source in self.sources if key in source.cases)
+        image = source.cases[key].image
+        files = {
+            source.root / file["path"]: file["sha256"] for file in self.entries[key]["sources"]
+        }
+        return next((sha for path, sha in files.items() if image in (path, *path.parents)), None)
 
 
 # --- splits ---------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Splits:
+    """What splits.json holds: how it was drawn, and keys of scans."""
+
+    settings: Mapping[str, float]
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    test: tuple[str, ...]
+
+
 def _split(scans: _Scans, split: Split, path: Path, notes: list[str]) -> dict[str, list[str]]:
     """Keys of each split: of the file, if it fits what there is; otherwise drawn and written."""
     settings = {"validation": split.validation, "seed": split.seed}
-    kept = _read_splits(path)
-    if kept is not None:
-        splits = {name: list(kept[name]) for name in _NAMES}
-        everyone = {key for keys in splits.values() for key in keys}
-        if kept.get("settings") == settings and everyone == set(scans.keys):
-            return splits
+    if path.is_file():
+        where = f"{path} (delete it to draw anew)"
+        kept = read(_Splits, read_file(path), where, version=FORMAT_VERSION)
+        if kept.settings == settings and {*kept.train, *kept.validation, *kept.test} == {
+            *scans.keys
+        }:
+            return {name: list(getattr(kept, name)) for name in _NAMES}
         _note(notes, f"{path} was drawn anew: its scans or its settings were other ones.")
     splits = _drawn(scans, split, notes)
     content = {"format_version": FORMAT_VERSION, "settings": settings, **splits}
@@ -247,7 +257,7 @@ def _split(scans: _Scans, split: Split, path: Path, notes: list[str]) -> dict[st
 
 def _drawn(scans: _Scans, split: Split, notes: list[str]) -> dict[str, list[str]]:
     """Splits as the files say, and validation out of the training scans where they do not."""
-    said = {key: name for source in scans.sources for key, name in source.splits.items()}
+    said = {key: case.split for source in scans.sources for key, case in source.cases.items()}
     tests = [key for key in scans.keys if key.startswith(_TEST) or said.get(key) == "test"]
     rest = [key for key in scans.keys if key not in tests]
     validation = [key for key in rest if said.get(key) in _VALIDATION_NAMES]
@@ -290,19 +300,6 @@ def draw_validation(
         if len(taken) < wanted and shows[key] and shows[key] <= left:
             taken.append(key)
     return taken
-
-
-def _read_splits(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        lists = all(isinstance(content[name], list) for name in _NAMES)
-        if not lists or content["format_version"] != FORMAT_VERSION:
-            raise ValueError("not one of splits")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} cannot be read as splits: {error!r}. Delete it.") from error
-    return dict(content)
 
 
 # --- checks ---------------------------------------------------------------------------------------
