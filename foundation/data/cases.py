@@ -42,15 +42,15 @@ class Structure:
 class Case:
     """One scan of a dataset, found but not read.
 
-    A layout finds its files; the dataset adds what it says of them.
+    A layout finds its files; the dataset adds what its description has of them.
 
     Attributes:
         id: unique in its dataset and safe as the name of a file.
         image: NIfTI file, or folder with one DICOM series; None for a label map without a scan.
         labels: the files that must be read for the labels.
-        split: "train", "val" or "test", where the dataset's publisher says so.
+        split: "train", "val" or "test", where the dataset's publisher gives it.
         names_file: one of `labels`: JSON with the source label name of each label value.
-        named: the structures in `labels`, where names of files do not tell them.
+        named: the structures in `labels`, where they are not the names of files.
         dataset: id of the dataset, e.g. "04".
         annotated: classes that are labelled in this case; all others are unknown.
         unknown: source labels whose voxels may be anything.

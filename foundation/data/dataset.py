@@ -42,7 +42,7 @@ class Dataset:
         prompts: class of the user's own → its prompt, where it has one.
         url, licence, note: of its publisher. licence: SPDX id, only where it is certain; check the
             source before use.
-        obtain: what to know about getting it, besides the URL.
+        obtain: how to get it, where the URL is not enough.
         paper_cases, used_cases: scans by the paper, and those that the published weights were
             trained on.
     """

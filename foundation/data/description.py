@@ -1,4 +1,4 @@
-"""The description of a dataset: a YAML file says where its cases lie and what its labels mean.
+"""The description of a dataset: a YAML file with where its cases lie and what its labels mean.
 
     name: my-ct
     licence: CC-BY-4.0
@@ -188,7 +188,7 @@ def read_description(path: Path) -> Dataset:
     """Read the description of a dataset.
 
     Raises:
-        UsageError: it cannot be read, or says something unknown; names what and what is allowed.
+        UsageError: it cannot be read, or a key or value is not allowed; names it, and what is.
     """
     where = str(path)
     given = read(Description, read_file(path), where)
@@ -334,7 +334,7 @@ def _annotated(
 def _all_annotated(
     given: Description, cases: Mapping[str, CaseSettings], classes: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """What the dataset annotates; where it does not say so, what its cases together do."""
+    """What the dataset annotates; where that is not given, what its cases together do."""
     names = given.annotated
     if names is None and given.vocabulary:
         # A vocabulary has more names than a dataset labels: silence must not mean all of them.

@@ -81,7 +81,7 @@ class WhatIsWanted:
         return replace(case, annotated=annotated, labels=labels)
 
     def labels(self, case: Case) -> tuple[str, ...]:
-        """Return the names of labels that say something about this case."""
+        """Return the names of the labels that this case has."""
         if self.names is not None:
             return self.names
         if case.names_file:
@@ -152,7 +152,7 @@ def _dataset(
         name,
         name,
         {label: classes for label, classes in named.items() if classes},
-        (),  # the rule says it of each case
+        (),  # each case has its own, by the rule
         layout,
         labels_as=labels_as,
         rules=(rule,),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any, Literal, Protocol
 from foundation.data.cases import Case, natural_key, safe_id
 from foundation.errors import UsageError, listed
 from foundation.files import nifti_stem
+from foundation.settings import read_file
 
 INDEX = "dataset.json"
 # The names of files in a folder per case, and of the folders with a mask per structure.
@@ -153,8 +153,13 @@ class DatasetJson:
         index = self._find_index(root)
         content = read_dataset_json(index)
         base, survey = index.parent, Survey()
-        entries = [entry for name in self.lists for entry in content.get(name) or []]
-        pairs = [(e["image"], e["label"]) for e in entries if isinstance(e, dict) and "label" in e]
+        lists = [content.get(name) for name in self.lists]
+        entries = [each for found in lists if isinstance(found, list) for each in found]
+        pairs = [
+            (str(each["image"]), str(each["label"]))
+            for each in entries
+            if isinstance(each, dict) and {"image", "label"} <= each.keys()
+        ]
         if not pairs:
             images = ("imagesTr/{id}_0000.nii.gz",)
             return Patterns(images, ("labelsTr/{id}.nii.gz",)).survey(base)
@@ -278,15 +283,12 @@ def read_splits(table: Path) -> dict[str, str]:
 
 
 def read_dataset_json(path: Path) -> dict[str, Any]:
-    """The content of a `dataset.json`.
+    """Read a `dataset.json`.
 
     Raises:
         UsageError: it is no JSON object.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read as JSON: {error}.") from error
+    content = read_file(path)
     if not isinstance(content, dict):
         raise UsageError(f"{path} holds no JSON object; is it a dataset's index?")
     return content

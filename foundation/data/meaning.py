@@ -14,7 +14,14 @@ PARENTS = {c.name: c.parent for c in CLASSES if c.parent} | {"hepatic_vessel": "
 
 @dataclass(frozen=True)
 class Value:
-    """What one label value stands for. undecided: pairs whose side is not known yet."""
+    """What one label value stands for.
+
+    Attributes:
+        tissues: names of what is there, the most specific first.
+        classes: the annotated classes of such a voxel.
+        undecided: pairs whose side is not known yet.
+        unknown: of no known class, and it may be of any.
+    """
 
     tissues: tuple[str, ...] = ()
     classes: frozenset[str] = frozenset()

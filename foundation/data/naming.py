@@ -83,7 +83,7 @@ class Naming:
 
     new: tuple[NewClass, ...]
     old: tuple[str, ...]
-    model: tuple[str, ...] = field(init=False)  # classes that labels may mean without being told
+    model: tuple[str, ...] = field(init=False)  # classes whose labels are those of the model
 
     def __post_init__(self) -> None:
         seen: dict[str, str] = {}
@@ -191,7 +191,7 @@ class Naming:
         return found
 
     def _parents(self, child: NewClass, label: str) -> tuple[str, ...] | None:
-        """The classes around a lesion; None for one of two sides that nothing tells apart."""
+        """The classes around a lesion; None where it may be either of two sides."""
         if child.parent is None:
             return ()
         for each in self.new:

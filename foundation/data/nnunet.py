@@ -1,4 +1,4 @@
-"""What nnU-Net's `dataset.json` says of the labels of a dataset in its raw format."""
+"""The labels of a dataset in nnU-Net's raw format, as its `dataset.json` gives them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def read_labels(index: Path) -> Labels:
     labels = content.get("labels")
     if not isinstance(labels, dict) or not labels:
         raise UsageError(f"{index} has no labels: it is not nnU-Net's format.")
-    if all(isinstance(name, str) for name in labels.values()):  # version 1 says value → name
+    if all(isinstance(name, str) for name in labels.values()):  # version 1 has value → name
         labels = {name: value for value, name in labels.items()}
     found: dict[str, tuple[int, ...]] = {}
     for name, value in labels.items():

@@ -28,9 +28,13 @@ _SAME_VOXEL = 0.25  # grids whose corners lie this near, in voxels, are one grid
 
 @dataclass(frozen=True)
 class Image:
-    """A scan (X, Y, Z; float32 HU; order of its file), its affine (4, 4; RAS+), what is odd in it.
+    """A scan as read, in the order of its file.
 
-    series: the headers, where it came from DICOM. doubts: why its values may not be HU.
+    Attributes:
+        array: (X, Y, Z), float32 HU.
+        affine: (4, 4), voxel index to millimetres, RAS+.
+        series: the headers, where it came from DICOM.
+        doubts: why its values may not be HU.
     """
 
     array: NDArray[np.float32]
@@ -41,9 +45,12 @@ class Image:
 
 @dataclass(frozen=True)
 class LabelMap:
-    """Labels (X, Y, Z; unsigned) with their affine (4, 4; RAS+), and what each value is.
+    """Labels as read, on the grid of their image.
 
-    names: label value → the source labels of such a voxel, as in `cases.Scan`.
+    Attributes:
+        values: (X, Y, Z), uint8 or uint16.
+        names: label value → the source labels of such a voxel, as in `cases.Scan`.
+        affine: (4, 4), voxel index to millimetres, RAS+.
     """
 
     values: NDArray[Any]
@@ -79,7 +86,7 @@ def read_image(path: Path) -> Image:
 
 
 def read_label_map(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Labels (X, Y, Z) as uint8 or uint16 and their affine (4, 4; RAS+) from a NIfTI file.
+    """Read labels (X, Y, Z; uint8 or uint16) and their affine (4, 4; RAS+) from a NIfTI file.
 
     Raises:
         VolumeError: missing, damaged, not 3-D, or not whole numbers from 0 to 65535.
@@ -124,10 +131,19 @@ def _as_labels(values: NDArray[Any], path: Path) -> NDArray[Any]:
 def onto_grid(
     labels: NDArray[Any], affine: NDArray[np.float64], image: Image, path: Path
 ) -> NDArray[Any]:
-    """Labels (X, Y, Z) in the order of the image's voxels.
+    """Return labels in the order of the image's voxels.
 
     Where the two files hold the same voxels with other axes first or running the other way, and
-    their affines say so, the labels are turned; nothing is resampled.
+    their affines agree, the labels are turned; nothing is resampled.
+
+    Args:
+        labels: (X, Y, Z), whole numbers.
+        affine: (4, 4) of the labels, voxel index to millimetres, RAS+.
+        image: the scan whose grid is wanted.
+        path: of the labels, for an error.
+
+    Returns:
+        Labels (X, Y, Z) of the image's shape.
 
     Raises:
         VolumeError: the two grids are not the same voxels.
@@ -173,9 +189,19 @@ def _difference(labels: NDArray[Any], affine: NDArray[np.float64], image: Image)
 def overlay(
     shape: tuple[int, ...], masks: Iterable[tuple[str, NDArray[np.bool_]]]
 ) -> tuple[NDArray[Any], tuple[tuple[str, ...], ...]]:
-    """Merge masks (X, Y, Z) of structures, which may overlap, into one index volume and its names.
+    """Merge masks of structures, which may overlap, into one volume of values and their names.
 
     Masks are taken one at a time, so that a hundred structures need the memory of two.
+
+    Args:
+        shape: X, Y, Z.
+        masks: name of a structure and its mask (X, Y, Z).
+
+    Returns:
+        Label values (X, Y, Z; uint8 or uint16), and the structures of each value.
+
+    Raises:
+        VolumeError: there are more than 65535 combinations of structures.
     """
     labels = np.zeros(shape, np.uint16)
     names: list[tuple[str, ...]] = [()]
@@ -319,7 +345,7 @@ def _series_of(case: Case, image: Image | None) -> Series:
 
 
 def read_names(path: Path) -> dict[int, str]:
-    """Label value → name from a JSON object, whose keys are numbers as text.
+    """Read label value → name from a JSON object, whose keys are numbers as text.
 
     Raises:
         VolumeError: it cannot be read as that.

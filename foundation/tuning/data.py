@@ -33,7 +33,7 @@ _VALIDATION_NAMES = ("val", "validation", "valid")
 
 @dataclass(frozen=True)
 class Split:
-    """How scans are divided, where their files do not say it.
+    """How scans are divided, where no file gives their split.
 
     Attributes:
         validation: share of the training scans to choose the best step by, in [0, 1).
@@ -82,7 +82,7 @@ class TuningData:
 
     @cached_property
     def descriptions(self) -> dict[str, dict[str, Any]]:
-        """Case key → what its case.json says: sources with SHA-256, voxels, licence, notes."""
+        """Case key → its case.json: sources with SHA-256, voxels, licence, notes."""
         cases = {case.key: case for case in (*self.train, *self.validation, *self.test)}
         return {key: read_description(case.folder) for key, case in sorted(cases.items())}
 
@@ -256,7 +256,7 @@ def _split(scans: _Scans, split: Split, path: Path, notes: list[str]) -> dict[st
 
 
 def _drawn(scans: _Scans, split: Split, notes: list[str]) -> dict[str, list[str]]:
-    """Splits as the files say, and validation out of the training scans where they do not."""
+    """Splits as the files have them, and validation out of the training scans otherwise."""
     said = {key: case.split for source in scans.sources for key, case in source.cases.items()}
     tests = [key for key in scans.keys if key.startswith(_TEST) or said.get(key) == "test"]
     rest = [key for key in scans.keys if key not in tests]
@@ -322,7 +322,7 @@ def _refuse_empty(scans: _Scans, train: Sequence[str], spacing_mm: float) -> Non
 
 
 def _refuse_shared(scans: _Scans, splits: Mapping[str, Sequence[str]]) -> None:
-    """A scan that is trained on says nothing as a test, under whatever name."""
+    """A scan that is trained on is no test, under whatever name."""
     learnt = {scans.hash_of(key): key for name in _NAMES[:2] for key in splits[name]}
     for key in splits["test"]:
         image = scans.hash_of(key)

@@ -66,7 +66,7 @@ class Task:
         return tuple(dict.fromkeys(label for label in renamed if label))
 
     def classes(self, version: Version = 1) -> tuple[NewClass, ...]:
-        """The classes to learn. Their prompts are the weights' own: the bank knows every name."""
+        """Return the classes to learn, with prompts by the weights' own text encoder."""
         return tuple(NewClass(label, labels=(label,)) for label in self.in_version(version))
 
 

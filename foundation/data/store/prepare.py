@@ -55,7 +55,13 @@ MOST_WORKERS = 8  # by default; a large scan takes a few GB in each
 
 @dataclass(frozen=True)
 class Report:
-    """What a run did. failed: case → why; the others are keys of the store."""
+    """What a run did.
+
+    Attributes:
+        store: its folder.
+        prepared, skipped: keys of the store.
+        failed: case → why.
+    """
 
     store: Path
     prepared: tuple[str, ...]
@@ -106,11 +112,14 @@ def prepare(
 ) -> Report:
     """Harmonise all cases of `datasets` into `store`; what is there and unchanged is left alone.
 
-    datasets: pairs of a dataset (id, name, YAML file, or adapter) and the folder it lies in.
-    spacing_mm, femoral_heads: see `harmonise.Settings`.
-    workers: processes; 1 works in this one. overwrite: prepare finished cases again. manifest: of a
-    store; if the sources differ from those it lists, nothing is prepared. Messages and the progress
-    bar go to standard error.
+    Args:
+        datasets: pairs of a dataset (see `get_dataset`) and the folder that it lies in.
+        store: the folder to prepare into.
+        spacing_mm, femoral_heads: see `harmonise.Settings`.
+        workers: processes; 1 works in this one, None is one a core.
+        overwrite: prepare finished cases again.
+        manifest: of a store; if the sources differ from those it lists, nothing is prepared.
+        progress: show a bar, on standard error.
 
     Raises:
         UsageError: unknown dataset, no case found, settings that do not fit the store, two cases
@@ -172,7 +181,7 @@ def _find_jobs(
     for given, root in datasets:
         dataset = get_dataset(given) if isinstance(given, str) else given
         cases, survey, left_out = dataset.survey(Path(root))
-        cases = cases or dataset.find(root)  # which says what was expected
+        cases = cases or dataset.find(root)  # an error with what was expected
         if left_out:
             _say(f"{dataset.name}: left out: {listed(left_out, 4)}")
         for id_, why in survey.faults:
