@@ -119,7 +119,7 @@ def tune(method: str, args: argparse.Namespace, **settings: Any) -> dict[str, An
 
 def adapter(args: argparse.Namespace, rounds: int = 9) -> dict[str, float]:
     """Size of an adapter with the classes, and the median time to load it."""
-    from foundation.data.naming import NewClass
+    from foundation.data import NewClass
     from foundation.tuning.finetune import with_classes
     from foundation.tuning.methods import get_method
 
