@@ -135,7 +135,7 @@ class Description:
     vocabulary: Literal["totalsegmentator"] | None = None
     complete: bool = False
     rule: str | None = None
-    weight: float | None = None
+    weight: float = 1.0
     cases: Mapping[str, CaseSettings | None] | None = None
     paper_cases: int | None = None
     used_cases: int | None = None
@@ -151,6 +151,9 @@ class Description:
                 f"rule is {self.rule!r}.{did_you_mean(self.rule, HOOKS)} "
                 f"Choose from {', '.join(HOOKS)}."
             )
+        wrong = ("images", "labels") if self.layout == "index" else ("folder", "lists")
+        if useless := [key for key in wrong if getattr(self, key) is not None]:
+            raise UsageError(f"{' and '.join(useless)}: layout {self.layout} does not use that.")
         _check_weight(self.weight)
 
 
@@ -205,9 +208,7 @@ def _dataset(given: Description) -> Dataset:
         name: replace(own, annotated=_annotated(own.annotated, classes, f"annotated of {name}"))
         for name, own in ((n, own or CaseSettings()) for n, own in (given.cases or {}).items())
     }
-    overrides = Overrides(
-        1.0 if given.weight is None else given.weight, {safe_id(k): own for k, own in cases.items()}
-    )
+    overrides = Overrides(given.weight, {safe_id(name): own for name, own in cases.items()})
     rules: tuple[Rule, ...] = (overrides,) if given.rule is None else (HOOKS[given.rule], overrides)
     return Dataset(
         id=given.id or given.name,

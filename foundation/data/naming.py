@@ -11,6 +11,7 @@ from functools import lru_cache
 
 from foundation.config import check_class_name
 from foundation.errors import UsageError, listed
+from foundation.settings import suggestion
 from foundation.taxonomy import (
     PAIRED,
     TOTALSEGMENTATOR,
@@ -153,10 +154,10 @@ class Naming:
                 continue
             wanted = " and ".join(repr(label) for label in each.labels or (each.name,))
             near = [n for label in each.labels or (each.name,) for n in nearest(label, labels)]
-            hint = f" Did you mean {' or '.join(map(repr, dict.fromkeys(near)))}?" if near else ""
             there = listed(sorted(labels), 30) or "none with a name: add labels.json"
             raise UsageError(
-                f"No scan in {where} has the label {wanted} of class {each.name!r}.{hint} "
+                f"No scan in {where} has the label {wanted} of class {each.name!r}."
+                f"{suggestion(dict.fromkeys(near))} "
                 f"The labels there are: {there}. Say what the files call it: --label "
                 f"'{each.name}=…' on the command line, `labels` of the NewClass in Python."
             )

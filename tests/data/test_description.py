@@ -28,7 +28,7 @@ BASE = {
 }
 
 
-def describe(folder: Path, **changes):
+def describe(folder: Path, /, **changes):
     content = {key: value for key, value in {**BASE, **changes}.items() if value is not None}
     path = folder / "my-ct.yaml"
     path.write_text(yaml.safe_dump(content))
@@ -199,6 +199,8 @@ def test_nnu_net_labels_that_are_no_classes_are_refused(tmp_path):
         ({"weight": -1}, "weight is -1"),
         ({"cases": {"a": {"wieght": 2}}}, "cases.a: unknown key 'wieght'"),
         ({"layout": "cases"}, "no cases are given"),
+        ({"layout": "index"}, "images and labels: layout index does not use that"),
+        ({"folder": "Task03"}, "folder: layout nifti does not use that"),
     ],
 )
 def test_a_wrong_description_is_refused_in_words(changes, words, tmp_path):
