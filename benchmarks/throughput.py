@@ -24,7 +24,7 @@ from torch import Tensor
 from foundation.hardware import keep_freed_memory
 from foundation.pretraining.reading import load_config, with_store
 from foundation.pretraining.run import Engine, accelerator_for
-from foundation.training.mixture import batches
+from foundation.pretraining.sources import batches
 
 Batch = dict[str, Tensor]
 

@@ -27,7 +27,8 @@ from tqdm import trange
 
 from foundation import Encoder, from_pretrained
 from foundation.imaging.frame import window_hu
-from foundation.tuning.recipe import SMOKE_LABELS, generated_scan, settings_of
+from foundation.synthesis import SMOKE_LABELS, generated_scan
+from foundation.tuning.recipe import settings_of
 
 HU_WINDOWS = ((-175.0, 250.0), (-1000.0, 1000.0))  # of universal-ct: `universal-ct info` says
 

@@ -34,7 +34,8 @@ from foundation.evaluation.validation import mean_dice, validate
 from foundation.hardware import autocast, keep_freed_memory
 from foundation.inference.predict import choose_device
 from foundation.training.depth import rate_factors
-from foundation.training.mixture import Mixture, PatchGrid
+from foundation.training.mixture import Mixture
+from foundation.training.sample import PatchGrid
 from foundation.tuning.data import Split, read_data
 from foundation.tuning.feeds import PatchFeed, fast
 from foundation.tuning.finetune import specs_of

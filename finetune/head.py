@@ -31,7 +31,7 @@ from foundation.adapting.classes import add_classes
 from foundation.evaluation.scores import evaluate
 from foundation.hardware import keep_freed_memory
 from foundation.inference.predict import choose_device
-from foundation.training.mixture import PatchGrid
+from foundation.training.sample import PatchGrid
 from foundation.tuning.data import Split, read_data
 from foundation.tuning.feeds import CachedFeed, cache_patches, cache_windows
 from foundation.tuning.finetune import specs_of

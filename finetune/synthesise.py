@@ -30,10 +30,14 @@ from numpy.typing import NDArray
 from foundation.data import Dataset, Patterns, Store, prepare, read_names
 from foundation.errors import UsageError, listed
 from foundation.files import recover_folder, replacing_folder
-from foundation.synthesis.anatomy import FINE_MM, Anatomy, phantom_anatomy, stored_anatomy
-from foundation.synthesis.patch import PatchSettings, View, draw_view
-
-_CENTRE = 1000  # keys of centres that are no channel of the taxonomy
+from foundation.synthesis import (
+    FINE_MM,
+    Anatomy,
+    View,
+    draw_view,
+    phantom_anatomy,
+    stored_anatomy,
+)
 
 
 @dataclass(frozen=True)
@@ -138,9 +142,10 @@ def render(bodies: Sequence[Body], settings: Settings, out: Path) -> list[Path]:
             continue
         rng = np.random.default_rng((settings.seed, number))
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        grid = PatchSettings(patch_size=settings.size, spacing_mm=settings.spacing_mm)
         # Lesions would take voxels from organs whose names the files give.
-        view = draw_view(body.anatomy, grid, rng, generator, lesions=False)
+        view = draw_view(
+            body.anatomy, settings.size, settings.spacing_mm, rng, generator, lesions=False
+        )
         with replacing_folder(folder) as temporary:
             write(temporary, view, kept(body, settings), settings.spacing_mm)
     return made
@@ -159,11 +164,13 @@ def aim(body: Body, names: Sequence[str]) -> None:
     values = {name: value for value, name in anatomy.names.items() if name in names}
     middle = np.argwhere(anatomy.label_map[::4, ::4, ::4] > 0).mean(axis=0) * 4
     found = {}
-    for number, (_, value) in enumerate(sorted(values.items())):
+    for name, value in sorted(values.items()):
         voxels = np.argwhere(anatomy.label_map == value)
         if len(voxels):
-            found[_CENTRE + number] = voxels[rng.integers(len(voxels), size=500)]
-            found[_CENTRE + number][:, :2] = middle[:2]
+            # The key is no class: these are heights, not the places of an organ that may swell.
+            key = f"height of {name}"
+            found[key] = voxels[rng.integers(len(voxels), size=500)]
+            found[key][:, :2] = middle[:2]
     anatomy.centres = found or anatomy.centres
 
 

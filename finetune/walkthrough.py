@@ -26,8 +26,8 @@ from typing import Any
 
 from foundation import NewClass, finetune
 from foundation.evaluation.comparison import write_comparison
+from foundation.synthesis import SMOKE_CLASS, write_scans
 from foundation.tuning.methods import METHODS
-from foundation.tuning.recipe import SMOKE_CLASS, write_scans
 
 MAPS = ("totalsegmentator_s0327", "totalsegmentator_s0328")
 TEST = "totalsegmentator_example"

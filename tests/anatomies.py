@@ -9,7 +9,7 @@ import numpy as np
 from foundation.data.store.arrays import FORMAT_VERSION, Store
 from foundation.data.store.harmonise import Harmonised
 from foundation.data.store.writing import write_case
-from foundation.synthesis.anatomy import FINE_MM, INDEX, Anatomy, membership_of
+from foundation.synthesis.anatomy import FINE_MM, Anatomy, sets_of
 
 
 def ball(shape: tuple[int, int, int], centre: tuple[float, float, float], radius: float):
@@ -37,8 +37,8 @@ def paired_organs(with_ct: bool = False) -> Anatomy:
         "paired_organs",
         label_map,
         names,
-        membership_of(names),
-        tuple(sorted(INDEX[name] for name in annotated)),
+        sets_of(names),
+        tuple(annotated),
         weight=1.0,
         ct=np.where(label_map > 1, 200, -100).astype(np.float32) if with_ct else None,
     )

@@ -39,8 +39,6 @@ UPWARD = {
     "networks.plain_head hub.saved",
     "networks.plain_head model",
     "networks.plain_head pretraining.network",
-    "training.mixture pretraining.config",
-    "training.scans pretraining.config",
     "training.schedule pretraining.config",
 }
 WITHOUT_TORCH = (

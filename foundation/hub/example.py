@@ -10,14 +10,12 @@ import threading
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from foundation.errors import UniversalCTError
 from foundation.files import replacing
 from foundation.imaging.volumes import read_ct
 
 MEGABYTE = 1 << 20
-PHANTOM_SPACING_MM = 3.0
 CT_NAME = "demo_ct"  # not `ct`, as a dataset's own may be called
 
 
@@ -27,7 +25,15 @@ class ExampleUnavailableError(UniversalCTError):
 
 @dataclass(frozen=True)
 class Example:
-    """A file at an address, known by its content."""
+    """A file at an address, known by its content.
+
+    Attributes:
+        url: Its address.
+        sha256: Of its content.
+        credit: Whose it is, for the user.
+        limit_bytes: More is not downloaded.
+        timeout_s: A slower download is given up.
+    """
 
     url: str
     sha256: str
@@ -45,22 +51,29 @@ EXAMPLE = Example(
 
 
 def cache_folder() -> Path:
-    """Where fetched files are kept: `$XDG_CACHE_HOME/universal-ct`, or `~/.cache/universal-ct`."""
+    """Return where fetched files are kept: below `$XDG_CACHE_HOME`, or `~/.cache`."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "universal-ct"
 
 
 def offline() -> bool:
-    """Whether HF_HUB_OFFLINE (as huggingface_hub reads it) forbids the network."""
+    """Return whether HF_HUB_OFFLINE, as huggingface_hub reads it, forbids the network."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
 
 
 def prepare_ct(
     folder: Path, *, ct: str | None = None, phantom: bool = False, seed: int = 0
 ) -> tuple[Path, str]:
-    """Put the demo's CT into `folder`; returns its path and a sentence that says what it is.
+    """Put the demo's CT into a folder.
 
-    ct: the user's own file, copied. phantom: the generated one without asking the network.
+    Args:
+        folder: Receives the file.
+        ct: The user's own file, which is copied.
+        phantom: Whether to take the generated phantom without asking the network.
+        seed: Of the phantom.
+
+    Returns:
+        The file's path, and a sentence for the user that tells what it is.
 
     Raises:
         VolumeError: `ct` is not a NIfTI file that can be read.
@@ -84,6 +97,8 @@ def prepare_ct(
             with replacing(target) as temporary:
                 temporary.write_bytes(content)
             return target, f"Segmenting a real CT: {EXAMPLE.credit}."
+    from foundation.synthesis.phantom_scans import phantom_ct  # here, for it loads torch
+
     phantom_ct(target, seed)
     return target, (
         f"Segmenting a generated phantom (seed {seed}), {reason}.\n"
@@ -93,10 +108,17 @@ def prepare_ct(
 
 
 def example_ct(example: Example) -> bytes:
-    """The content of the example CT's file, from the cache or the network, verified by SHA-256.
+    """Return the content of the example CT's file, from the cache or the network.
+
+    Args:
+        example: Which file; its SHA-256 is checked.
+
+    Returns:
+        The file's bytes.
 
     Raises:
-        ExampleUnavailableError: offline, refused, too slow, too large, or of another content.
+        ExampleUnavailableError: The network is forbidden, refuses, or is too slow; or the file is
+            too large or has another content.
     """
     cached = cache_folder() / f"{example.sha256[:16]}-{example.url.rpartition('/')[2]}"
     try:
@@ -119,26 +141,6 @@ def example_ct(example: Example) -> bytes:
     except OSError:
         pass  # a cache that cannot be written only costs the next download
     return content
-
-
-def phantom_ct(path: Path, seed: int) -> Path:
-    """Write the CT of a generated phantom as NIfTI (int16 HU, RAS, 3 mm)."""
-    import nibabel as nib
-    import numpy as np
-
-    from foundation.synthesis.phantom import generate
-    from foundation.synthesis.render import render_ct
-
-    phantom = generate(seed, PHANTOM_SPACING_MM)
-    rng = np.random.default_rng(seed)
-    hu = render_ct(phantom.label_map, phantom.names, PHANTOM_SPACING_MM, rng)
-    kind: Any = nib.Nifti1Image
-    image = kind(np.rint(hu).astype(np.int16), phantom.affine)
-    image.header.set_xyzt_units("mm")
-    image.header["descrip"] = b"generated phantom, no patient"
-    with replacing(path) as temporary:
-        nib.save(image, temporary)
-    return path
 
 
 def _fetch(example: Example) -> bytes:

@@ -1,21 +1,25 @@
 """What a pretraining run depends on; together with the data it determines the weights.
 
 A configuration is a YAML file with these fields (see `configs/` beside this module); `reading`
-turns one into the other. Nothing here imports torch.
+turns one into the other. The entries of `sources` are described beside the sources that they build.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 from foundation.config import check_class_name
 from foundation.errors import UsageError
-from foundation.settings import ByKind, Cube
+from foundation.settings import ByKind
+from foundation.training.sample import Size, Window
+from foundation.training.sources import SOURCES, SourceConfig
 
-Size = Annotated[tuple[int, int, int], Cube()]  # voxels along X, Y, Z
-Window = tuple[float, float]  # HU
+if TYPE_CHECKING:
+    SourceEntry = SourceConfig
+else:  # whatever is registered by now; reading chooses among them by `kind`
+    SourceEntry = Annotated[Union[tuple(SOURCES.values())], ByKind()]  # noqa: UP007
 
 
 def _require(given: bool, message: str) -> None:
@@ -54,84 +58,6 @@ class NetworkConfig:
     standardise_text: bool = True
     classes: tuple[ClassConfig, ...] = ()
     hu_windows: tuple[Window, ...] = ((-175.0, 250.0),)
-
-
-@dataclass(frozen=True)
-class CropConfig:
-    """How often a patch is placed on what; only the ratios count.
-
-    background: no class there. foreground: a class, each that is present alike. organ, tumor: the
-    same among organs or lesions alone. What a scan does not have leaves its share to the others.
-    """
-
-    background: float = 1.0
-    foreground: float = 2.0
-    organ: float = 0.0
-    tumor: float = 0.0
-
-    def __post_init__(self) -> None:
-        shares = (self.background, self.foreground, self.organ, self.tumor)
-        _require(
-            min(shares) >= 0 and sum(shares) > 0, f"crops are {shares}; give shares of 0 or more."
-        )
-
-
-@dataclass(frozen=True)
-class AugmentationConfig:
-    """The paper's augmentation. zoom: range of enlargement. shift: largest change in [0, 1]."""
-
-    zoom: tuple[float, float] = (1.3, 1.5)
-    zoom_probability: float = 0.0
-    rotate_probability: float = 0.1
-    shift: float = 0.1
-    shift_probability: float = 0.2
-
-    def __post_init__(self) -> None:
-        _require(0 < self.zoom[0] <= self.zoom[1], f"zoom is {self.zoom}; give (low, high).")
-        for name in ("zoom_probability", "rotate_probability", "shift_probability"):
-            value = getattr(self, name)
-            _require(0 <= value <= 1, f"{name} is {value}; a probability lies in [0, 1].")
-
-
-@dataclass(frozen=True)
-class ScansConfig:
-    """Crops of prepared scans. datasets: ids, or all of the store's if empty.
-
-    weight: of each dataset, so that datasets of equal weight are drawn alike, whatever their size.
-    """
-
-    kind: Literal["scans"] = "scans"
-    weight: float = 1.0
-    datasets: tuple[str, ...] = ()
-    crops: CropConfig = field(default_factory=CropConfig)
-    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
-
-
-@dataclass(frozen=True)
-class SynthesisConfig:
-    """Label maps, rendered anew each time, and scans, deformed; all of them whole in memory.
-
-    datasets: ids, or all of the store's if empty. Cases are drawn by their own weights.
-    """
-
-    kind: Literal["synthesis"] = "synthesis"
-    weight: float = 1.0
-    datasets: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class PhantomsConfig:
-    """Generated bodies, rendered as label maps are. count: how many different ones."""
-
-    kind: Literal["phantoms"] = "phantoms"
-    weight: float = 1.0
-    count: int = 24
-
-    def __post_init__(self) -> None:
-        _require(self.count > 0, f"count is {self.count}; at least one phantom is needed.")
-
-
-SourceConfig = Annotated[ScansConfig | SynthesisConfig | PhantomsConfig, ByKind()]
 
 
 @dataclass(frozen=True)
@@ -269,7 +195,7 @@ class RunConfig:
 
     name: str
     stages: tuple[StageConfig, ...]
-    sources: tuple[SourceConfig, ...]
+    sources: tuple[SourceEntry, ...]
     seed: int = 1
     model: NetworkConfig = field(default_factory=NetworkConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -291,7 +217,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _require(bool(self.stages), "stages is empty; a run needs at least one.")
-        _require(bool(self.sources), "sources is empty; give scans, synthesis or phantoms.")
+        _require(bool(self.sources), f"sources is empty; give one of {', '.join(SOURCES)}.")
         weights = [source.weight for source in self.sources]
         _require(min(weights) >= 0 and sum(weights) > 0, f"weights of sources are {weights}.")
         _require(self.seed >= 0, f"seed is {self.seed}; it must be 0 or more.")
@@ -309,9 +235,9 @@ class RunConfig:
             held_out or not any(whole),
             "all_cases: nothing is held out; name it in validation.hold_out or validation.fold.",
         )
-        rendered = any(not isinstance(source, ScansConfig) for source in self.sources)
-        cubic = all(len(set(stage.patch_size)) == 1 for stage in self.stages)
-        _require(cubic or not rendered, "Rendered patches are cubic: give one patch_size a stage.")
+        cubic = any(source.cubic for source in self.sources)
+        cubes = all(len(set(stage.patch_size)) == 1 for stage in self.stages)
+        _require(cubes or not cubic, "Rendered patches are cubic: give one patch_size a stage.")
 
     @property
     def steps(self) -> int:

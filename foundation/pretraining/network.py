@@ -17,7 +17,6 @@ from foundation.networks.backbones import Backbone
 from foundation.pretraining.config import (
     ClassConfig,
     OptimizerConfig,
-    PhantomsConfig,
     RunConfig,
 )
 from foundation.taxonomy import CLASSES, NAMES
@@ -88,10 +87,10 @@ def with_own_classes(config: RunConfig, store: Store | None) -> RunConfig:
     """
     if store is None or config.model.classes:
         return config
-    given = [s.datasets for s in config.sources if not isinstance(s, PhantomsConfig)]
+    # A source without this field draws from no store; without ids, from all of its datasets.
+    given = [s.datasets for s in config.sources if hasattr(s, "datasets")]
     chosen = () if () in given else tuple(name for names in given for name in names)
-    own = store.own_classes(chosen) if given else {}
-    if not own:
+    if not given or not (own := store.own_classes(chosen)):
         return config
     classes = [ClassConfig(name) for name in NAMES]
     classes += [ClassConfig(name, prompt) for name, prompt in own.items()]

@@ -11,8 +11,9 @@ from typing import Any
 import yaml
 
 from foundation.errors import UsageError
-from foundation.pretraining.config import PhantomsConfig, RunConfig
+from foundation.pretraining.config import RunConfig
 from foundation.settings import did_you_mean, read, read_file, read_yaml
+from foundation.training.sources import PhantomsConfig
 
 CONFIGS = Path(__file__).parent / "configs"
 # A run may be made longer or shorter; the rest of these have no influence on its weights. Other

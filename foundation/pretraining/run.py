@@ -36,18 +36,13 @@ from foundation.pretraining.network import (
     with_own_classes,
 )
 from foundation.pretraining.reading import differences, dump, load_config, smoke, with_store
+from foundation.pretraining.sources import batches, build_sources, open_store
 from foundation.training import checkpoints
 from foundation.training.checkpoints import Checkpoint
 from foundation.training.ema import Average
 from foundation.training.logs import Board, Progress, Table, Tally
 from foundation.training.losses import published_losses, scan_losses
-from foundation.training.mixture import (
-    Mixture,
-    batches,
-    build_sources,
-    fingerprint,
-    open_store,
-)
+from foundation.training.mixture import Mixture, fingerprint
 from foundation.training.schedule import build_schedule
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ the loss.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,8 @@ from scipy import ndimage
 
 from foundation.errors import UsageError
 from foundation.synthesis import phantom
-from foundation.taxonomy import CLASSES, NAMES, TOTALSEGMENTATOR, by_name
+from foundation.synthesis.lesions import growable
+from foundation.taxonomy import NAMES, TOTALSEGMENTATOR
 
 if TYPE_CHECKING:
     from foundation.data.store.arrays import Store, StoredCase
@@ -25,67 +26,62 @@ if TYPE_CHECKING:
 FINE_MM = 2.0  # label maps are kept and rendered at this spacing
 COARSE_MM = 4.0  # spacing of the skin map
 SKIN_MARGIN = 16  # voxels by which the skin map is larger than its label map, on every side
-INDEX = {spec.name: spec.index for spec in CLASSES}
-# Grown into the organ by the sampler, so a rendered anatomy annotates them all.
-LESION_HOSTS = {
-    "kidney_tumor": ("kidney_left", "kidney_right"),
-    "kidney_cyst": ("kidney_left", "kidney_right"),
-    "liver_tumor": ("liver",),
-    "pancreas_tumor": ("pancreas",),
-    "hepatic_vessel_tumor": ("hepatic_vessel",),
-    "lung_tumor": ("lung_left", "lung_right"),
-    "colon_tumor": ("colon",),
-}
 _BODY = "body"  # a tissue that means: inside of the skin, and nothing more is known
 _MOST_LABELS = 240  # the rest of the 256 values is for lesions and the filling of the body
 
 
 @dataclass
 class Anatomy:
-    """A label map (X, Y, Z; RAS) at FINE_MM isotropic, and what is known about it.
+    """A label map, and what is known about it.
 
-    names: label value → tissue name. annotated: channels that this source labels.
-    weight: how often it is drawn, relative to the others.
-    skin_mm: signed distance in mm, positive outside, on a grid of COARSE_MM that is larger by
-    SKIN_MARGIN on every side; to the skin where `has_skin`, else to the hull of the labelled
-    tissue, around which the sampler lays a wall and fat. None: the label map holds every tissue.
-    ct (X, Y, Z): HU where the anatomy comes with a scan; the label map is then not rendered.
-
-    membership (256, 32), bool: which channels each label value belongs to, annotated ones only.
-    unknown: label values that the loss does not look at.
-    centres: channel → voxel positions (N, 3) of that class, to centre patches on.
+    Attributes:
+        name: For logs and errors.
+        label_map: uint8 (X, Y, Z), RAS, at FINE_MM isotropic.
+        names: Label value → tissue.
+        sets: Label value → the classes that its voxels belong to; only annotated ones are kept.
+        annotated: Classes that this source labels: those of the taxonomy in its order, then others.
+        weight: How often the anatomy is drawn, relative to the others.
+        skin_mm: Signed distance in mm, positive outside, on a grid of COARSE_MM that is larger by
+            SKIN_MARGIN on every side: to the skin where `has_skin`, else to the hull of the
+            labelled tissue, around which a wall and fat are laid. None if the label map holds
+            every tissue.
+        ct: HU (X, Y, Z) where the anatomy comes with a scan; its label map is then not rendered.
+        unknown: Label values that the loss does not look at.
+        centres: Class → voxel positions (N, 3) of it, to centre patches on; classes that occur.
     """
 
     name: str
     label_map: NDArray[np.uint8]
     names: Mapping[int, str]
-    membership: NDArray[np.bool_]
-    annotated: tuple[int, ...]
+    sets: Mapping[int, frozenset[str]]
+    annotated: tuple[str, ...]
     weight: float
     skin_mm: NDArray[np.float32] | None = None
     has_skin: bool = False
     ct: NDArray[np.float32] | None = None
     unknown: tuple[int, ...] = ()
-    centres: dict[int, NDArray[np.int64]] = field(init=False)
+    centres: dict[str, NDArray[np.int64]] = field(init=False)
 
     def __post_init__(self) -> None:
-        annotated = np.zeros(len(CLASSES), dtype=bool)
-        annotated[list(self.annotated)] = True
-        self.membership = self.membership & annotated
-        self.centres = dict(_voxels_by_class(self.label_map, self.membership))
+        self.annotated = in_order(self.annotated)
+        self.sets = {value: names & {*self.annotated} for value, names in self.sets.items()}
+        self.centres = dict(self._voxels_by_class())
+
+    def _voxels_by_class(self, most: int = 2000) -> Iterator[tuple[str, NDArray[np.int64]]]:
+        """Up to `most` voxel positions (N, 3) of each class present, the taxonomy's first."""
+        picker = np.random.default_rng(0)
+        for name in self.annotated:
+            values = [value for value, classes in self.sets.items() if name in classes]
+            found = np.flatnonzero(np.isin(self.label_map, values)) if values else np.empty(0, int)
+            if len(found):
+                found = picker.choice(found, min(most, len(found)), replace=False)
+                yield name, np.stack(np.unravel_index(found, self.label_map.shape), axis=1)
 
 
-def _voxels_by_class(
-    label_map: NDArray[np.uint8], membership: NDArray[np.bool_], most: int = 2000
-) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Up to `most` voxel positions (N, 3) of each class present."""
-    picker = np.random.default_rng(0)
-    for channel in range(membership.shape[1]):
-        values = np.flatnonzero(membership[:, channel])
-        found = np.flatnonzero(np.isin(label_map, values)) if len(values) else np.empty(0, int)
-        if len(found):
-            found = picker.choice(found, min(most, len(found)), replace=False)
-            yield channel, np.stack(np.unravel_index(found, label_map.shape), axis=1)
+def in_order(classes: Iterable[str]) -> tuple[str, ...]:
+    """Return the taxonomy's classes in its order, then the others by name."""
+    given = {*classes}
+    return (*(name for name in NAMES if name in given), *sorted(given - {*NAMES}))
 
 
 def _hull_distance_mm(
@@ -120,12 +116,18 @@ def _signed_distance_mm(inside: NDArray[np.bool_]) -> NDArray[np.float32]:
 def load_anatomies(
     store: Store, datasets: Sequence[str] = (), held_out: frozenset[str] = frozenset()
 ) -> list[Anatomy]:
-    """All cases of a store that can be drawn from, except those held out.
+    """Read all cases of a store that can be drawn from, except those held out.
 
-    datasets: only of these; of all if empty. held_out: keys of cases.
+    Args:
+        store: Prepared at FINE_MM.
+        datasets: Only of these; of all if empty.
+        held_out: Keys of cases.
+
+    Returns:
+        The anatomies, sorted by key.
 
     Raises:
-        UsageError: nothing is left, or see `stored_anatomy`.
+        UsageError: Nothing is left, or a case cannot be used; see `stored_anatomy`.
     """
     every = sorted(store.manifest["cases"])
     keys = [key for key in every if not datasets or key.split("/")[0] in datasets]
@@ -141,13 +143,19 @@ def load_anatomies(
 
 
 def stored_anatomy(case: StoredCase) -> Anatomy:
-    """A prepared case in memory: with its scan where it has one, else to be rendered.
+    """Read a prepared case: with its scan where it has one, else to be rendered.
 
-    What is rendered also annotates the lesions that the sampler can grow into its organs.
+    What is rendered also annotates the lesions that can be grown into its organs.
+
+    Args:
+        case: Prepared at FINE_MM.
+
+    Returns:
+        The anatomy, whole in memory.
 
     Raises:
-        UsageError: the store has another spacing than label maps are rendered from, or the case
-            has more label values than fit.
+        UsageError: The case is stored at another spacing than label maps are rendered from, or has
+            more label values than fit.
     """
     if abs(case.spacing_mm - FINE_MM) > 1e-3:
         raise UsageError(
@@ -161,24 +169,22 @@ def stored_anatomy(case: StoredCase) -> Anatomy:
     label_map = case.read_labels().astype(np.uint8)
     names = {value: tissue for value, tissue in enumerate(case.tissues) if value}
     ct = case.read_ct()
-    annotated = {name for name in case.annotated if name in INDEX}
+    annotated = {*case.annotated}
     skin_mm, has_skin = None, False
     if ct is None:
-        annotated |= _growable(annotated)
+        annotated |= growable(annotated)
         bodies = [value for value, name in names.items() if name == _BODY]
         has_skin = bool(bodies)
         skin_mm = _skin_distance_mm(label_map) if has_skin else _hull_distance_mm(label_map)
         for value in bodies:
             label_map[label_map == value] = 0  # filled like unlabelled tissue
             del names[value]
-    membership = np.zeros((256, len(CLASSES)), dtype=bool)
-    membership[: len(case.tissues)] = case.membership(NAMES)
     return Anatomy(
         name=case.key,
         label_map=label_map,
         names=names,
-        membership=membership,
-        annotated=tuple(sorted(INDEX[name] for name in annotated)),
+        sets={value: frozenset(classes) for value, classes in enumerate(case.sets)},
+        annotated=tuple(annotated),
         weight=case.weight,
         skin_mm=skin_mm,
         has_skin=has_skin,
@@ -187,33 +193,38 @@ def stored_anatomy(case: StoredCase) -> Anatomy:
     )
 
 
-def _growable(annotated: set[str]) -> set[str]:
-    """Lesions all of whose possible hosts, and the organ around them, are annotated."""
-    return {
-        lesion
-        for lesion, hosts in LESION_HOSTS.items()
-        if {*hosts, *by_name(lesion).parents} <= annotated
-    }
+def membership_of(sets: Mapping[int, Collection[str]], classes: Sequence[str]) -> NDArray[np.bool_]:
+    """Return which of `classes` each label value belongs to, bool (256, K).
 
-
-def membership_of(names: Mapping[int, str]) -> NDArray[np.bool_]:
-    """Which channels a voxel of each label value belongs to, bool (256, 32).
-
-    names: label value → a class, or what TotalSegmentator calls it. A hepatic vessel is in the
-    liver.
+    Args:
+        sets: Label value, at most 255 → the classes that its voxels belong to.
+        classes: The K classes that are asked about; any names.
     """
-    table = np.zeros((256, len(CLASSES)), dtype=bool)
-    for value, label in names.items():
-        name = TOTALSEGMENTATOR.get(label, label)
-        for positive in (name, "liver") if name == "hepatic_vessel" else (name,):
-            if positive in INDEX:
-                table[value, INDEX[positive]] = True
+    table = np.zeros((256, len(classes)), dtype=bool)
+    for value, names in sets.items():
+        table[value] = [name in names for name in classes]
     return table
 
 
+def sets_of(names: Mapping[int, str]) -> dict[int, frozenset[str]]:
+    """Return the classes that the voxels of each label value belong to.
+
+    A hepatic vessel is in the liver.
+
+    Args:
+        names: Label value → a class of the taxonomy, or what TotalSegmentator calls it.
+    """
+    found = {}
+    for value, label in names.items():
+        name = TOTALSEGMENTATOR.get(label, label)
+        classes = {name, "liver"} if name == "hepatic_vessel" else {name}
+        found[value] = frozenset(classes & {*NAMES})
+    return found
+
+
 def phantom_anatomy(seed: int, weight: float = 1.0) -> Anatomy:
-    """A generated phantom: all classes are annotated; its lesions are the sampler's."""
+    """Generate a phantom: all classes are annotated. It has no lesions: views grow them."""
     body = phantom.generate(seed, spacing_mm=FINE_MM, lesions=False)
-    everything = tuple(range(len(CLASSES)))
-    membership = membership_of(body.names)
-    return Anatomy(f"phantom_{seed}", body.label_map, body.names, membership, everything, weight)
+    return Anatomy(
+        f"phantom_{seed}", body.label_map, body.names, sets_of(body.names), NAMES, weight
+    )

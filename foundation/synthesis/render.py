@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from foundation.synthesis.fields import look_up, smooth_noise
+from foundation.synthesis.fields import look_up, one_of, smooth_noise
 from foundation.synthesis.scanner import AIR_HU, scan
 
 Noise = tuple[Tensor, Tensor, Tensor]  # fine, medium and slow, (X, Y, Z) each
@@ -29,8 +29,10 @@ PHASE_PROBABILITIES = (0.4, 0.15, 0.33, 0.12)
 class Tissue:
     """How a tissue looks on CT.
 
-    mean_hu: in each phase of `PHASES`. spread_hu: standard deviation of that mean between people.
-    texture_hu: amplitude of the variation inside the tissue.
+    Attributes:
+        mean_hu: In each phase of `PHASES`.
+        spread_hu: Standard deviation of that mean between people.
+        texture_hu: Amplitude of the variation inside the tissue.
     """
 
     mean_hu: tuple[float, float, float, float]
@@ -127,7 +129,7 @@ _HOLLOW = {
 
 
 def tissue_kind(name: str) -> str:
-    """The row of TISSUES that a tissue or label name is rendered with."""
+    """Return the row of TISSUES that a tissue or label name is rendered with."""
     for prefixes, kind in _KIND_BY_PREFIX:
         if name.startswith(tuple(prefixes)):
             return kind
@@ -145,14 +147,24 @@ def render_ct(
     muscle_mm: float = 12.0,
     pool: int = 1,
 ) -> NDArray[np.float32]:
-    """Render a label map (X, Y, Z; RAS; isotropic spacing) as a CT (X, Y, Z) in HU.
+    """Render a label map as a CT.
 
-    names: every label value → tissue name (of `TISSUES`, our classes or TotalSegmentator). Value 0
-    is air, unless `depth_mm` is given.
-    depth_mm (X, Y, Z): depth below the skin, negative outside. Unlabelled voxels below the skin
-    become, from outside in: skin, fat down to `fat_mm`, a muscle wall of `muscle_mm`, and then
-    fat with strands and blobs of soft tissue; in places muscle covers what is labelled.
-    pool: average that many voxels along each axis into one of the CT: partial volume.
+    Args:
+        label_map: Label values (X, Y, Z), RAS, isotropic.
+        names: Every label value → tissue name (of `TISSUES`, our classes or TotalSegmentator's).
+            Value 0 is air, unless `depth_mm` is given.
+        spacing_mm: Of the label map.
+        rng: The source of chance.
+        depth_mm: Depth (X, Y, Z) below the skin, negative outside. Unlabelled voxels below the skin
+            become, from outside in: skin, fat down to `fat_mm`, a muscle wall of `muscle_mm`, and
+            then fat with strands and blobs of soft tissue; in places muscle covers what is
+            labelled.
+        fat_mm: How deep the fat reaches.
+        muscle_mm: How thick the wall is.
+        pool: How many voxels along each axis are averaged into one of the CT: partial volume.
+
+    Returns:
+        HU (X, Y, Z), float32.
     """
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     labels = torch.as_tensor(label_map).to(torch.int32)
@@ -169,9 +181,10 @@ def render_ct(
 
     phase = int(rng.choice(len(PHASES), p=PHASE_PROBABILITIES))
     mean, texture = _draw_means(kinds, names, phase, rng)
+    # 0.6² + 0.8² = 1: the texture keeps its amplitude, whichever scale it has.
     ct = look_up(mean, labels) + look_up(texture, labels) * (0.6 * fine + 0.8 * medium)
     border = _border(labels)
-    if pool == 1 and phase in (1, 2):
+    if pool == 1 and phase in (1, 2):  # before and after them cortex and medulla look alike
         _render_medulla(ct, labels, kinds, medium, phase, spacing_mm, rng)
     _render_bone(ct, labels, border, kinds, rng)
     _render_calcification(ct, labels, border, kinds, fine, rng)
@@ -186,6 +199,7 @@ def render_ct(
 def _draw_noise(
     shape: tuple[int, ...], spacing_mm: float, generator: torch.Generator, repeat: int
 ) -> Noise:
+    # Millimetres over which it varies: grains of tissue, lobules, parts of organs.
     fine, medium, slow = (
         smooth_noise(shape, cell_mm / spacing_mm, generator, repeat) for cell_mm in (6, 20, 60)
     )
@@ -207,7 +221,7 @@ def _fill_unlabelled(
     empty = (labels.reshape(-1) == 0).nonzero()[:, 0]
     depth_mm, fat_mm, muscle_mm = layers_mm
     f, m, s, depth = (field.reshape(-1).index_select(0, empty) for field in (*noise, depth_mm))
-    depth = depth + 3.0 * s
+    depth = depth + 3.0 * s  # no layer has the same thickness everywhere
     filled = torch.zeros(len(empty), dtype=labels.dtype)
     filled.masked_fill_(depth > 0, fill["skin"])
     filled.masked_fill_(depth > 2.5, fill["fat"])
@@ -294,10 +308,17 @@ def _draw_means(
 
 
 def contrast_shift(names: Mapping[int, str], rng: np.random.Generator) -> Tensor:
-    """HU to add to each label value so that a scan looks like one of another contrast phase.
+    """Draw HU to add to each label value, so that a scan looks like one of another contrast phase.
 
-    names: label value → tissue name. The shift is a random share of the difference between two
-    random phases, so that it adds contrast or takes some away.
+    The shift is a random share of the difference between two random phases, so that it adds
+    contrast or takes some away.
+
+    Args:
+        names: Label value → tissue name.
+        rng: The source of chance.
+
+    Returns:
+        HU (values,). Lung, bone and bowel stay: the scan shows more of them than a mean.
     """
     one, other = rng.integers(len(PHASES), size=2)
     share = rng.uniform(0, 1)
@@ -323,9 +344,7 @@ def _border(labels: Tensor) -> Tensor:
 
 def _of_kind(labels: Tensor, kinds: Mapping[int, str], kind: str) -> Tensor:
     """Voxels of one kind of tissue, bool (X, Y, Z)."""
-    table = torch.zeros(max(kinds) + 1, dtype=torch.bool)
-    table[[value for value, name in kinds.items() if name == kind]] = True
-    return look_up(table, labels)
+    return one_of(labels, [value for value, name in kinds.items() if name == kind])
 
 
 def _render_bone(
@@ -379,6 +398,7 @@ def _render_medulla(
         return
     low, high = places.amin(0), places.amax(0) + 1
     box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+    # The cortex is what lies within a few millimetres of the surface, the medulla the rest.
     outside = (~kidney[box]).float()[None, None]
     reach = max(1, round(rng.uniform(4, 8) / spacing_mm))
     outside = functional.pad(outside, (reach,) * 6, value=1.0)

@@ -1,4 +1,7 @@
-"""What a scanner makes of a body: table, metal, thick slices, point spread and noise."""
+"""What a scanner makes of a body: table, metal, thick slices, point spread and noise.
+
+The ranges are set wide on purpose, as in `render`: no single scanner or protocol is imitated.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,16 @@ AIR_HU = -1000.0
 def scan(
     ct: Tensor, spacing_mm: float, rng: np.random.Generator, generator: torch.Generator
 ) -> Tensor:
-    """A scan (X, Y, Z) in HU of a body (X, Y, Z; RAS) in HU, which may be changed in place.
+    """Scan a body: add the table, metal in some patients, thick slices, point spread and noise.
 
-    spacing_mm: isotropic. The scanner's table, its point spread and noise, and the range of its
-    numbers; metal in some patients.
+    Args:
+        ct: HU (X, Y, Z), RAS; may be changed in place.
+        spacing_mm: Isotropic.
+        rng: The source of chance for single numbers.
+        generator: The source of chance for fields.
+
+    Returns:
+        HU (X, Y, Z), within the 12 bits that a scanner stores: -1024 to 3071.
     """
     if rng.random() < 0.4:
         _lay_on_table(ct, spacing_mm, rng)
@@ -31,9 +40,10 @@ def scan(
     sigma_voxels = max(rng.uniform(0.3, 2.2) / spacing_mm, rng.uniform(0.35, 0.6))
     if sigma_voxels > 0.25:
         ct = blur(ct, sigma_voxels)
+    # Most scans are clean, a few noisy. A larger voxel counts more photons: less noise.
     noise_hu = (3 + 27 * rng.random() ** 2) * (2.0 / spacing_mm) ** 0.5
     grain = torch.randn(ct.shape, generator=generator)
-    if rng.random() < 0.5:
+    if rng.random() < 0.5:  # smooth kernels leave noise that is correlated between neighbours
         grain = 0.5 * grain + smooth_noise(tuple(ct.shape), 1.7, generator)
     scanned: Tensor = (ct + noise_hu * grain).clamp_(-1024, 3071)
     return scanned
@@ -76,28 +86,37 @@ def _add_implant(ct: Tensor, spacing_mm: float, rng: np.random.Generator) -> Non
     radius_mm, length_mm = rng.uniform(3, 14), rng.uniform(10, 50)
     distance = (x[:, None].square() + y[None].square()).sqrt()
     angle = torch.atan2(y[None].expand_as(distance), x[:, None].expand_as(distance))
+    # Beam hardening and photon starvation: a few lobes around the metal that fade with distance.
     streaks = torch.zeros_like(distance)
     for _ in range(6):
         streaks += torch.sin(int(rng.integers(1, 9)) * angle + rng.uniform(0, 6.3))
     streaks *= rng.uniform(20, 120) / (1 + distance / rng.uniform(20, 60))
     along = (z.abs() < length_mm).float()
-    ct += streaks[..., None] * along * (ct > -900)
+    ct += streaks[..., None] * along * (ct > -900)  # the air around the body stays clear
     ct[(distance[..., None] < radius_mm) & (z.abs() < length_mm)] = 3000.0
 
 
 def _thicken(ct: Tensor, slice_voxels: float) -> Tensor:
-    """A thick slice: the mean of `slice_voxels` (above 1) neighbours along Z."""
+    """Average each voxel with its neighbours along Z, `slice_voxels` (above 1) in all."""
     reach = int(np.ceil((slice_voxels - 1) / 2))
     kernel = torch.ones(2 * reach + 1)
-    kernel[0] = kernel[-1] = (slice_voxels - (2 * reach - 1)) / 2
+    kernel[0] = kernel[-1] = (slice_voxels - (2 * reach - 1)) / 2  # the fraction at both ends
     padded = functional.pad(ct[None, None], (reach, reach, 0, 0, 0, 0), mode="replicate")
     thick: Tensor = functional.conv3d(padded, (kernel / kernel.sum()).view(1, 1, 1, 1, -1))
     return thick[0, 0]
 
 
 def blur(ct: Tensor, sigma_voxels: float) -> Tensor:
-    """Gaussian point spread, one axis after the other."""
-    reach = int(np.ceil(2.5 * sigma_voxels))
+    """Blur HU (X, Y, Z) by a Gaussian point spread, one axis after the other.
+
+    Args:
+        ct: HU (X, Y, Z).
+        sigma_voxels: Standard deviation of the Gaussian.
+
+    Returns:
+        HU (X, Y, Z).
+    """
+    reach = int(np.ceil(2.5 * sigma_voxels))  # beyond it lies a hundredth of the weight
     offsets = torch.arange(-reach, reach + 1, dtype=torch.float32)
     kernel = torch.exp(-0.5 * (offsets / sigma_voxels) ** 2)
     kernel = kernel / kernel.sum()

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,19 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from foundation.errors import UsageError
-from foundation.pretraining.config import (
-    PhantomsConfig,
-    RunConfig,
-    ScansConfig,
-    Size,
-    StageConfig,
-    SynthesisConfig,
-    Window,
-)
-from foundation.synthesis.anatomy import INDEX, Anatomy, load_anatomies, phantom_anatomy
-from foundation.synthesis.patch import PatchSettings, Sample, draw_patch
-from foundation.taxonomy import NAMES
-from foundation.training.scans import scan_sources
+from foundation.training.sample import PatchGrid, Sample
+from foundation.training.sources.base import Source
 
 if TYPE_CHECKING:
     from foundation.data.store.arrays import Store
@@ -36,97 +25,26 @@ _PREFETCHED = 4  # batches that each worker keeps ready
 ECHO_APART = 64  # samples between one and its echo; each worker keeps its share of them in memory
 
 
-@dataclass(frozen=True)
-class PatchGrid:
-    """What a source is asked for.
-
-    size: voxels along X Y Z, at `spacing_mm` isotropic. voxels: how many of them the loss looks
-    at; None for all. classes: names, in the order of the target's channels.
-    """
-
-    size: Size
-    spacing_mm: float
-    hu_windows: tuple[Window, ...]
-    voxels: int | None
-    classes: tuple[str, ...]
-
-
-class Source(Protocol):
-    """Something that samples are drawn from.
-
-    name: for the log. weight: how often it is drawn, relative to the others.
-    """
-
-    name: str
-    weight: float
-
-    def draw(self, rng: np.random.Generator, grid: PatchGrid) -> Sample:
-        """One random sample; `rng` is the only source of chance."""
-
-
 class NumberedSample(Sample):
-    """A sample that remembers its source: index into `Mixture.names`."""
+    """A sample that remembers its source.
+
+    source: index into `Mixture.names`.
+    """
 
     source: int
-
-
-@dataclass
-class Rendered:
-    """Label maps, rendered by the sampler; those with a scan are cut out of it."""
-
-    name: str
-    weight: float
-    anatomies: Sequence[Anatomy]
-
-    def draw(self, rng: np.random.Generator, grid: PatchGrid) -> Sample:
-        """As `Source.draw`."""
-        weights = np.array([anatomy.weight for anatomy in self.anatomies])
-        chosen = int(rng.choice(len(self.anatomies), p=weights / weights.sum()))
-        return _draw_rendered(self.anatomies[chosen], rng, grid)
-
-
-class Phantoms:
-    """Generated bodies. Each is made where it is first needed: in the process of a worker."""
-
-    def __init__(self, name: str, weight: float, count: int, seed: int) -> None:
-        self.name, self.weight, self.count, self.seed = name, weight, count, seed
-        self._made: dict[int, Anatomy] = {}
-
-    def draw(self, rng: np.random.Generator, grid: PatchGrid) -> Sample:
-        """As `Source.draw`."""
-        chosen = int(rng.integers(self.count))
-        if chosen not in self._made:
-            self._made[chosen] = phantom_anatomy(self.seed * 1000 + chosen)
-        return _draw_rendered(self._made[chosen], rng, grid)
-
-
-def _draw_rendered(anatomy: Anatomy, rng: np.random.Generator, grid: PatchGrid) -> Sample:
-    voxels = int(np.prod(grid.size)) if grid.voxels is None else grid.voxels
-    settings = PatchSettings(
-        patch_size=grid.size[0],
-        spacing_mm=grid.spacing_mm,
-        hu_windows=grid.hu_windows,
-        voxels=voxels,
-    )
-    return _for_classes(draw_patch(anatomy, settings, rng), grid.classes)
-
-
-def _for_classes(sample: Sample, classes: Sequence[str]) -> Sample:
-    """The taxonomy's channels in the order of `classes`; what it does not have is not annotated."""
-    if tuple(classes) == NAMES:
-        return sample
-    rows = [INDEX.get(name, -1) for name in classes]
-    known = torch.tensor([row >= 0 for row in rows])
-    chosen = torch.tensor(rows).clamp_min(0)
-    sample["target"] = sample["target"][chosen] & known[:, None]
-    sample["annotated"] = sample["annotated"][chosen] & known
-    return sample
 
 
 class Mixture:
     """Draws sample number i of a run from (seed, i) alone.
 
     So a resumed run sees what the unbroken one saw, whatever the number of workers or processes.
+
+    Args:
+        sources: What samples are drawn from, by their weights.
+        seed: Of the run.
+
+    Raises:
+        UsageError: No source has a weight above 0.
     """
 
     def __init__(self, sources: Sequence[Source], seed: int) -> None:
@@ -143,53 +61,23 @@ class Mixture:
         return [source.name for source in self.sources]
 
     def sample(self, number: int, grid: PatchGrid) -> NumberedSample:
-        """Sample `number` of the run."""
+        """Draw sample `number` of the run on a grid."""
         rng = np.random.default_rng((self.seed, number))
         chosen = int(rng.choice(len(self.sources), p=self.share))
         drawn = self.sources[chosen].draw(rng, grid)
         return NumberedSample(**drawn, source=chosen)
 
 
-def build_sources(config: RunConfig, store: Store | None, held_out: frozenset[str]) -> list[Source]:
-    """The sources of a run; a scans entry becomes one source a dataset.
-
-    held_out: keys of cases that are not trained on.
-
-    Raises:
-        UsageError: there is no store where a source needs one, or nothing is in it.
-    """
-    sources: list[Source] = []
-    for entry in config.sources:
-        if isinstance(entry, PhantomsConfig):
-            sources.append(Phantoms("phantoms", entry.weight, entry.count, config.seed))
-        elif store is None:
-            raise UsageError(
-                f"A source of {entry.kind} needs --store, made by `universal-ct prepare`."
-            )
-        elif isinstance(entry, ScansConfig):
-            sources += scan_sources(entry, store, held_out)
-        elif isinstance(entry, SynthesisConfig):
-            anatomies = load_anatomies(store, entry.datasets, held_out)
-            sources.append(Rendered("synthesis", entry.weight, anatomies))
-    return [source for source in sources if source.weight > 0]
-
-
-def open_store(config: RunConfig) -> Store | None:
-    """The store that a run names, if it names one.
-
-    Raises:
-        MissingExtraError: blosc2 is not installed.
-        UsageError: the folder holds no store.
-    """
-    if config.store is None:
-        return None
-    from foundation.data.store.arrays import Store
-
-    return Store(config.store)
-
-
 def fingerprint(store: Store | None, mixture: Mixture) -> str:
-    """SHA-256 of what says which data there are: a resumed run must see the same."""
+    """Return a SHA-256 by which a resumed run knows that it sees the same data.
+
+    Args:
+        store: Of the run; None for a run without one.
+        mixture: Of the run.
+
+    Returns:
+        64 hexadecimal digits.
+    """
     cases = {} if store is None else store.manifest["cases"]
     known = {
         "cases": {key: [e.get("shape"), e.get("voxels")] for key, e in sorted(cases.items())},
@@ -222,10 +110,19 @@ class _Numbered(Dataset[NumberedSample]):
 
 
 def echoed(number: int, echo: int) -> int:
-    """Which sample is given under a number: blocks of ECHO_APART samples, each `echo` times over.
+    """Return which sample is given under a number: blocks of ECHO_APART samples, several times.
 
-    It depends on nothing else, so that a resumed run sees what the unbroken one saw. Reference:
-    data echoing, Choi et al., 2019 (arXiv 1907.05550).
+    It depends on nothing else, so that a resumed run sees what the unbroken one saw.
+
+    Args:
+        number: 0 or above.
+        echo: How often each sample is given.
+
+    Returns:
+        Number of the sample, for `Mixture.sample`.
+
+    Reference:
+        Data echoing, Choi et al., 2019 (arXiv 1907.05550).
     """
     block, place = divmod(number, ECHO_APART * echo)
     return block * ECHO_APART + place % ECHO_APART
@@ -236,6 +133,13 @@ class BatchNumbers(Sampler[list[int]]):
 
     All processes together take `processes * batch_size` consecutive numbers a batch, in the order
     of their rank: as one process would with the larger batch.
+
+    Args:
+        first: Number of the first sample of all processes.
+        batches: How many.
+        batch_size: Of one process.
+        rank: Of this process.
+        processes: How many there are.
     """
 
     def __init__(self, first: int, batches: int, batch_size: int, rank: int, processes: int):
@@ -251,59 +155,72 @@ class BatchNumbers(Sampler[list[int]]):
             yield list(range(start, start + self.batch_size))
 
 
-def grid_of(config: RunConfig, stage: StageConfig, classes: Sequence[str]) -> PatchGrid:
-    """The patches of a stage."""
-    return PatchGrid(
-        stage.patch_size,
-        stage.spacing_mm,
-        config.model.hu_windows,
-        config.loss.sample_voxels,
-        tuple(classes),
-    )
+@dataclass(frozen=True)
+class Steps:
+    """Some optimiser steps whose samples are of one kind.
+
+    Attributes:
+        count: How many steps.
+        mixture: What their samples are drawn from.
+        grid: Of their samples.
+        batch_size: Samples of one batch of one process.
+        accumulation: Batches of one step.
+    """
+
+    count: int
+    mixture: Mixture
+    grid: PatchGrid
+    batch_size: int
+    accumulation: int = 1
 
 
 def batches(
-    mixture: Mixture,
-    config: RunConfig,
-    classes: Sequence[str],
+    stages: Sequence[Steps],
     *,
     first_step: int,
-    whole: Mixture | None = None,
     rank: int = 0,
     processes: int = 1,
+    echo: int = 1,
+    workers: int = 0,
 ) -> Iterator[dict[str, Tensor]]:
-    """The batches of one process from optimiser step `first_step` on, through all stages.
+    """Yield the batches of one process from a step on, through all stages.
 
-    whole: the mixture of the stages that train on all cases. A step takes `accumulation` batches.
-    They are made beside the training by `config.workers` processes.
+    Args:
+        stages: One after the other. Their samples are numbered through.
+        first_step: Optimiser step of the first batch.
+        rank: Of this process.
+        processes: How many there are.
+        echo: How often each sample is given; see `echoed`.
+        workers: Processes that make the batches beside the training; 0 makes them in this one.
+
+    Yields:
+        Collated `NumberedSample`s.
     """
     first_number, stage_start = 0, 0
-    for stage in config.stages:
+    for stage in stages:
         a_batch = processes * stage.batch_size
-        done = min(max(first_step - stage_start, 0), stage.steps)
+        done = min(max(first_step - stage_start, 0), stage.count)
         numbers = BatchNumbers(
             first_number + done * stage.accumulation * a_batch,
-            (stage.steps - done) * stage.accumulation,
+            (stage.count - done) * stage.accumulation,
             stage.batch_size,
             rank,
             processes,
         )
         if len(numbers):
-            drawn_from = whole if stage.all_cases and whole is not None else mixture
-            samples = _Numbered(drawn_from, grid_of(config, stage, classes), config.echo)
-            yield from _loader(samples, numbers, config)
-        first_number += stage.steps * stage.accumulation * a_batch
-        stage_start += stage.steps
+            yield from _loader(_Numbered(stage.mixture, stage.grid, echo), numbers, workers)
+        first_number += stage.count * stage.accumulation * a_batch
+        stage_start += stage.count
 
 
 def _loader(
-    dataset: _Numbered, numbers: BatchNumbers, config: RunConfig
+    dataset: _Numbered, numbers: BatchNumbers, workers: int
 ) -> DataLoader[dict[str, Tensor]]:
     return DataLoader(
         dataset,  # type: ignore[arg-type]
         batch_sampler=numbers,
-        num_workers=config.workers,
-        prefetch_factor=_PREFETCHED if config.workers else None,
+        num_workers=workers,
+        prefetch_factor=_PREFETCHED if workers else None,
         worker_init_fn=_one_thread,
         pin_memory=torch.cuda.is_available(),
         # Its own, or starting the workers would draw from the global one: on a resume at another

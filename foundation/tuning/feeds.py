@@ -20,8 +20,9 @@ from foundation.imaging.frame import window_hu
 from foundation.inference.sliding_window import window_starts
 from foundation.model import UniversalModel
 from foundation.networks.branches import Branch
-from foundation.synthesis.patch import draw_voxels
-from foundation.training.mixture import Mixture, PatchGrid
+from foundation.training.crops import read_crop
+from foundation.training.mixture import Mixture
+from foundation.training.sample import PatchGrid, draw_truth
 from foundation.tuning.objective import Forward
 from foundation.tuning.samples import FewScans, Patch
 
@@ -121,17 +122,20 @@ class CachedFeed:
             pool = self.others
         window = self.windows[pool[int(rng.integers(len(pool)))]]
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        voxels, weight = draw_voxels(window.labels, self.voxels, generator)
-        logits = self._logits(window, voxels)
-        values = window.labels.reshape(-1)[voxels].long()
-        annotated = np.isin(self.new, list(window.case.annotated))
-        target = torch.from_numpy(window.case.membership(self.new) & annotated)[values].T
-        known = window.known.reshape(-1)[voxels]
+        truth = draw_truth(
+            window.labels,
+            window.known,
+            window.case.membership(self.new),
+            np.isin(self.new, window.case.annotated),
+            self.voxels,
+            generator,
+        )
+        logits = self._logits(window, truth["voxels"])
         return Forward(
             logits,
-            target[None].to(self.device),
-            torch.from_numpy(annotated)[None].to(self.device),
-            (weight * known)[None].to(self.device),
+            truth["target"][None].to(self.device),
+            truth["annotated"][None].to(self.device),
+            truth["weight"][None].to(self.device),
         )
 
     def _logits(self, window: CachedWindow, voxels: Tensor) -> Tensor:
@@ -214,11 +218,8 @@ def cache_windows(
 
     def windows() -> Iterator[Patch]:
         for case, start in chosen:
-            hu, labels, inside = case.read(start, size)
-            assert hu is not None
-            values = torch.from_numpy(labels.astype(np.int32))
-            known = torch.from_numpy(inside & ~np.isin(labels, list(case.unknown)))
-            image = torch.from_numpy(hu.astype(np.float32))
+            image, values, inside = read_crop(case, start, size)
+            known = inside & ~torch.isin(values, torch.tensor([*case.unknown]))
             yield Patch(case, image, values, known, (list(start), list(size)), None)
 
     return _cache(model, windows(), len(chosen), device, progress)

@@ -21,7 +21,8 @@ from foundation.model import UniversalModel
 from foundation.taxonomy import NAMES
 from foundation.training.depth import rate_factors
 from foundation.training.losses import EXCLUSIVE
-from foundation.training.mixture import Mixture, PatchGrid
+from foundation.training.mixture import Mixture
+from foundation.training.sample import PatchGrid
 from foundation.tuning.data import TuningData
 from foundation.tuning.feeds import CachedFeed, Feed, PatchFeed, cache_patches, cache_windows, fast
 from foundation.tuning.methods import METHODS, Method

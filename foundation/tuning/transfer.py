@@ -17,7 +17,8 @@ from foundation.evaluation.validation import mean_dice, validate
 from foundation.model import UniversalModel
 from foundation.networks.plain_head import Activation, LinearNetwork
 from foundation.training.losses import published_losses, scan_losses
-from foundation.training.mixture import Mixture, PatchGrid
+from foundation.training.mixture import Mixture
+from foundation.training.sample import PatchGrid
 from foundation.tuning.data import TuningData
 from foundation.tuning.feeds import PatchFeed
 from foundation.tuning.methods import Method

@@ -464,7 +464,7 @@ def test_demo_offline_is_an_honest_phantom(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(demo, "EXAMPLE", example)
-    monkeypatch.setattr(demo, "PHANTOM_SPACING_MM", 10.0)
+    monkeypatch.setattr("foundation.synthesis.phantom_scans.SPACING_MM", 10.0)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert run_demo(model_folder, tmp_path / "out") == 0
     said = capsys.readouterr().err

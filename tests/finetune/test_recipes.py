@@ -18,13 +18,14 @@ from foundation.config import Preprocessing
 from foundation.data.naming import NewClass
 from foundation.hub.saved import save_pretrained
 from foundation.model import UniversalModel
+from foundation.synthesis import SMOKE_CLASS, generated_scan, write_scans
 from foundation.text import MINILM
 from foundation.tuning import setup
 from foundation.tuning.data import read_data
 from foundation.tuning.feeds import CachedFeed
 from foundation.tuning.finetune import finetune
 from foundation.tuning.methods import METHODS
-from foundation.tuning.recipe import SMOKE_CLASS, generated_scan, settings_of, write_scans
+from foundation.tuning.recipe import settings_of
 
 RECIPES = sorted(path.stem for path in (REPOSITORY / "finetune").glob("*.py"))
 

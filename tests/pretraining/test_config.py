@@ -7,7 +7,7 @@ import yaml
 from tiny_store import tiny_config
 
 from foundation.errors import UsageError
-from foundation.pretraining.config import PhantomsConfig, RunConfig, ScansConfig, SynthesisConfig
+from foundation.pretraining.config import RunConfig
 from foundation.pretraining.reading import (
     differences,
     dump,
@@ -17,6 +17,7 @@ from foundation.pretraining.reading import (
     smoke,
     with_store,
 )
+from foundation.training.sources import PhantomsConfig, ScansConfig, SynthesisConfig
 
 
 def given(**changes: object) -> RunConfig:

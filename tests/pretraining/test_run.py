@@ -19,8 +19,9 @@ from foundation.evaluation.validation import validate_case
 from foundation.pretraining import run as engine
 from foundation.pretraining.reading import load_config
 from foundation.pretraining.run import Engine, pretrain
+from foundation.pretraining.sources import batches, grid_of
 from foundation.taxonomy import NAMES
-from foundation.training.mixture import Mixture, batches
+from foundation.training.mixture import Mixture
 
 
 def made(config: dict[str, Any], run: Path, *overrides: str) -> Engine:
@@ -87,8 +88,6 @@ def first_batch(run: Engine, count: int = 2) -> dict[str, torch.Tensor]:
 
 
 def engine_grid(run: Engine) -> Any:
-    from foundation.training.mixture import grid_of
-
     return grid_of(run.config, run.config.stages[-1], run.classes)
 
 

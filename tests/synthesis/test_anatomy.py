@@ -12,21 +12,20 @@ from foundation.errors import UsageError
 from foundation.synthesis.anatomy import (
     COARSE_MM,
     FINE_MM,
-    INDEX,
-    LESION_HOSTS,
     SKIN_MARGIN,
     _hull_distance_mm,
     load_anatomies,
     membership_of,
     phantom_anatomy,
+    sets_of,
 )
+from foundation.synthesis.lesions import LESION_HOSTS
 from foundation.synthesis.phantom import TISSUES
 from foundation.taxonomy import CLASSES, NAMES, by_name
 
 
 def classes_of(label: str) -> set[str]:
-    row = membership_of({7: label})[7]
-    return {CLASSES[channel].name for channel in np.flatnonzero(row)}
+    return {*sets_of({7: label})[7]}
 
 
 @pytest.mark.parametrize(
@@ -50,13 +49,13 @@ def test_what_a_label_belongs_to(label: str, classes: set[str]) -> None:
 
 
 def test_unnamed_values_belong_to_nothing() -> None:
-    table = membership_of({3: "liver"})
-    assert table.shape == (256, len(CLASSES))
-    assert np.flatnonzero(table.any(1)).tolist() == [3]
+    table = membership_of({3: {"liver", "mine"}, 4: ()}, ("spleen", "mine", "liver"))
+    assert table.shape == (256, 3)
+    assert np.argwhere(table).tolist() == [[3, 1], [3, 2]]
 
 
 def test_every_class_can_be_drawn() -> None:
-    """In the phantom's tissues, or as a lesion that the sampler grows."""
+    """In the phantom's tissues, or as a lesion that views grow."""
     drawn = set().union(*(classes_of(name) for name in TISSUES))
     assert drawn == set(NAMES)
     for lesion, hosts in LESION_HOSTS.items():
@@ -68,19 +67,18 @@ def test_every_class_can_be_drawn() -> None:
 
 def test_only_annotated_classes_count() -> None:
     anatomy = paired_organs()
-    anatomy.annotated = (INDEX["liver"],)
+    anatomy.annotated = ("liver",)
     anatomy.__post_init__()
-    assert list(anatomy.centres) == [INDEX["liver"]]
-    assert not anatomy.membership[:, INDEX["kidney_left"]].any()
+    assert list(anatomy.centres) == ["liver"]
+    assert set().union(*anatomy.sets.values()) == {"liver"}
 
 
 def test_centres_lie_in_their_class() -> None:
     anatomy = paired_organs()
-    present = {CLASSES[channel].name for channel in anatomy.centres}
-    assert present == {"kidney_left", "kidney_right", "liver"}
-    for channel, positions in anatomy.centres.items():
+    assert set(anatomy.centres) == {"kidney_left", "kidney_right", "liver"}
+    for name, positions in anatomy.centres.items():
         values = anatomy.label_map[tuple(positions.T)]
-        assert anatomy.membership[values, channel].all()
+        assert all(name in anatomy.sets[value] for value in values)
 
 
 def test_a_prepared_label_map_becomes_an_anatomy(tmp_path: Path) -> None:
@@ -89,12 +87,21 @@ def test_a_prepared_label_map_becomes_an_anatomy(tmp_path: Path) -> None:
     assert anatomy.name == "open/pair"
     assert (anatomy.label_map == expected.label_map).all()
     assert anatomy.ct is None and not anatomy.has_skin and anatomy.skin_mm is not None
-    left, right = (anatomy.centres[INDEX[f"kidney_{side}"]] for side in ("left", "right"))
+    left, right = (anatomy.centres[f"kidney_{side}"] for side in ("left", "right"))
     assert left[:, 0].max() < right[:, 0].min()
-    annotated = {CLASSES[channel].name for channel in anatomy.annotated}
-    # Lesions of the annotated organs are grown by the sampler; of the others nothing is known.
+    # Lesions of the annotated organs are grown in views; of the others nothing is known.
     grown = {"kidney_tumor", "kidney_cyst", "liver_tumor"}
-    assert annotated == {"kidney_left", "kidney_right", "liver"} | grown
+    assert set(anatomy.annotated) == {"kidney_left", "kidney_right", "liver"} | grown
+
+
+def test_classes_beside_the_taxonomy_come_after_it(tmp_path: Path) -> None:
+    label_map = paired_organs().label_map
+    organs = ("kidney_left", "my organ", "another", "liver")
+    case = harmonised(label_map, organs, ("my organ", "liver", "another"))
+    (anatomy,) = load_anatomies(write_anatomies(tmp_path, {"one": case}))
+    assert anatomy.annotated == ("liver", "liver_tumor", "another", "my organ")
+    assert list(anatomy.centres) == ["liver", "another", "my organ"]
+    assert (anatomy.label_map[tuple(anatomy.centres["my organ"].T)] == 2).all()
 
 
 def test_a_prepared_scan_is_not_rendered(tmp_path: Path) -> None:
@@ -106,7 +113,7 @@ def test_a_prepared_scan_is_not_rendered(tmp_path: Path) -> None:
     (anatomy,) = load_anatomies(write_anatomies(tmp_path, {"scan": case}))
     assert anatomy.ct is not None and (anatomy.ct == hu).all()
     assert anatomy.skin_mm is None  # a scan needs no body laid around it
-    assert anatomy.annotated == (INDEX["liver"],)  # nor are lesions grown in it
+    assert anatomy.annotated == ("liver",)  # nor are lesions grown in it
     assert anatomy.unknown == (2,)
 
 
@@ -152,10 +159,9 @@ def test_the_hull_closes_what_lies_between_organs() -> None:
 
 def test_a_phantom_annotates_every_class() -> None:
     anatomy = phantom_anatomy(0)
-    assert anatomy.annotated == tuple(range(len(CLASSES)))
+    assert anatomy.annotated == NAMES
     assert anatomy.skin_mm is None and anatomy.ct is None
-    lesions = {INDEX[name] for name in LESION_HOSTS}
-    assert not lesions & set(anatomy.centres)  # the sampler grows them
+    assert not {*LESION_HOSTS} & set(anatomy.centres)  # views grow them
     assert len(anatomy.centres) > 20
 
 
@@ -194,14 +200,14 @@ def test_the_open_data(open_data: Path, tmp_path: Path) -> None:
         if anatomy.ct is not None:
             assert anatomy.ct.shape == anatomy.label_map.shape
             assert anatomy.ct.min() < -800 and anatomy.ct.max() > 300
-            aorta = anatomy.membership[anatomy.label_map, INDEX["aorta"]]
+            aorta = membership_of(anatomy.sets, ["aorta"])[anatomy.label_map, 0]
             assert not aorta.any() or anatomy.ct[aorta].mean() > 30
     body = anatomies["totalsegmentator_s0328"]
-    heads = [body.centres[INDEX[f"femur_head_{side}"]] for side in ("left", "right")]
+    heads = [body.centres[f"femur_head_{side}"] for side in ("left", "right")]
     assert heads[0][:, 0].max() < heads[1][:, 0].min()
     for head in heads:
         assert np.ptp(head, axis=0).max() * FINE_MM < 2 * 27 + 2
     liver = anatomies["totalsegmentator_liver_vessels"]
-    vessels = liver.membership[:, INDEX["hepatic_vessel"]]
-    assert vessels.any() and liver.membership[vessels, INDEX["liver"]].all()
+    vessels = [names for names in liver.sets.values() if "hepatic_vessel" in names]
+    assert vessels and all("liver" in names for names in vessels)
     assert anatomies["visible_human_male"].has_skin

@@ -21,7 +21,7 @@ from foundation.hub.saved import save_pretrained
 from foundation.imaging.bits import pack
 from foundation.model import UniversalModel
 from foundation.text import MINILM
-from foundation.training.mixture import PatchGrid
+from foundation.training.sample import PatchGrid
 from foundation.tuning.data import read_data
 from foundation.tuning.finetune import Tuned, finetune
 from foundation.tuning.samples import FewScans

@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 
 from foundation.imaging.bits import pack
-from foundation.training.mixture import PatchGrid
+from foundation.training.sample import PatchGrid
 from foundation.tuning import samples
-from foundation.tuning.samples import FewScans, draw_lattice
+from foundation.tuning.samples import FewScans
 
 SHAPE = (24, 20, 22)
 
@@ -61,16 +61,6 @@ def test_grey_values_and_labels_are_turned_alike() -> None:
         # A label is of the nearest voxel, up to half a voxel away along each of three axes.
         assert (patch.hu / 10 - patch.labels)[here].abs().max() <= 1.5 + 1e-3
     assert 15 < turned < 30
-
-
-def test_a_lattice_without_turn_or_stretch_is_the_middle_of_what_was_read(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(samples, "_TURN_RAD", (0.0, 0.0, 0.0))
-    monkeypatch.setattr(samples, "_STRETCH", (0.0, 0.0))
-    lattice = draw_lattice((12, 14, 16), np.array([8, 8, 8]), (8, 8, 8), np.random.default_rng(0))
-    values = torch.arange(12 * 14 * 16).reshape(12, 14, 16)
-    assert torch.equal(samples._nearest(values, lattice), values[2:10, 3:11, 4:12])
 
 
 @pytest.mark.usefixtures("plain_contrast")

@@ -31,9 +31,13 @@ _Z_RANGE_MM = (-48.0, 398.0)  # from below the femoral heads to the heart
 class Phantom:
     """A label map with its names.
 
-    label_map: uint8 (X, Y, Z) in RAS order: X grows to the patient's right, Y to the front, Z up.
-    names: label value → tissue name in TotalSegmentator's style; 0 is the air outside.
-    affine: (4, 4), voxel index → mm in RAS.
+    Attributes:
+        label_map: uint8 (X, Y, Z) in RAS order: X grows to the patient's right, Y to the front, Z
+            up.
+        names: Label value → tissue name in TotalSegmentator's style; 0 is the air outside.
+        spacing_mm: Along each axis.
+        affine: (4, 4), voxel index → mm in RAS.
+        seed: From which it was drawn.
     """
 
     label_map: NDArray[np.uint8]
@@ -43,10 +47,16 @@ class Phantom:
     seed: int
 
     def mask(self, name: str) -> NDArray[np.bool_]:
-        """Where a tissue is, bool (X, Y, Z); all False where this phantom lacks it.
+        """Return where a tissue is.
+
+        Args:
+            name: One of `TISSUES`.
+
+        Returns:
+            bool (X, Y, Z); all False where this phantom lacks the tissue.
 
         Raises:
-            UsageError: the name is not among `TISSUES`.
+            UsageError: The name is not among `TISSUES`.
         """
         if name not in TISSUES:
             raise UsageError(f"Unknown tissue {name!r}. A phantom has: {', '.join(TISSUES)}.")
@@ -54,12 +64,20 @@ class Phantom:
 
 
 def generate(seed: int, spacing_mm: float = 4.0, lesions: bool = True) -> Phantom:
-    """Draw one anatomy from `seed` and sample it on a grid of `spacing_mm`.
+    """Draw one anatomy and sample it on a grid.
 
     The same seed gives the same anatomy at every spacing, with or without lesions.
 
+    Args:
+        seed: 0 or above.
+        spacing_mm: Isotropic, 0.5 to 20.
+        lesions: Whether the phantom may have lesions.
+
+    Returns:
+        The phantom.
+
     Raises:
-        UsageError: seed is negative, or spacing_mm is not between 0.5 and 20.
+        UsageError: `seed` or `spacing_mm` is out of range.
     """
     if seed < 0:
         raise UsageError(f"seed is {seed}; give 0 or a positive number.")

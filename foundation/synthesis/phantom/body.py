@@ -39,8 +39,11 @@ def shifted(point: Array, x: float, y: float, z: float) -> Array:
 class Body:
     """Paints organs with random errors. Earlier organs keep their voxels: small ones come first.
 
-    cavity: (X, Y, Z), below 1 inside the trunk's cavity; below_dome: bool, under the diaphragm.
-    Both are set by `frame`.
+    Attributes:
+        cavity: (X, Y, Z), below 1 inside the trunk's cavity; set by `frame`.
+        below_dome: bool (X, Y, Z), under the diaphragm; set by `frame`.
+        solids: Name of a painted ellipsoid → its centre (3,) and half axes (3,), in mm.
+        lines: Name of a painted tube → its centre line (N, 3) and radii (N,), in mm.
     """
 
     cavity: Floats
@@ -49,8 +52,8 @@ class Body:
     def __init__(self, canvas: Canvas, rng: np.random.Generator) -> None:
         self.canvas = canvas
         self.rng = rng
-        self.solids: dict[str, tuple[Array, Array]] = {}  # name → centre and half axes, mm
-        self.lines: dict[str, tuple[Array, Array]] = {}  # name → centre line and radii, mm
+        self.solids: dict[str, tuple[Array, Array]] = {}
+        self.lines: dict[str, tuple[Array, Array]] = {}
 
     def near(self, x: float, y: float, z: float, sd_mm: float = 4.0) -> Array:
         """A position with a random error."""

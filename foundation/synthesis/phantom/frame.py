@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foundation.synthesis.phantom.body import FREE, SIDES, Array, Body, shifted
-from foundation.synthesis.phantom.shapes import Floats, curve, rotation
+from foundation.synthesis.phantom.shapes import Floats, curve, rotation_deg
 
 # Half axes of the torso's muscle and of its cavity, and the cavity's centre, by height (mm).
 _HEIGHT = (-60, 0, 60, 110, 170, 240, 300, 400)
@@ -108,11 +108,11 @@ def _pelvis(body: Body) -> None:
         c.tube("sacrum", sacrum + strand * radius[:, None] * np.array([1.1, 0, 0]), radius, soft)
     c.tube("spinal_cord", sacrum[:6] + np.array([0, -8, 0]), 5.0, ("sacrum",))
     for side, sign in SIDES:
-        buttock = rotation(0, 0, sign * -28)
+        buttock = rotation_deg(0, 0, sign * -28)
         c.ellipsoid(
             f"gluteus_{side}", (sign * 92, -66, 30), (58, 44, 85), ("muscle", "fat"), turn=buttock
         )
-        wing = rotation(0, sign * 12, sign * -38)
+        wing = rotation_deg(0, sign * 12, sign * -38)
         c.ellipsoid(f"iliopsoas_{side}", (sign * 78, -8, 88), (22, 56, 50), _WALL, turn=wing)
         hip = f"hip_{side}"
         c.ellipsoid(hip, (sign * 88, -16, 82), (8.5, 66, 58), soft, turn=wing)  # ilium
@@ -147,7 +147,7 @@ def _chest(body: Body) -> None:
         body.solids[f"lung_{side}"] = (np.array([sign * 80, -20, 370.0]), np.array([32, 50, 28.0]))
     place, half = body.near(-22, 38, 388), body.about(64, 46, 48)
     within = ("lung_left", "lung_right", FREE)
-    tilt = rotation(0, 15, -25)
+    tilt = rotation_deg(0, 15, -25)
     body.solid("heart", place, half, within, turn=tilt, where=~body.below_dome)
     for level in range(8):
         reach = np.linspace(0.12, 0.86 if level > 1 else 0.5 + 0.1 * level, 14) * np.pi

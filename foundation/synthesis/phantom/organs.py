@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from foundation.synthesis.phantom.body import FREE, SIDES, Body, shifted
-from foundation.synthesis.phantom.shapes import curve, rotation
+from foundation.synthesis.phantom.shapes import curve, rotation_deg
 
 
 def fill(body: Body, female: bool) -> None:
@@ -61,7 +61,7 @@ def _retroperitoneum(body: Body) -> None:
     body.pipe("duodenum", loop, [12, 13, 13, 12.5, 12, 12])
     missing = rng.choice(("none", "left", "right"), p=(0.9, 0.05, 0.05))
     for (side, sign), height in zip(SIDES, (212, 226), strict=True):
-        turn = rotation(-12, sign * -10, sign * -25)
+        turn = rotation_deg(-12, sign * -10, sign * -25)
         centre = body.near(sign * 70, -40, height, sd_mm=5)
         half = body.about(28, 25, 55, sd=0.12)
         if side == missing:
@@ -82,13 +82,15 @@ def _upper_abdomen(body: Body) -> None:
         c.tube("gallbladder", line, radius * body.about(1.0, sd=0.2), (FREE,))
     limit = body.below_dome & (body.cavity < 0.95)
     lobe, half = body.near(78, 4, 282), body.about(66, 84, 84)
-    body.solid("liver", lobe, half, turn=rotation(0, -12, 0), rough=0.08, where=limit)
+    body.solid("liver", lobe, half, turn=rotation_deg(0, -12, 0), rough=0.08, where=limit)
     lobe, half = body.near(0, 46, 302), body.about(82, 36, 36)
-    c.ellipsoid("liver", lobe, half, (FREE,), turn=rotation(0, -14, 12), rough=0.08, where=limit)
+    c.ellipsoid(
+        "liver", lobe, half, (FREE,), turn=rotation_deg(0, -14, 12), rough=0.08, where=limit
+    )
     _liver_vessels(body)
     if rng.random() > 0.05:
         place, half = body.near(-104, -32, 270), body.about(31, 46, 56, sd=0.18)
-        body.solid("spleen", place, half, turn=rotation(18, -8, -28), where=limit)
+        body.solid("spleen", place, half, turn=rotation_deg(18, -8, -28), where=limit)
     gullet = [(-4, -14, 410), (-8, -2, 355), (-20, 6, 328), (-36, 8, 312)]
     around = (FREE, "muscle", "lung_left", "heart")
     body.pipe("esophagus", gullet, [9, 9, 9, 10], around, sd_mm=2)
@@ -124,7 +126,7 @@ def _pelvic_organs(body: Body, female: bool) -> None:
     if female:
         place, half = body.near(0, -4, 44), body.about(28, 22, 36, sd=0.2)
         if rng.random() > 0.2:
-            body.solid("uterus", place, half, turn=rotation(-50))
+            body.solid("uterus", place, half, turn=rotation_deg(-50))
     elif rng.random() > 0.05:
         body.solid("prostate", body.near(0, 2, -26, sd_mm=2), body.about(24, 18, 19, sd=0.2), wall)
     bladder = body.near(0, 24, 8 + 14 * (filling - 1), sd_mm=3)

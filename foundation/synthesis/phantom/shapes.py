@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from foundation.synthesis.fields import rotation
+
 Floats = NDArray[np.float32]
 Box = tuple[slice, slice, slice]
 
@@ -36,21 +38,24 @@ def _waves(
     return field
 
 
-def rotation(tilt_x: float = 0.0, tilt_y: float = 0.0, tilt_z: float = 0.0) -> NDArray[np.float64]:
-    """Rotation matrix (3, 3) about x, then y, then z; angles in degrees."""
-    a, b, c = np.deg2rad([tilt_x, tilt_y, tilt_z])
-    about_x = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
-    about_y = np.array([[np.cos(b), 0, np.sin(b)], [0, 1, 0], [-np.sin(b), 0, np.cos(b)]])
-    about_z = np.array([[np.cos(c), -np.sin(c), 0], [np.sin(c), np.cos(c), 0], [0, 0, 1]])
-    return np.asarray(about_z @ about_y @ about_x)
+def rotation_deg(x: float = 0.0, y: float = 0.0, z: float = 0.0) -> NDArray[np.float64]:
+    """Return the right-handed rotation (3, 3) about X, then Y, then Z; angles in degrees."""
+    # `rotation` turns from X to Z about Y, which is left-handed.
+    return rotation(np.deg2rad([x, -y, z]), order=(2, 1, 0))
 
 
 def curve(
     points: ArrayLike, radii: ArrayLike, step_mm: float = 8.0
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """A smooth line through control points (Catmull–Rom), resampled about every `step_mm`.
+    """Draw a smooth line through control points (Catmull–Rom).
 
-    points (N, 3) and radii (N,) or a number, in mm → points (M, 3) and radii (M,).
+    Args:
+        points: (N, 3), in mm.
+        radii: (N,) or a number, in mm.
+        step_mm: About how far the points of the line lie apart.
+
+    Returns:
+        Points (M, 3), and radii (M,) of 1 mm or more.
     """
     knots = np.asarray(points, float)
     values = np.column_stack([knots, np.broadcast_to(np.asarray(radii, float), len(knots))])
@@ -68,10 +73,13 @@ def curve(
 class Canvas:
     """A label map and the warped body frame its voxels lie in.
 
-    names: tissue names; a tissue's label is its position. `labels` uint8 (X, Y, Z) starts at 0.
-    axes: coordinates in mm of the voxel centres along X, Y and Z, before the warp.
-    x, y, z: float32 (X, Y, Z), the warped coordinates; noise: a rough field about 0, rms 0.6.
-    everywhere: the box of all voxels.
+    Attributes:
+        names: Of the tissues; a tissue's label is its position.
+        axes: Coordinates in mm of the voxel centres along X, Y and Z, before the warp.
+        labels: uint8 (X, Y, Z), 0 at first.
+        x: Warped coordinates in mm, float32 (X, Y, Z), as are `y` and `z`.
+        noise: A rough field (X, Y, Z) about 0, with a root mean square of 0.6.
+        everywhere: The box of all voxels.
     """
 
     def __init__(
@@ -89,11 +97,11 @@ class Canvas:
         self.everywhere = (slice(None), slice(None), slice(None))
 
     def label(self, name: str) -> int:
-        """The label value of a tissue."""
+        """Return the label value of a tissue."""
         return self.names.index(name)
 
     def box(self, low: ArrayLike, high: ArrayLike) -> Box:
-        """Voxels whose warped position can lie between two corners (mm)."""
+        """Return the voxels whose warped position can lie between two corners (mm)."""
         margin = WARP_MM * _WARP_MODES
         slices = [
             slice(int(np.searchsorted(axis, a - margin)), int(np.searchsorted(axis, b + margin)))
@@ -119,12 +127,20 @@ class Canvas:
         rough: float = 0.0,
         where: NDArray[np.bool_] | None = None,
     ) -> None:
-        """Paint an ellipsoid (mm), turned by a rotation matrix, its surface roughened by noise.
+        """Paint an ellipsoid.
 
-        where: bool (X, Y, Z), a further condition on voxels.
+        Args:
+            name: Of the tissue.
+            centre: (3,), in mm.
+            half_axes: (3,), in mm.
+            over: Tissues that it replaces.
+            turn: Rotation matrix (3, 3); not turned if not given.
+            rough: How much `noise` moves the surface.
+            where: bool (X, Y, Z), a further condition on voxels.
         """
         matrix = np.eye(3) if turn is None else turn
         middle, half = np.asarray(centre, float), np.asarray(half_axes, float)
+        # The half edges of the turned ellipsoid's box; noise reaches ±_NOISE_MODES.
         reach = np.sqrt(((matrix * half) ** 2).sum(axis=1)) * np.sqrt(1 + _NOISE_MODES * rough)
         box = self.box(middle - reach, middle + reach)
         dx, dy, dz = (
@@ -150,6 +166,7 @@ class Canvas:
                 field[box] - np.float32(c)
                 for field, c in zip((self.x, self.y, self.z), a, strict=True)
             )
+            # Where on the segment the voxel is nearest: 0 at its begin, 1 at its end.
             along = (dx * d[0] + dy * d[1] + dz * d[2]) / max(float(d @ d), 1e-6)
             along = np.clip(along, 0, 1)
             distance = (
