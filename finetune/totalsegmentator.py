@@ -58,7 +58,7 @@ from foundation.hardware import keep_freed_memory
 from foundation.inference.predict import choose_device
 from foundation.networks.backbones import BACKBONES
 from foundation.networks.encoder import check_patch
-from foundation.tuning.data import TuningData, read_data
+from foundation.tuning.data import Split, TuningData, read_data
 from foundation.tuning.run import validation_curve
 from foundation.tuning.start import HEADS, random_model, transfer_model, transfer_preprocessing
 from foundation.tuning.tasks import (
@@ -242,8 +242,10 @@ def read_task(settings: Settings, classes: Sequence[str], spacing_mm: float) -> 
         old_classes=[name for name in classes if name != shown],
         work=settings.output / "data",
         spacing_mm=spacing_mm,
-        train_ids=None if settings.shots is None else chosen,
-        seed=settings.seed,
+        split=Split(
+            seed=settings.seed,
+            train_ids=None if settings.shots is None else frozenset(chosen),
+        ),
         skip_broken=True,
         workers=settings.workers,
     )

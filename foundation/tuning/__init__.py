@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from foundation.tuning.data import TuningData, read_data
+    from foundation.tuning.data import Split, TuningData, read_data
     from foundation.tuning.feeds import CachedFeed, PatchFeed
     from foundation.tuning.methods import (
         METHODS,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # Loaded on first use: the command line lists the methods without torch.
 _HOMES = {
-    "data": "TuningData read_data",
+    "data": "Split TuningData read_data",
     "feeds": "CachedFeed PatchFeed",
     "methods": "METHODS Continual Full Head Lora Method NetworkMethod get_method",
     "recipe": "Given method_settings settings_of",
@@ -50,6 +50,7 @@ __all__ = [
     "Method",
     "NetworkMethod",
     "PatchFeed",
+    "Split",
     "Tuned",
     "TuningData",
     "TuningRun",

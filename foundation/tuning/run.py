@@ -52,7 +52,7 @@ from foundation.training.trainer import (
     TrainerConfig,
     accelerator_for,
 )
-from foundation.tuning.data import TuningData, read_data
+from foundation.tuning.data import Split, TuningData, read_data
 from foundation.tuning.feeds import Feed, runs_in_bfloat16
 from foundation.tuning.methods.base import Method, TuningSettings
 from foundation.tuning.methods.head import Head
@@ -175,8 +175,7 @@ class TuningRun:
                 work=self.folder / DATA,
                 spacing_mm=self.base.config.preprocessing.spacing_mm[0],
                 test=test,
-                validation=validation,
-                seed=self.seed,
+                split=Split(validation, self.seed),
                 old_classes=self.base.classes,
                 workers=1,  # others would start the caller's script anew without a main guard
                 progress=self.shows_progress,
