@@ -22,7 +22,7 @@ import nibabel as nib
 import numpy as np
 
 from foundation import from_pretrained
-from foundation.evaluation.metrics import dice
+from foundation.evaluation.scores import dice
 from foundation.files import replacing
 from foundation.hub.cards import Card
 from foundation.imaging.result import Segmentation

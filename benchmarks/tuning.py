@@ -29,9 +29,11 @@ import torch
 from scipy import ndimage
 
 from foundation import finetune, from_pretrained
+from foundation.adapting.adapters import add_adapter
 from foundation.evaluation.scores import Scores
 from foundation.hardware import keep_freed_memory
-from foundation.hub.adapter_files import add_adapter, load_adapter, save_adapter
+from foundation.hub.adapter_files import save_adapter
+from foundation.hub.load import load_adapter
 from foundation.hub.saved import save_pretrained
 from foundation.tuning import finetune as api
 

@@ -2,10 +2,10 @@
 
     python finetune/encoder.py --steps 200
 
-For people who have a network, a loss and a loader, and want the pretrained features under them.
-`Network` is all there is to it: the encoder gives a pyramid of features, finest first, and says how
-many channels and which stride each level has. Put your own scans in the place of `batch`, which
-cuts generated ones: RAS, at the spacing of the weights, windowed as they were trained.
+For people who have a network, a loss and a loader, and want the pretrained features under them. The
+encoder gives a pyramid of features, finest first, and tells the channels and the stride of each
+level. It also reads a CT as it was trained to see it: `encoder.preprocess(path)`. Put your own
+scans in the place of `generated_scan`.
 
 The encoder learns at a tenth of the decoder's rate; with `--encoder-share 0` it does not.
 Hardware: two CPU cores do a step a second. Measured: see benchmarks/README.md.
@@ -14,10 +14,10 @@ Hardware: two CPU cores do a step a second. Measured: see benchmarks/README.md.
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from monai.losses import DiceCELoss
 from monai.networks.nets.basic_unet import UpCat
@@ -26,11 +26,8 @@ from torch.nn import functional
 from tqdm import trange
 
 from foundation import Encoder, from_pretrained
-from foundation.imaging.frame import window_hu
 from foundation.synthesis import SMOKE_LABELS, generated_scan
-from foundation.tuning.recipe import settings_of
-
-HU_WINDOWS = ((-175.0, 250.0), (-1000.0, 1000.0))  # of universal-ct: `universal-ct info` says
+from foundation.tuning import settings_of
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ class Network(nn.Module):
         self.read = nn.Conv3d(encoder.channels[0], classes, 1)
 
     def forward(self, image: Tensor) -> Tensor:
-        """image (B, C, X, Y, Z), windowed → logits (B, classes, X, Y, Z), the background first."""
+        """image (B, C, X, Y, Z), preprocessed → logits (B, classes, X, Y, Z), background first."""
         *levels, feature = self.encoder(image)
         for up, level in zip(reversed(self.up), reversed(levels), strict=True):
             feature = up(feature, level)
@@ -63,34 +60,30 @@ class Network(nn.Module):
 
 
 def main(given: Sequence[str] | None = None) -> None:
-    """Read the command line, train."""
+    """Encoder, network, optimiser, steps."""
     with settings_of(Settings, __doc__, given, smoke={"steps": 2}) as settings:
+        # 1. The encoder without its decoder, under a network for background and a few classes.
         encoder = from_pretrained(settings.model, features_only=True)
         torch.manual_seed(settings.seed)
         network = Network(encoder, classes=1 + len(SMOKE_LABELS)).train()
-        decoder = [*network.up.parameters(), *network.read.parameters()]
-        rate = settings.learning_rate
-        optimizer = torch.optim.AdamW(
-            [
-                {"params": decoder, "lr": rate},
-                {"params": encoder.parameters(), "lr": rate * settings.encoder_share},
-            ]
-        )
+
+        # 2. What is new learns fast, what was pretrained slowly.
+        new = [*network.up.parameters(), *network.read.parameters()]
+        slow = settings.learning_rate * settings.encoder_share
+        groups = [{"params": new}, {"params": encoder.parameters(), "lr": slow}]
+        optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate)
         objective = DiceCELoss(to_onehot_y=True, softmax=True)
+
+        # 3. A scan a step: HU and labels on a grid of 3 mm, of which a patch is cut.
         for step in (bar := trange(settings.steps, desc="encoder", unit="step")):
-            image, target = batch(settings.seed + step)
+            hu, labels = generated_scan(settings.seed + step)
+            image = encoder.preprocess((hu, np.diag([3.0, 3.0, 3.0, 1.0])))[None, ..., 8:40, 8:40]
+            target = torch.from_numpy(labels)[None, None, :, 8:40, 8:40]
             loss = objective(network(image), target)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             bar.set_postfix_str(f"loss {loss.item():.3f}")
-        print(f"{sum(map(torch.numel, decoder))} parameters above the encoder", file=sys.stderr)
-
-
-def batch(seed: int) -> tuple[Tensor, Tensor]:
-    """A generated scan (1, C, 64, 32, 32) in [0, 1], and its labels (1, 1, 64, 32, 32)."""
-    hu, labels = (torch.from_numpy(each)[:, 8:40, 8:40] for each in generated_scan(seed))
-    return window_hu(hu.float(), HU_WINDOWS)[None], labels[None, None]
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from typing import Any
 from foundation import NewClass, finetune
 from foundation.evaluation.comparison import write_comparison
 from foundation.synthesis import SMOKE_CLASS, write_scans
-from foundation.tuning.methods import METHODS
+from foundation.tuning import METHODS
 
 MAPS = ("totalsegmentator_s0327", "totalsegmentator_s0328")
 TEST = "totalsegmentator_example"
@@ -62,6 +62,8 @@ def main(given: Sequence[str] | None = None) -> None:
     scans, test = prepare(args.data, args.output, args.scans)
     for method in args.methods:
         tune(method, args.model, scans, test, args.output, CLASSES, steps=args.steps)
+        print(f"report: {args.output / method / 'report.html'}", file=sys.stderr)
+    print(f"side by side: {args.output / 'comparison.html'}", file=sys.stderr)
 
 
 def prepare(data: Path, output: Path, count: int) -> tuple[Path, Path]:
@@ -100,16 +102,15 @@ def tune(
         classes,
         output=output / method,
         method="full" if careless else method,
-        protect="nothing" if careless else None,
         test=test,
+        **({"protect": "nothing"} if careless else {}),
         **settings,
     )
-    print(f"\n{method}\n{tuned.table()}\nreport: {tuned.report}", file=sys.stderr)
+    print(f"\n{method}\n{tuned.table()}", file=sys.stderr)
     (output / f"{method}.json").write_text(json.dumps(tuned.summary(), indent=2))
     runs = {name: output / f"{name}.json" for name in (*METHODS, "careless")}
     summaries = {name: json.loads(path.read_text()) for name, path in runs.items() if path.exists()}
-    page = write_comparison(output, summaries, [f"Model before: {model}. Measured on {TEST}."])
-    print(f"side by side: {page}", file=sys.stderr)
+    write_comparison(output, summaries, [f"Model before: {model}. Measured on {TEST}."])
 
 
 def smoke() -> None:

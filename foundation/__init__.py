@@ -21,17 +21,15 @@ if TYPE_CHECKING:
         WeightsError,
     )
     from foundation.hub.cards import Card, ModelSummary, list_models
-    from foundation.hub.load import (
-        from_pretrained,
-        model_card,
-        push_to_hub,
-        save_pretrained,
-        segment,
-    )
+    from foundation.hub.load import from_pretrained, model_card, segment
+    from foundation.hub.saved import save_pretrained
+    from foundation.hub.upload import push_to_hub
     from foundation.imaging.result import Segmentation
-    from foundation.model import Encoder, UniversalModel
+    from foundation.model import PlainModel, UniversalModel
+    from foundation.networks.encoder import Encoder
     from foundation.taxonomy import CLASSES, AnatomicalClass
-    from foundation.tuning.finetune import Tuned, finetune
+    from foundation.tuning.finetune import finetune
+    from foundation.tuning.result import Tuned
 
 _HOMES = {
     "hub.cards": ("Card", "ModelSummary", "list_models"),
@@ -44,10 +42,14 @@ _HOMES = {
         "VolumeError",
         "WeightsError",
     ),
-    "hub.load": ("from_pretrained", "model_card", "push_to_hub", "save_pretrained", "segment"),
-    "model": ("Encoder", "UniversalModel"),
+    "hub.load": ("from_pretrained", "model_card", "segment"),
+    "hub.saved": ("save_pretrained",),
+    "hub.upload": ("push_to_hub",),
+    "model": ("PlainModel", "UniversalModel"),
+    "networks.encoder": ("Encoder",),
     "adapting.classes": ("add_class",),
-    "tuning.finetune": ("Tuned", "finetune"),
+    "tuning.finetune": ("finetune",),
+    "tuning.result": ("Tuned",),
     "data.naming": ("NewClass",),
     "imaging.result": ("Segmentation",),
     "taxonomy": ("CLASSES", "AnatomicalClass"),
@@ -65,6 +67,7 @@ __all__ = [
     "ModelConfig",
     "ModelSummary",
     "NewClass",
+    "PlainModel",
     "Preprocessing",
     "Segmentation",
     "TextSpec",

@@ -8,14 +8,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, TypeVar, cast
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from foundation.errors import UsageError, WeightsError
+from foundation.settings import read
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 FORMAT_VERSION = 1
 ADAPTER_VERSION = 1
 Triple = tuple[float, float, float]
+Activation = Literal["sigmoid", "softmax"]
+_AXIS_OF = {"R": "x", "L": "x", "A": "y", "P": "y", "S": "z", "I": "z"}
 _Spec = TypeVar("_Spec")
 
 
@@ -23,30 +29,56 @@ _Spec = TypeVar("_Spec")
 class Preprocessing:
     """How a CT becomes the network's input, and logits become masks.
 
-    hu_windows: each (low, high) pair clips HU and scales it to [0, 1]; one input channel each.
-    patch_size: voxels of the sliding window, X Y Z, at `spacing_mm`.
-    overlap: fraction of the patch shared by neighbouring windows.
-    threshold: a voxel belongs to a class where its probability exceeds this.
+    Each pair of `hu_windows` gives one input channel: HU are clipped to [low, high]. They are then
+    scaled to [0, 1]; where `hu_mean_std` is given, its mean is subtracted instead, and the result
+    divided by its standard deviation.
+
+    Attributes:
+        orientation: Where the three axes of the input point, as NIfTI axis codes. "RAS" is to the
+            right, to the front, upwards.
+        spacing_mm: Size of a voxel along these axes.
+        hu_windows: (low, high) of each channel, in HU.
+        hu_mean_std: (mean, standard deviation) of each channel, in HU, or nothing.
+        patch_size: Voxels of the sliding window along these axes.
+        overlap: Share of a patch that its neighbour covers too.
+        threshold: A voxel belongs to a class where its probability exceeds this.
     """
 
     orientation: str = "RAS"
     spacing_mm: Triple = (1.5, 1.5, 1.5)
     hu_windows: tuple[tuple[float, float], ...] = ((-175.0, 250.0),)
+    hu_mean_std: tuple[tuple[float, float], ...] = ()
     patch_size: tuple[int, int, int] = (96, 96, 96)
     overlap: float = 0.5
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.orientation != "RAS":
-            raise UsageError(f"orientation is {self.orientation!r}; only 'RAS' is supported.")
+        if sorted(_AXIS_OF.get(code, "") for code in str(self.orientation)) != ["x", "y", "z"]:
+            raise UsageError(
+                f"orientation is {self.orientation!r}; give three letters, one of each pair R or "
+                "L, A or P, S or I: RAS, LPS, SPL."
+            )
         if not self.hu_windows or any(low >= high for low, high in self.hu_windows):
             raise UsageError(
                 f"hu_windows is {self.hu_windows}; give (low, high) pairs, low < high."
+            )
+        if self.hu_mean_std and (
+            len(self.hu_mean_std) != len(self.hu_windows)
+            or any(deviation <= 0 for _, deviation in self.hu_mean_std)
+        ):
+            raise UsageError(
+                f"hu_mean_std is {self.hu_mean_std}; give (mean, deviation), a pair "
+                f"for each of the {len(self.hu_windows)} HU windows, with a deviation above 0."
             )
         if min(self.spacing_mm) <= 0 or min(self.patch_size) <= 0:
             raise UsageError("spacing_mm and patch_size must be positive.")
         if not 0 <= self.overlap < 1 or not 0 < self.threshold < 1:
             raise UsageError("overlap must lie in [0, 1) and threshold in (0, 1).")
+
+    @property
+    def channels(self) -> int:
+        """Number of input channels, one for each HU window."""
+        return len(self.hu_windows)
 
 
 # The paper's templates; V3 is its best, and the one the published embeddings were made with.
@@ -90,20 +122,22 @@ def check_class_name(name: str, prompt: str | None = None) -> None:
     """
     for what, text in (("name", name), ("prompt", prompt)):
         if text is not None and not re.search(r"\w", text):
-            raise UsageError(f"The {what} of a class is {text!r}; give one with a letter or digit.")
+            raise UsageError(f"A class needs a {what} with a letter or digit; {text!r} has none.")
     if not name.isprintable():
-        raise UsageError(f"The name of a class is {name!r}; give one without line breaks or tabs.")
+        raise UsageError(f"A class needs a name without line breaks or tabs; {name!r} has some.")
 
 
 @dataclass(frozen=True)
 class TextSpec:
     """Which text encoder made the prompt embeddings, and how: embeddings of two never mix.
 
-    encoder: `open_clip:<model>/<pretrained>` or `hf:<Hugging Face id>`.
-    revision: the encoder's revision or the SHA-256 of its weights; "" where it is not known.
-    template: the prompt with `{}` for the class name.
-    pooling: `eot` (CLIP's end-of-text token) or `mean`.
-    normalised: whether embeddings have unit length.
+    Attributes:
+        encoder: `open_clip:<model>/<pretrained>` or `hf:<Hugging Face id>`.
+        revision: The encoder's revision or the SHA-256 of its weights; "" where it is not known.
+        template: The prompt with `{}` for the class name.
+        pooling: `eot` (CLIP's end-of-text token), `mean` or `cls`.
+        normalised: Whether embeddings have unit length.
+        dim: Length of an embedding.
     """
 
     encoder: str = "open_clip:ViT-B-32/openai"
@@ -116,10 +150,16 @@ class TextSpec:
 
 @dataclass(frozen=True)
 class ClassSpec:
-    """One class: its name, the exact sentence that was embedded, and its parent organ's name."""
+    """One class.
+
+    Attributes:
+        name: Its name.
+        prompt: The exact sentence that was embedded; "" in a network without text.
+        parent: Name of the organ that it lies in, for a lesion.
+    """
 
     name: str
-    prompt: str
+    prompt: str = ""
     parent: str | None = None
 
     def __post_init__(self) -> None:
@@ -128,15 +168,21 @@ class ClassSpec:
 
 @dataclass(frozen=True)
 class BranchSpec:
-    """Classes that were added to the weights together, and what they have of their own.
+    """Classes that were added to trained weights together, and the layers that only they use.
 
-    kind: `prompt`, nothing but their prompts; `head`, a text-driven head; `side`, that and a small
-    decoder of `width` channels over the encoder's features. See `foundation.networks.branches`.
+    Attributes:
+        classes: Their names.
+        kind: `prompt`, no layers; `head`, a text-driven head; `side`, a head and a small decoder
+            over the encoder's features. See `foundation.networks.branches`.
+        width: Channels of that decoder.
+        replaces: The classes are others of the model, and are computed by this branch in the place
+            of what computed them before.
     """
 
     classes: tuple[str, ...]
     kind: Literal["prompt", "head", "side"] = "prompt"
     width: int = 16
+    replaces: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in ("prompt", "head", "side"):
@@ -145,30 +191,41 @@ class BranchSpec:
             raise UsageError("A branch needs at least one class, and a width of 1 or more.")
 
 
-@dataclass(frozen=True)
-class ModelConfig:
-    """Everything needed to rebuild a model around its weights.
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """What inference, evaluation and export need to know of a network.
 
-    branches: the last of `classes`, in order, in the groups in which they were added.
-    standardise_text: subtract a stored mean from prompt embeddings and scale them (see `head`).
-    licence: SPDX id, or the name under which the licence is known; licence_notice: shown on load.
+    Attributes:
+        name: Name of the network.
+        classes: The classes in channel order, without background.
+        preprocessing: How a CT becomes its input.
+        activation: "sigmoid": one channel a class, and classes may overlap. "softmax": channel 0
+            is background, the classes follow, and each voxel belongs to one of them.
+        divisor: Every spatial size of a patch must be a multiple of this. A `Model` takes it from
+            its backbone.
+        backbone: Name of a registered backbone; "" for a network that is not built by name.
+        backbone_options: Further arguments of the backbone.
+        licence: SPDX id, or the name under which the licence is known.
+        licence_notice: Shown when the network is loaded.
     """
 
     name: str
-    backbone: str
     classes: tuple[ClassSpec, ...]
-    backbone_options: Mapping[str, Any] = field(default_factory=dict)
-    text: TextSpec = field(default_factory=TextSpec)
-    standardise_text: bool = False
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    activation: Activation = "sigmoid"
+    divisor: int = 1
+    backbone: str = ""
+    backbone_options: Mapping[str, Any] = field(default_factory=dict)
     licence: str = "apache-2.0"
     licence_notice: str = ""
-    branches: tuple[BranchSpec, ...] = ()
 
     def __post_init__(self) -> None:
-        added = [name for branch in self.branches for name in branch.classes]
-        if list(self.class_names[len(self.classes) - len(added) :]) != added:
-            raise UsageError(f"The branches' classes {added} are not the last of the model's.")
+        if self.activation not in get_args(Activation):
+            raise UsageError(f"activation is {self.activation!r}; choose softmax or sigmoid.")
+        if self.divisor < 1:
+            raise UsageError(f"divisor is {self.divisor}; it must be 1 or more.")
+        if twice := sorted({name for name in self.class_names if self.class_names.count(name) > 1}):
+            raise UsageError(f"Two classes are called {', '.join(twice)}; each needs its own name.")
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -176,93 +233,172 @@ class ModelConfig:
         return tuple(spec.name for spec in self.classes)
 
     def to_json(self) -> str:
-        """What `from_json` reads: the text of a `config.json`."""
-        content = {"format_version": FORMAT_VERSION, **asdict(self)}
-        if not self.branches:
-            del content["branches"]  # versions that do not know branches read these weights too
-        return json.dumps(content, indent=2) + "\n"
+        """Return the text of a `config.json`, which `from_json` reads."""
+        content = {name: value for name, value in asdict(self).items() if value != ()}
+        return json.dumps({"format_version": FORMAT_VERSION, **content}, indent=2) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, source: str = "config.json") -> ModelConfig:
+    def from_json(cls, text: str, source: str = "config.json") -> Self:
         """Read a configuration strictly.
 
+        Args:
+            text: The content of a `config.json`.
+            source: Its path, for errors.
+
         Raises:
-            WeightsError: not JSON, an unknown or missing field, a value that is not allowed, or
-                another format version.
+            WeightsError: It is not JSON, has an unknown or missing field, a value that is not
+                allowed, or another format version.
         """
-        try:
-            raw = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise WeightsError(f"{source} is not valid JSON: {error}.") from error
-        if not isinstance(raw, dict) or raw.pop("format_version", None) != FORMAT_VERSION:
-            raise WeightsError(
-                f"{source} is not a universal-ct configuration of format version {FORMAT_VERSION}. "
-                "Update universal-ct, or convert the model again."
-            )
-        try:
-            raw["classes"] = tuple(_strict(ClassSpec, item) for item in raw["classes"])
-            raw["text"] = _strict(TextSpec, raw["text"])
-            raw["branches"] = tuple(
-                _strict(BranchSpec, _tuples(item)) for item in raw.get("branches", ())
-            )
-            raw["preprocessing"] = _strict(Preprocessing, _tuples(raw["preprocessing"]))
-            return _strict(cls, raw)
-        except (KeyError, TypeError, ValueError) as error:
-            raise WeightsError(f"{source} does not describe a model: {error}.") from error
+        return _read_model(cls, _json(text, source), source)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(NetworkConfig):
+    """Everything needed to build a text-driven model around its weights.
+
+    Attributes:
+        text: The encoder of the prompts.
+        standardise_text: Subtract a stored mean from prompt embeddings and scale them; see
+            `foundation.networks.head`.
+        branches: One entry for each group of added classes. Together they list the last of
+            `classes`, in order.
+    """
+
+    backbone: str = field()  # here it must be given
+    text: TextSpec = field(default_factory=TextSpec)
+    standardise_text: bool = False
+    branches: tuple[BranchSpec, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.activation != "sigmoid":
+            raise UsageError("A text-driven model has the activation sigmoid: classes may overlap.")
+        added = [name for branch in self.branches if not branch.replaces for name in branch.classes]
+        if list(self.class_names[len(self.classes) - len(added) :]) != added:
+            raise UsageError(f"The branches' classes {added} are not the last of the model's.")
+        replaced = {name for branch in self.branches if branch.replaces for name in branch.classes}
+        if unknown := sorted(replaced - set(self.class_names)):
+            raise UsageError(f"A branch computes {unknown}, which the model does not have.")
+
+
+def read_config(text: str, source: str = "config.json") -> NetworkConfig:
+    """Read the configuration of a text-driven model, or of a network without text.
+
+    Args:
+        text: The content of a `config.json`.
+        source: Its path, for errors.
+
+    Raises:
+        WeightsError: See `NetworkConfig.from_json`.
+    """
+    raw = _json(text, source)
+    kind = ModelConfig if isinstance(raw, dict) and "text" in raw else NetworkConfig
+    return _read_model(kind, raw, source)
+
+
+def _read_model(kind: type[_Spec], raw: Any, source: str) -> _Spec:
+    where = f"{source} does not describe a model"
+    config = read(kind, raw, where, version=FORMAT_VERSION, error=WeightsError)
+    if isinstance(config, ModelConfig) and any("prompt" not in item for item in raw["classes"]):
+        raise WeightsError(f"{where}: the key 'prompt' of a class is missing.")
+    return config
+
+
+def _json(text: str, source: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # of too many digits or brackets, too
+        raise WeightsError(f"{source} is not valid JSON: {error}.") from error
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model was loaded from.
+
+    Attributes:
+        name: Of the model as it was saved.
+        source: By which anybody can load it: a name of `list_models()`, or `org/name` or
+            `org/name@revision` on the Hub. Empty for a folder or a file.
+        path: The folder or file on this machine.
+    """
+
+    name: str
+    source: str = ""
+    path: str = ""
 
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """What adapter.json says.
+    """What an adapter's folder says about it, in two files.
 
-    base, base_sha256: the model that it was made for, see `attachment.base_sha256`.
-    rank, alpha: see `attachment.add_adapter`. classes, branches: that it brings. text: the encoder
-    that made their prompts' embeddings.
+    adapter_config.json is peft's own and holds rank, alpha and the names of the changed layers;
+    universal_ct.json holds the rest.
+
+    Attributes:
+        name: Of the adapter.
+        base: Name of the model that it was made for.
+        base_source: What `from_pretrained` loads the base by; empty if it was only in a folder.
+        base_folder: That folder, relative to the adapter's; never in an adapter that was pushed.
+        base_sha256: See `adapting.adapters.base_sha256`.
+        rank: See `adapting.adapters.add_adapter`.
+        alpha: See `adapting.adapters.add_adapter`.
+        target_modules: Regular expression of the names of the base's layers that it changes.
+        classes: That it brings.
+        branches: Of these classes.
+        text: The encoder that made the embeddings of their prompts.
     """
 
     name: str
     base: str
+    base_source: str
+    base_folder: str
     base_sha256: str
     rank: int
     alpha: float
+    target_modules: str
     classes: tuple[ClassSpec, ...]
     branches: tuple[BranchSpec, ...]
     text: TextSpec
 
     def to_json(self) -> str:
-        """What `from_json` reads."""
-        return json.dumps({"format_version": ADAPTER_VERSION, **asdict(self)}, indent=2) + "\n"
+        """The text of universal_ct.json."""
+        content = asdict(self)
+        for name in ("rank", "alpha", "target_modules"):  # peft's file holds these
+            del content[name]
+        return json.dumps({"format_version": ADAPTER_VERSION, **content}, indent=2) + "\n"
+
+    def to_peft(self) -> str:
+        """The text of adapter_config.json."""
+        source, _, revision = self.base_source.partition("@")
+        content = {
+            "peft_type": "LORA",
+            "task_type": None,
+            "base_model_name_or_path": source or self.base,
+            "revision": revision or None,
+            "inference_mode": True,
+            "r": self.rank,
+            "lora_alpha": self.alpha,
+            "lora_dropout": 0.0,
+            "bias": "none",
+            "target_modules": self.target_modules,
+        }
+        return json.dumps(content, indent=2) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, source: str) -> AdapterConfig:
-        """Read adapter.json strictly.
+    def from_json(cls, ours: str, pefts: str, source: str) -> AdapterConfig:
+        """Read the texts of universal_ct.json and adapter_config.json strictly.
 
         Raises:
-            WeightsError: it is not what this version writes.
+            WeightsError: They are not what this version writes, or do not belong together.
         """
-        try:
-            raw = json.loads(text)
-            if raw.pop("format_version") != ADAPTER_VERSION:
-                raise ValueError("another format version; update universal-ct")
-            raw["classes"] = tuple(_strict(ClassSpec, item) for item in raw["classes"])
-            raw["branches"] = tuple(_strict(BranchSpec, _tuples(item)) for item in raw["branches"])
-            raw["text"] = _strict(TextSpec, raw["text"])
-            return _strict(cls, raw)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise WeightsError(f"{source} does not describe an adapter: {error}.") from error
-
-
-def _strict(kind: type[_Spec], values: Mapping[str, Any]) -> _Spec:
-    """Build a dataclass from fields by name, none of which may be unknown or missing."""
-    unknown = set(values) - {f.name for f in fields(cast(Any, kind))}
-    if unknown:
-        raise TypeError(f"unknown field {sorted(unknown)} in {kind.__name__}")
-    return kind(**values)
-
-
-def _tuples(value: Any) -> Any:
-    if isinstance(value, list):
-        return tuple(_tuples(item) for item in value)
-    if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    return value
+        raw, layers = _json(ours, source), _json(pefts, source)
+        where = f"{source} does not describe an adapter"
+        if isinstance(raw, dict) and isinstance(layers, dict):
+            known = {"rank": "r", "alpha": "lora_alpha", "target_modules": "target_modules"}
+            raw |= {name: layers[theirs] for name, theirs in known.items() if theirs in layers}
+        config = read(cls, raw, where, version=ADAPTER_VERSION, error=WeightsError)
+        if json.loads(config.to_peft()) != layers:
+            raise WeightsError(
+                f"{where}: universal_ct.json and adapter_config.json do not belong together."
+            )
+        return config

@@ -28,6 +28,14 @@ class MissingExtraError(UniversalCTError, ImportError):
 
 
 def listed(names: Sequence[str], most: int = 8) -> str:
-    """Names for an error's text: the first of them, and how many more there are."""
+    """Word a list of names for an error's text.
+
+    Args:
+        names: The names.
+        most: How many are given.
+
+    Returns:
+        The first of them, and how many more there are.
+    """
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,52 +1,183 @@
-"""The universal model: a backbone and the text-driven head, composed."""
+"""Models in memory: a backbone and a head, composed, with methods for what users do with them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor, nn
 
+from foundation.adapting import adapters
 from foundation.adapting.classes import Expectation, Kind, add_class
-from foundation.config import ModelConfig, TextSpec
-from foundation.errors import UsageError
+from foundation.config import ModelConfig, NetworkConfig, Origin, TextSpec
+from foundation.errors import UsageError, WeightsError, listed
 from foundation.imaging.result import Segmentation
 from foundation.imaging.volumes import Source
 from foundation.inference.predict import segment_volume
-from foundation.networks.backbones import Backbone, build_backbone
-from foundation.networks.branches import Branch, read_out, read_out_at
-from foundation.networks.head import TextDrivenHead
+from foundation.networks.backbones import build_backbone
+from foundation.networks.branches import Branch, rows_by_branch, trained_rows
+from foundation.networks.encoder import Encoder, check_image
+from foundation.networks.head import TextDrivenHead, is_recorded
+from foundation.networks.plain_head import PlainHead
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
+
+    from foundation.inference.options import InferenceOptions
+
+PROMPTS = "prompt_embedding"  # the prompts' key in a state dict
 
 
-class Encoder(nn.Module):
-    """The backbone's encoder alone, for transfer: a CT patch in, its feature pyramid out.
+class Model(nn.Module):
+    """A backbone, on which a subclass puts a head.
 
-    channels, strides: of the levels, finest first. Shares its weights with the model.
+    Args:
+        config: Architecture, classes and preprocessing.
+
+    Raises:
+        UsageError: No backbone has the name in `config`, or it does not take the options.
     """
 
-    def __init__(self, backbone: Backbone) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.channels = backbone.channels
-        self.strides = backbone.strides
-        self.divisor = backbone.divisor
+    config: NetworkConfig
+    head: nn.Module
 
-    def forward(self, image: Tensor) -> list[Tensor]:
-        """image (B, C, X, Y, Z), windowed to [0, 1] → (B, channels[i], X/strides[i], …) each."""
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.backbone = build_backbone(
+            config.backbone, config.preprocessing.channels, **config.backbone_options
+        )
+        self.config = replace(config, divisor=self.backbone.divisor)
+        self.origin: Origin | None = None  # set by `from_pretrained`
+
+    def __repr__(self) -> str:
+        pre, names = self.config.preprocessing, self.classes
+        count = sum(parameter.numel() for parameter in self.parameters())
+        windows = ", ".join(f"{low:g} to {high:g}" for low, high in pre.hu_windows)
+        spacing, patch = (
+            " × ".join(f"{n:g}" for n in of) for of in (pre.spacing_mm, pre.patch_size)
+        )
+        return (
+            f"{type(self).__name__} {self.config.name!r}: backbone {self.config.backbone}, "
+            f"{count / 1e6:.2f} M parameters, {str(self.dtype).removeprefix('torch.')} on "
+            f"{self.device}, licence {self.config.licence}\n"
+            f"  {len(names)} classes ({self.config.activation}): {listed(names, 4)}\n"
+            f"  input: {pre.channels} channels (HU {windows}), {pre.orientation}, {spacing} mm, "
+            f"patches of {patch} voxels, multiples of {self.config.divisor}"
+        )
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes in channel order, without background."""
+        return self.config.class_names
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of number of the weights."""
+        return next(self.parameters()).dtype
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder for transfer, always the same object; it shares this model's weights."""
+        # Not registered as a submodule: its weights would stand in the state dict twice.
+        encoder: Encoder | None = self.__dict__.get("_encoder")
+        if encoder is None:
+            encoder = self.__dict__["_encoder"] = Encoder(self.backbone, self.config)
+        encoder.follow(self.backbone, self.config)
+        return encoder
+
+    def features(self, image: Tensor) -> list[Tensor]:
+        """Compute the feature pyramid, finest level first.
+
+        Args:
+            image: (B, C, X, Y, Z), preprocessed.
+
+        Raises:
+            UsageError: The image has another number of axes or channels than the model reads, or a
+                size that it cannot take.
+        """
+        if not is_recorded():
+            check_image(image, self.backbone, self.config)
         return self.backbone.encode(image)
 
+    def segment(
+        self,
+        ct: Source,
+        *,
+        classes: str | Sequence[str] | None = None,
+        **options: Unpack[InferenceOptions],
+    ) -> Segmentation:
+        """Segment a CT.
 
-class UniversalModel(nn.Module):
+        Args:
+            ct: Path of a NIfTI file, nibabel image, or (array in HU, affine).
+            classes: Names or aliases; all if not given.
+            **options: `device`: "auto", "cpu", "cuda:1", "mps"; the model moves there. `overlap`:
+                share of a window that its neighbour covers; the weights' own if not given.
+                `postprocess`: clean the masks up, True if not given. `progress`: show a bar in a
+                terminal, True if not given. See `foundation.inference.predict.segment_volume`.
+
+        Raises:
+            VolumeError: The CT cannot be read.
+            UsageError: Unknown class, bad overlap, or a device that is not there.
+        """
+        return segment_volume(self, ct, classes=classes, **options)
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> Self:
+        """Load a model; see `foundation.from_pretrained`, which takes the same options.
+
+        Raises:
+            UsageError: It is of another kind than this class.
+        """
+        from foundation.hub.load import from_pretrained
+
+        model: nn.Module = from_pretrained(name_or_path, **options)
+        if not isinstance(model, cls):
+            raise UsageError(
+                f"{str(name_or_path)!r} is a {type(model).__name__}, not a {cls.__name__}. Load it "
+                "by foundation.from_pretrained."
+            )
+        return model
+
+    def save_pretrained(self, folder: str | Path, **options: Any) -> Path:
+        """Write a folder that `from_pretrained` loads; see `foundation.save_pretrained`."""
+        from foundation.hub.saved import save_pretrained
+
+        return save_pretrained(self, folder, **options)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload the model and return the address of the commit; see `foundation.push_to_hub`."""
+        from foundation.hub.upload import push_to_hub
+
+        return push_to_hub(self, repo_id, **options)
+
+
+class UniversalModel(Model):
     """One network for every class that has a prompt embedding.
 
-    config: architecture, classes, text encoder and preprocessing.
-    prompt_embedding (K, D): one row a class, in the order of `config.classes`; zeros if not given.
+    Args:
+        config: Architecture, classes, text encoder and preprocessing.
+        prompt_embedding: (K, D), one row a class, in the order of `config.classes`. Without it the
+            rows are zero, and the model computes nothing before a state dict brings them.
+
+    Raises:
+        UsageError: `prompt_embedding` has another shape than `config` asks for; or the backbone
+            cannot be built.
     """
 
+    config: ModelConfig
+    head: TextDrivenHead
     prompt_embedding: Tensor
 
     def __init__(self, config: ModelConfig, prompt_embedding: Tensor | None = None) -> None:
-        super().__init__()
         expected = (len(config.classes), config.text.dim)
         if prompt_embedding is None:
             prompt_embedding = torch.zeros(expected)
@@ -55,10 +186,7 @@ class UniversalModel(nn.Module):
                 f"prompt_embedding has shape {tuple(prompt_embedding.shape)}; "
                 f"the configuration has {expected[0]} classes and embeddings of {expected[1]}."
             )
-        self.config = config
-        self.backbone = build_backbone(
-            config.backbone, len(config.preprocessing.hu_windows), **config.backbone_options
-        )
+        super().__init__(config)
         self.head = TextDrivenHead(
             self.backbone.channels[-1],
             self.backbone.full_channels,
@@ -68,56 +196,132 @@ class UniversalModel(nn.Module):
         self.branches = nn.ModuleList(
             Branch(spec, self.backbone, config) for spec in config.branches
         )
-        self.loaded_branches = len(config.branches)  # any others were added since
-        self._instance_norm = any(isinstance(m, nn.InstanceNorm3d) for m in self.backbone.modules())
-        # Saved beside the weights, not among them: it grows by a row with each class.
-        self.register_buffer("prompt_embedding", prompt_embedding.float(), persistent=False)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes in channel order."""
-        return self.config.class_names
-
-    @property
-    def encoder(self) -> Encoder:
-        """The feature pyramid for transfer, sharing this model's weights."""
-        return Encoder(self.backbone)
+        self.adapters = adapters.Adapters(loaded_branches=len(config.branches))
+        self.register_buffer(PROMPTS, prompt_embedding.float())
+        self._checked_prompts: tuple[Tensor, ...] = ()  # a tuple, so that they are not registered
 
     def forward(self, image: Tensor, channels: Sequence[int] | None = None) -> Tensor:
-        """image (B, C, X, Y, Z), windowed to [0, 1] → logits (B, K, X, Y, Z).
+        """Compute the logits of classes.
 
-        channels: which classes to compute, as indices into `classes`; all if not given.
+        Args:
+            image: (B, C, X, Y, Z), preprocessed.
+            channels: Which classes, as indices into `classes`; None, all.
+
+        Returns:
+            (B, k, X, Y, Z), in the order of `channels`.
 
         Raises:
-            UsageError: a spatial size is not a multiple of the backbone's divisor, or a backbone
-                with instance normalisation is left with a single voxel at its deepest level.
+            UsageError: The image does not fit, see `features`; there is no such channel; or the
+                prompts are all zero.
         """
-        self._check_patch(tuple(image.shape[2:]))
-        pyramid = self.backbone.encode(image)
-        return read_out(self, self.backbone.decode(pyramid), pyramid, channels)
+        self._check_prompts()
+        wanted = self._wanted(channels)
+        pyramid = self.features(image)
+        full = self.backbone.decode(pyramid)
+        own = trained_rows(self.config)
+        parts: list[Tensor] = []
+        order = [channel for channel in wanted if channel < own]
+        if order:
+            # Not a copy of the rows where all are wanted: the same memory gives the same sums.
+            embedding = self.prompt_embedding
+            rows = embedding[:own] if order == list(range(own)) else embedding[order]
+            parts.append(self.head(full, self.head.generate(pyramid[-1], rows)))
+        for index, channels_of in rows_by_branch(self.config):
+            mine = [channel for channel in wanted if channel in channels_of]
+            if mine:
+                own_rows = [channels_of.index(channel) for channel in mine]
+                rows = self.prompt_embedding[mine]
+                parts.append(self.branches[index](self.head, full, pyramid, rows, own_rows))
+                order += mine
+        logits = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        return logits if order == wanted else _last_of_each(logits, order, wanted)
+
+    def logits(self, image: Tensor, prompts: Tensor) -> Tensor:
+        """Compute the logits of any classes from their prompts alone, by the model's own head.
+
+        Args:
+            image: (B, C, X, Y, Z), preprocessed.
+            prompts: Prompt embeddings (K, D), of the model's text encoder.
+
+        Returns:
+            (B, K, X, Y, Z).
+
+        Raises:
+            UsageError: The image or the prompts have another shape.
+        """
+        dim = self.config.text.dim
+        if prompts.ndim != 2 or prompts.shape[1] != dim:
+            raise UsageError(f"prompts has shape {tuple(prompts.shape)}; give (K, {dim}).")
+        pyramid = self.features(image)
+        full = self.backbone.decode(pyramid)
+        logits: Tensor = self.head(full, self.head.generate(pyramid[-1], prompts))
+        return logits
 
     def logits_at(self, image: Tensor, voxels: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, K, M) at flat voxel indices (B, M) only, and the features (B, C, M) there.
+        """Compute the logits at some voxels only, for a loss on a sample of them.
 
-        For losses on a sample of the voxels: the head's generated convolutions see one voxel each,
-        so nothing is approximated.
+        The head's generated convolutions see one voxel each, so nothing is approximated.
+
+        Args:
+            image: (B, C, X, Y, Z), preprocessed.
+            voxels: Flat indices (B, M).
+
+        Returns:
+            Logits (B, K, M) of all classes, and the features (B, C, M) there.
 
         Raises:
-            UsageError: as `forward`.
+            UsageError: As `forward`.
         """
-        self._check_patch(tuple(image.shape[2:]))
-        pyramid = self.backbone.encode(image)
-        return read_out_at(self, self.backbone.decode(pyramid), pyramid, voxels)
+        self._check_prompts()
+        pyramid = self.features(image)
+        full = self.backbone.decode(pyramid)
+        generated = self.head.generate(
+            pyramid[-1], self.prompt_embedding[: trained_rows(self.config)]
+        )
+        sampled = self.head.sample(full, voxels)
+        parts = [self.head.logits_at(sampled, generated)]
+        order = list(range(trained_rows(self.config)))
+        for index, rows in rows_by_branch(self.config):
+            branch = self.branches[index]
+            assert isinstance(branch, Branch)
+            mine = self.prompt_embedding[_places(rows)]
+            parts.append(branch.logits_at(self.head, full, pyramid, mine, voxels))
+            order += rows
+        logits = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        wanted = list(range(len(self.classes)))
+        return logits if order == wanted else _last_of_each(logits, order, wanted), sampled
 
-    def _check_patch(self, shape: tuple[int, ...]) -> None:
-        name, divisor = self.config.backbone, self.backbone.divisor
-        if any(size % divisor for size in shape):
-            raise UsageError(f"The patch is {shape} voxels; {name} needs multiples of {divisor}.")
-        deepest = self.backbone.strides[-1]
-        if self._instance_norm and all(size == deepest for size in shape):
+    def _wanted(self, channels: Sequence[int] | None) -> list[int]:
+        every = range(len(self.classes))
+        try:
+            return [every[channel] for channel in (every if channels is None else channels)]
+        except (TypeError, IndexError):
             raise UsageError(
-                f"The patch is {shape} voxels, which leaves {name} a single one at its deepest "
-                f"level, too few for instance normalisation. Make one side {2 * deepest} or more."
+                f"channels is {channels}; give indices into `classes`, 0 to {len(every) - 1}."
+            ) from None
+
+    def _check_prompts(self) -> None:
+        """Refuse to compute from prompts that nobody gave: every class would be the same."""
+        rows = self.prompt_embedding
+        if is_recorded() or torch.compiler.is_compiling() or rows.is_meta:
+            return
+        if not any(checked is rows for checked in self._checked_prompts):
+            if not rows.any():
+                raise UsageError(
+                    f"The prompt embeddings of {self.config.name!r} are all zero. Give them to "
+                    "UniversalModel(config, prompt_embedding), or load a state dict."
+                )
+            self._checked_prompts = (rows,)
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *arguments: Any
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+        rows, errors = state_dict.get(prefix + PROMPTS), arguments[-1]
+        if rows is not None and len(rows) != len(self.classes):
+            errors.append(
+                f"the weights have {len(rows)} classes, the model has {len(self.classes)}. Build "
+                "it from the configuration of the weights, or add the same classes to it first."
             )
 
     def add_class(
@@ -130,44 +334,206 @@ class UniversalModel(nn.Module):
         text: TextSpec | None = None,
         kind: Kind = "prompt",
     ) -> Expectation:
-        """Add a class by its prompt, as the last channel; returns what to expect before training.
+        """Add a class by its prompt, as the last channel. No weight and no other class changes.
 
-        No weight and no other class changes. prompt: the sentence; made from `name` if not given.
-        parent: the organ that a lesion lies in. See `foundation.adapting.classes.add_class`.
+        Args:
+            name: Name of the class.
+            prompt: The sentence; made from `name` if not given.
+            parent: The organ that a lesion lies in.
+            embedding: Your own embedding (D,) of the prompt.
+            text: What made it.
+            kind: Layers of its own, see `BranchSpec`.
+
+        Returns:
+            What to expect of the class before training.
 
         Raises:
-            UsageError: the model has that class, or `embedding` cannot be mixed with its own.
-            MissingExtraError, HubError, WeightsError: the encoder is needed and cannot be used.
+            UsageError: The model has that class, or `embedding` cannot be mixed with its own.
+            MissingExtraError, HubError, WeightsError: The encoder is needed and cannot be used.
         """
         return add_class(
             self, name, prompt=prompt, parent=parent, embedding=embedding, text=text, kind=kind
         )
 
-    def segment(
-        self,
-        ct: Source,
-        *,
-        classes: str | Sequence[str] | None = None,
-        device: str | torch.device | None = None,
-        overlap: float | None = None,
-        postprocess: bool = True,
-        progress: bool = True,
-    ) -> Segmentation:
-        """Segment a CT: a NIfTI path, a nibabel image or (array in HU, affine).
+    def add_adapter(self, name: str, **options: Any) -> None:
+        """Add an untrained adapter and activate it; see `foundation.add_adapter`."""
+        adapters.add_adapter(self, name, **options)
 
-        classes: names or aliases; all if not given. device: "auto", "cpu", "cuda:1", "mps"; the
-        model moves there. See `foundation.inference.predict.segment_volume`.
+    def set_adapter(self, name: str | None) -> None:
+        """Activate an adapter; None: the model as it was; see `foundation.set_adapter`."""
+        adapters.set_adapter(self, name)
+
+    def delete_adapter(self, name: str | None = None) -> None:
+        """Delete an adapter; the active one if no name is given."""
+        adapters.delete_adapter(self, name)
+
+    def merge_adapter(
+        self, name: str | None = None, *, new_name: str | None = None
+    ) -> UniversalModel:
+        """Return a plain model with an adapter in its weights; see `foundation.merge_adapter`."""
+        return adapters.merge_adapter(self, name, new_name=new_name)
+
+    def load_adapter(
+        self, name_or_path: str | Path, name: str | None = None, **options: Any
+    ) -> str:
+        """Load an adapter, activate it and return its name; see `foundation.load_adapter`."""
+        from foundation.hub.load import load_adapter
+
+        return load_adapter(self, name_or_path, name, **options)
+
+    def save_adapter(self, folder: str | Path, name: str | None = None, **options: Any) -> Path:
+        """Write the folder of an adapter; see `foundation.save_adapter`."""
+        from foundation.hub.adapter_files import save_adapter
+
+        return save_adapter(self, folder, name, **options)
+
+    def push_adapter(self, repo_id: str, name: str | None = None, **options: Any) -> str:
+        """Upload an adapter and return the address of the commit; see `foundation.push_adapter`."""
+        from foundation.hub.upload import push_adapter
+
+        return push_adapter(self, repo_id, name, **options)
+
+
+class PlainModel(Model):
+    """A backbone with a head without text: one channel a class, as in the published transfer.
+
+    Args:
+        config: Architecture, classes, activation and preprocessing.
+
+    Raises:
+        UsageError: The backbone cannot be built.
+    """
+
+    head: PlainHead
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__(config)
+        count = len(config.classes)
+        self.head = PlainHead(self.backbone.full_channels, count, config.activation)
+
+    def forward(self, image: Tensor, channels: Sequence[int] | None = None) -> Tensor:
+        """Compute the logits of the classes.
+
+        Args:
+            image: (B, C, X, Y, Z), preprocessed.
+            channels: Which classes, as indices; a softmax always gives all.
+
+        Returns:
+            (B, k, X, Y, Z) for a sigmoid; (B, 1 + K, X, Y, Z) for a softmax, background first.
 
         Raises:
-            VolumeError: the CT cannot be read.
-            UsageError: unknown class, bad overlap, or a device that is not there.
+            UsageError: The image does not fit, see `features`.
         """
-        return segment_volume(
-            self,
-            ct,
-            classes=classes,
-            device=device,
-            overlap=overlap,
-            postprocess=postprocess,
-            progress=progress,
+        logits: Tensor = self.head(self.backbone.decode(self.features(image)), channels)
+        return logits
+
+    def logits_at(self, image: Tensor, voxels: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the logits at some voxels only, for a loss on a sample of them.
+
+        Args:
+            image: (B, C, X, Y, Z), preprocessed.
+            voxels: Flat indices (B, M); with one for each voxel, they must be in order.
+
+        Returns:
+            Logits (B, K, M), or (B, 1 + K, M) for a softmax, and the features (B, C, M) there.
+
+        Raises:
+            UsageError: The image does not fit, see `features`.
+        """
+        sampled = self.backbone.decode(self.features(image)).flatten(2)
+        if voxels.shape[1] != sampled.shape[2]:
+            sampled = sampled.gather(2, voxels[:, None].expand(-1, sampled.shape[1], -1))
+        return self.head.logits_at(sampled), sampled
+
+
+def _last_of_each(logits: Tensor, order: Sequence[int], wanted: Sequence[int]) -> Tensor:
+    """Logits (B, k, …) of `order`, some of which may come twice, as those of `wanted`."""
+    place = {channel: index for index, channel in enumerate(order)}
+    return logits[:, [place[channel] for channel in wanted]]
+
+
+def _places(rows: Sequence[int]) -> slice | list[int]:
+    """Neighbours as a slice: the same memory gives the same sums."""
+    return slice(rows.start, rows.stop) if isinstance(rows, range) else list(rows)
+
+
+@overload
+def build_model(
+    config: ModelConfig, state: Mapping[str, Tensor], prompt_embedding: Tensor, source: str
+) -> UniversalModel: ...
+
+
+@overload
+def build_model(
+    config: NetworkConfig, state: Mapping[str, Tensor], prompt_embedding: Tensor | None, source: str
+) -> Model: ...
+
+
+def build_model(
+    config: NetworkConfig, state: Mapping[str, Tensor], prompt_embedding: Tensor | None, source: str
+) -> Model:
+    """Build the model of `config` with exactly the given weights, in evaluation mode.
+
+    Args:
+        config: A `ModelConfig` for a text-driven model; without text it has a plain head.
+        state: Its weights, with or without the prompts.
+        prompt_embedding: (K, D), for a text-driven model.
+        source: Name of the weights in errors.
+
+    Raises:
+        WeightsError: The configuration builds no model; or keys are missing or unexpected, or
+            shapes differ; it lists them.
+    """
+    model: Model
+    try:
+        if isinstance(config, ModelConfig):
+            model = UniversalModel(config, prompt_embedding)
+            state = {**state, PROMPTS: model.prompt_embedding}
+        else:
+            model = PlainModel(config)
+    except UsageError as error:
+        raise WeightsError(f"The configuration of {source} builds no model: {error}") from error
+    check_state(shapes_of(model), state, source)
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def weights_of(model: Model) -> dict[str, Tensor]:
+    """Return the state dict of a model without its prompts."""
+    return {name: value for name, value in model.state_dict().items() if name != PROMPTS}
+
+
+def check_state(
+    expected: Mapping[str, tuple[int, ...]], given: Mapping[str, Tensor], source: str
+) -> None:
+    """Compare the keys and shapes of weights with those of a network.
+
+    Args:
+        expected: Shape of each key.
+        given: The weights.
+        source: Name of the weights in the error.
+
+    Raises:
+        WeightsError: They differ; the message lists what is missing, unexpected or mis-shaped.
+    """
+    shapes = [
+        f"{name} is {tuple(given[name].shape)}, not {shape}"
+        for name, shape in expected.items()
+        if name in given and tuple(given[name].shape) != shape
+    ]
+    problems = {
+        "missing": [name for name in expected if name not in given],
+        "unexpected": [name for name in given if name not in expected],
+        "of another shape": shapes,
+    }
+    parts = [f"{len(keys)} {kind}: {listed(keys)}" for kind, keys in problems.items() if keys]
+    if parts:
+        raise WeightsError(
+            f"The weights of {source} do not fit the architecture; {'; '.join(parts)}. "
+            "Nothing was loaded."
         )
+
+
+def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each key of a network's state dict."""
+    return {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}

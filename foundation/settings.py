@@ -228,8 +228,8 @@ def _without_version(
     found = rest.pop("format_version", None)
     if type(found) is not int or found != version:
         raise error(
-            f"{where}: format_version is {found!r}; this version of universal-ct reads {version}. "
-            "Update universal-ct, or make the file again."
+            f"{where}: format_version is {found!r}; this version of universal-ct reads format "
+            f"version {version}. Update universal-ct, or make the file again."
         )
     return rest
 

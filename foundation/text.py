@@ -50,10 +50,17 @@ _DATA = Path(str(resources.files("foundation"))) / "prompt_bank"
 
 
 def class_prompt(name: str, spec: TextSpec = MINILM) -> str:
-    """Return the sentence that stands for a class: "kidney_left" → "… of a left kidney".
+    """Make the sentence that stands for a class: "kidney_left" → "… of a left kidney".
 
-    Names that the prompt bank knows take its human form; any other keeps its words, with spaces for
+    Names that the prompt bank knows take its human form. Any other keeps its words, with spaces for
     underscores.
+
+    Args:
+        name: Of the class.
+        spec: Whose template is used.
+
+    Returns:
+        The sentence.
     """
     term = load_bank().find(name) or " ".join(name.replace("_", " ").split())
     return make_prompt(term, spec.template)
@@ -64,8 +71,12 @@ def check_compatible(weights: TextSpec, other: TextSpec) -> None:
 
     An empty revision is unknown and compared with nothing.
 
+    Args:
+        weights: What made the embeddings of the weights.
+        other: What made the others.
+
     Raises:
-        UsageError: encoder, revision, template, pooling, normalisation or width differ.
+        UsageError: Encoder, revision, template, pooling, normalisation or width differ.
     """
     theirs, ours = asdict(other), asdict(weights)
     unknown = not weights.revision or not other.revision
@@ -82,8 +93,11 @@ def check_compatible(weights: TextSpec, other: TextSpec) -> None:
 class PromptBank:
     """Embeddings of anatomical and pathological terms, made once by one encoder.
 
-    embeddings (N, D) float32, stored as float16: a row a term, of `make_prompt(term)`.
-    aliases: other names of the terms, e.g. TotalSegmentator's.
+    Attributes:
+        spec: The encoder.
+        terms: Names of the rows.
+        aliases: Other names of the terms, e.g. TotalSegmentator's.
+        embeddings: (N, D) float32, stored as float16: a row a term, of `make_prompt(term)`.
     """
 
     spec: TextSpec
@@ -102,15 +116,28 @@ class PromptBank:
         return rows
 
     def find(self, name: str) -> str | None:
-        """Return the bank's term for a name ("kidney_left", "Left Kidney" …), or None."""
+        """Find the bank's term for a name.
+
+        Args:
+            name: As "kidney_left" or "Left Kidney".
+
+        Returns:
+            The term; None where the bank does not hold it.
+        """
         row = self._rows.get(normalise(name))
         return None if row is None else self.terms[row]
 
     def embedding(self, name: str) -> Tensor:
-        """Return the embedding (D,) float32 of a term, class name or alias.
+        """Find the embedding of a term.
+
+        Args:
+            name: A term, a class's name or an alias.
+
+        Returns:
+            The embedding (D,) float32.
 
         Raises:
-            UsageError: the bank does not hold it.
+            UsageError: The bank does not hold it.
         """
         row = self._rows.get(normalise(name))
         if row is None:
@@ -122,10 +149,15 @@ class PromptBank:
 
 
 def mean_and_scale(embeddings: Tensor) -> tuple[Tensor, float]:
-    """Return mean (D,) and scale such that (embedding − mean) · scale has mean square 1.
+    """Find mean and scale such that (embedding − mean) · scale has mean square 1.
 
-    embeddings (N, D): prompts of one template lie close together; this spreads them for a network
-    that reads them.
+    Prompts of one template lie close together; this spreads them for a network that reads them.
+
+    Args:
+        embeddings: (N, D).
+
+    Returns:
+        The mean (D,), and the scale.
     """
     mean = embeddings.mean(dim=0)
     return mean, float((embeddings - mean).square().mean().rsqrt())
@@ -135,8 +167,11 @@ def mean_and_scale(embeddings: Tensor) -> tuple[Tensor, float]:
 def load_bank() -> PromptBank:
     """Read the shipped prompt bank; later calls return the same object.
 
+    Returns:
+        The bank.
+
     Raises:
-        WeightsError: a file is missing, or the terms are not those that were embedded.
+        WeightsError: A file is missing, or the terms are not those that were embedded.
     """
     terms, aliases = _read_terms()
     path = _DATA / "prompt_bank.safetensors"
@@ -169,10 +204,19 @@ def _digest(terms: Sequence[str]) -> str:
 
 
 def embed_classes(names_or_prompts: Sequence[str], spec: TextSpec) -> Tensor:
-    """Embed class names, or prompts that follow the spec's template: (K, D) float32.
+    """Embed class names, or prompts that follow the spec's template.
+
+    Args:
+        names_or_prompts: K of them.
+        spec: The encoder.
+
+    Returns:
+        (K, D) float32, a row each.
 
     Raises:
-        MissingExtraError, HubError, WeightsError: as `encode_prompts`.
+        MissingExtraError: As `encode_prompts`.
+        HubError: As `encode_prompts`.
+        WeightsError: As `encode_prompts`.
     """
     before = make_prompt("\0", spec.template).split("\0")[0].removesuffix(" ").removesuffix(" a")
     prompts = [
@@ -185,12 +229,17 @@ def embed_classes(names_or_prompts: Sequence[str], spec: TextSpec) -> Tensor:
 def encode_prompts(spec: TextSpec, prompts: Sequence[str]) -> Tensor:
     """Embed whole sentences: from the bank where it holds them, otherwise with the encoder.
 
-    Returns (K, D) float32, a row a prompt.
+    Args:
+        spec: The encoder.
+        prompts: K sentences.
+
+    Returns:
+        (K, D) float32, a row a prompt.
 
     Raises:
-        MissingExtraError: the encoder is needed and the extra `text` is not installed.
-        HubError: the encoder's weights are neither on this machine nor can be fetched.
-        WeightsError: the encoder's weights are not those the spec names.
+        MissingExtraError: The encoder is needed and the extra `text` is not installed.
+        HubError: The encoder's weights are neither on this machine nor can be fetched.
+        WeightsError: The encoder's weights are not those the spec names.
     """
     known = _bank_embeddings(spec)
     missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
@@ -220,11 +269,14 @@ class TextEncoder:
     def __init__(self, spec: TextSpec) -> None:
         """Load the encoder.
 
+        Args:
+            spec: Which one, see above.
+
         Raises:
             MissingExtraError: open_clip or transformers is not installed.
-            HubError: its weights are neither on this machine nor can be fetched.
-            WeightsError: they are not those of `spec.revision`, or have another width.
-            UsageError: the encoder's id or pooling is not understood.
+            HubError: Its weights are neither on this machine nor can be fetched.
+            WeightsError: They are not those of `spec.revision`, or have another width.
+            UsageError: The encoder's id or pooling is not understood.
         """
         kind, _, name = spec.encoder.partition(":")
         builders = {"open_clip": _build_open_clip, "hf": _build_hugging_face}
@@ -249,7 +301,15 @@ class TextEncoder:
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], batch_size: int = 64) -> Tensor:
-        """Embed sentences: (K, D) float32, of unit length where the spec says so."""
+        """Embed sentences.
+
+        Args:
+            prompts: K sentences.
+            batch_size: How many are encoded at once.
+
+        Returns:
+            (K, D) float32, of unit length where the specification asks for it.
+        """
         if not prompts:
             return torch.zeros(0, self.spec.dim)
         starts = range(0, len(prompts), batch_size)

@@ -7,8 +7,8 @@ import torch
 
 from foundation.errors import UsageError
 from foundation.hardware import autocast, computes_bfloat16, trains_in_bfloat16
-from foundation.pretraining.reading import load_config
-from foundation.pretraining.run import accelerator_for, pretrain
+from foundation.pretraining.run import pretrain
+from foundation.training.trainer import accelerator_for
 
 
 @pytest.mark.parametrize("able", [True, False])
@@ -44,7 +44,6 @@ def test_an_old_torch_or_another_device_stays_in_single_precision(
 def test_pretraining_does_not_start_where_it_would_take_forever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("foundation.pretraining.run.computes_bfloat16", lambda _: False)
-    config = load_config("universal-ct", ["precision=bfloat16", "sources=[{kind: phantoms}]"])
+    monkeypatch.setattr("foundation.training.trainer.computes_bfloat16", lambda _: False)
     with pytest.raises(UsageError, match="Add precision=float32"):
-        accelerator_for(config, cpu=True)
+        accelerator_for("bfloat16", "cpu")

@@ -337,15 +337,15 @@ def test_a_bank_of_other_terms_is_refused(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["", "  ", "-", "a\nb", "a\tb"])
 def test_a_class_has_a_name(name: str) -> None:
-    with pytest.raises(UsageError, match="name of a class is"):
+    with pytest.raises(UsageError, match="needs a name"):
         check_class_name(name)
-    with pytest.raises(UsageError, match="name of a class is"):
+    with pytest.raises(UsageError, match="needs a name"):
         ClassSpec(name, "a prompt")
 
 
 @pytest.mark.parametrize("prompt", ["", " ", "."])
 def test_a_prompt_that_is_given_says_something(prompt: str) -> None:
-    with pytest.raises(UsageError, match="prompt of a class is"):
+    with pytest.raises(UsageError, match="needs a prompt"):
         check_class_name("psoas", prompt)
     check_class_name("vertebra L1", None)
     check_class_name("Wirbelkörper 1", "A CT of it")

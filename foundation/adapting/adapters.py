@@ -1,29 +1,34 @@
-"""Adapters on a model in memory: added, switched, merged. Their files: `hub.adapter_files`.
+"""Adapters of a model in memory: add one, activate one or none, merge one, delete one.
 
-Several adapters share one model, and one at a time speaks: with it, the model has its classes.
+    add_adapter(model, "spine"); …train…; set_adapter(model, None)  # the model as it was
+
+A model can hold several adapters; at most one is active. The model has an adapter's classes only
+while it is active. Files of adapters: `foundation.hub.adapter_files`.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from foundation.adapting import low_rank as lora
+from foundation.adapting import low_rank
 from foundation.config import BranchSpec, ClassSpec
 from foundation.errors import UsageError, listed
-from foundation.hub.saved import build_model
-from foundation.model import UniversalModel
 from foundation.networks.branches import Branch
 from foundation.taxonomy import normalise
 
+if TYPE_CHECKING:
+    from foundation.model import Model, UniversalModel
+
 HEAD_RANK = 8  # at least, in heads of added classes: rank 2 hardly tells five vertebrae apart
-_BOOK = "_adapter_book"
 
 
 @dataclass(frozen=True)
@@ -38,37 +43,41 @@ class AddedClasses:
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter of a model. added: its classes, while another adapter speaks."""
+    """An adapter of a model.
+
+    Attributes:
+        rank: Of its low-rank changes.
+        alpha: The changes are multiplied by alpha / rank.
+        base: Name that the model had when the adapter was added.
+        added: Its classes, kept here while it is not active; None while it is.
+    """
 
     rank: int
     alpha: float
+    base: str
     added: AddedClasses | None = None
 
 
 @dataclass
-class _Book:
-    """own: how many branches the model has without the adapter that speaks."""
+class Adapters:
+    """The adapters of one model: its attribute `adapters`.
 
+    Attributes:
+        loaded_branches: How many branches the model had when it was built or loaded.
+        known: The adapters by name, in the order in which they were added.
+        active: Name of the active adapter.
+        own_branches: How many branches the model has without the active adapter.
+    """
+
+    loaded_branches: int = 0
     known: dict[str, Adapter] = field(default_factory=dict)
     active: str | None = None
-    own: int = 0
+    own_branches: int = 0
 
-
-def _book(model: UniversalModel) -> _Book:
-    # In the model, so that it is copied with it; not in its class, which knows no adapters.
-    book = model.__dict__.setdefault(_BOOK, _Book())
-    assert isinstance(book, _Book)
-    return book
-
-
-def adapters(model: UniversalModel) -> tuple[str, ...]:
-    """Names of the model's adapters, in the order in which they came."""
-    return tuple(_book(model).known)
-
-
-def active_adapter(model: UniversalModel) -> str | None:
-    """Name of the adapter that speaks."""
-    return _book(model).active
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all adapters, in the order in which they were added."""
+        return tuple(self.known)
 
 
 def add_adapter(
@@ -80,19 +89,24 @@ def add_adapter(
     *,
     classes: Sequence[str] | None = None,
 ) -> None:
-    """Give `model` an untrained adapter, which speaks from now on and says nothing yet.
+    """Give `model` an untrained adapter and activate it; until it is trained it changes nothing.
 
     It changes the backbone's convolutions and linear layers and the linear layers of the head.
     Afterwards its parameters and those of its classes ask for gradients, and no others do. Of the
     copies of the head that its classes have, the large layers learn low-rank changes too, so that
     the copies need not be stored with the adapter.
 
-    rank: of the changes. alpha: they are multiplied by alpha / rank; the rank if not given.
-    seed: of the start. classes: names of added classes that go with the adapter, the model's last;
-    if not given, all that were added since the model was built or loaded.
+    Args:
+        model: It is changed in place.
+        name: Letters, digits, "_" and "-".
+        rank: Of the changes.
+        alpha: The changes are multiplied by alpha / rank; the rank if not given.
+        seed: Of the adapter's random start.
+        classes: Names of added classes that go with the adapter, the last of the model; all that
+            were added since the model was built or loaded if not given.
 
     Raises:
-        UsageError: the name is taken or cannot be one, the rank is not positive, or `classes` are
+        UsageError: The name is taken or cannot be one, the rank is not positive, or `classes` are
             not the whole of the model's last branches.
         MissingExtraError: peft is not installed.
     """
@@ -104,62 +118,89 @@ def add_adapter(
     alpha = float(rank if alpha is None else alpha)
     inject(model, name, rank, alpha, list(model.branches)[own:], seed=seed)
     model.requires_grad_(False)
-    book = _book(model)
-    book.known[name] = Adapter(rank, alpha)
-    book.active, book.own = name, own
-    lora.switch(model, name)
+    held = model.adapters
+    held.known[name] = Adapter(rank, alpha, model.config.name)
+    held.active, held.own_branches = name, own
+    low_rank.activate(model, name)
     for key, tensor in model.branches[own:].named_parameters():
         tensor.requires_grad_(not key.endswith(".base_layer.weight"))
 
 
 def set_adapter(model: UniversalModel, name: str | None) -> None:
-    """Let the adapter of this name speak, with its classes; None: the model as it was, bit for bit.
+    """Activate an adapter, with its classes; with None the model is as it was, bit for bit.
+
+    Args:
+        model: It is changed in place.
+        name: Of the adapter, or None.
 
     Raises:
-        UsageError: there is no such adapter, or the model has one of its classes already.
+        UsageError: There is no such adapter, or the model has one of its classes already.
     """
-    book = _book(model)
-    if name is not None and name not in book.known:
-        known = listed(list(book.known)) or "none"
-        raise UsageError(f"The model has no adapter {name!r}; it has {known}. Load it first.")
-    if name == book.active:
+    held = model.adapters
+    if name is not None:
+        named_adapter(model, name)
+    if name == held.active:
         return
-    if book.active is not None:
-        book.known[book.active] = replace(book.known[book.active], added=_take_off(model, book.own))
-        book.active = None
-        lora.switch(model, None)
+    if held.active is not None:
+        added = _take_off(model, held.own_branches)
+        held.known[held.active] = replace(held.known[held.active], added=added)
+        held.active = None
+        low_rank.activate(model, None)
     if name is None:
         return
-    added = book.known[name].added
-    assert added is not None  # it does not speak, so its classes are put away
+    added = details(model, name)
     check_new(model, added.classes)
-    book.own = len(model.branches)
+    held.own_branches = len(model.branches)
     _put_on(model, added)
-    book.known[name] = replace(book.known[name], added=None)
-    book.active = name
-    lora.switch(model, name)
+    held.known[name] = replace(held.known[name], added=None)
+    held.active = name
+    low_rank.activate(model, name)
 
 
-def merge_adapter(model: UniversalModel, name: str | None = None) -> UniversalModel:
-    """A plain model that computes what `model` does with an adapter, in evaluation mode.
+def delete_adapter(model: UniversalModel, name: str | None = None) -> None:
+    """Delete an adapter and its classes; without its last adapter a model has plain layers again.
 
-    `model` itself is not changed. name: the adapter that speaks if not given.
+    Args:
+        model: It is changed in place.
+        name: Of the adapter; the active one if not given.
 
     Raises:
-        UsageError: there is no such adapter.
+        UsageError: There is no such adapter.
     """
-    name = named(model, name)
-    with speaking(model, name):
-        state = lora.plain_state(model, name)
-        rows = model.prompt_embedding.detach().clone()
-        merged = build_model(model.config, state, rows, model.config.name)
-    return merged.to(rows.device, rows.dtype)
+    name = named_adapter(model, name)
+    if name == model.adapters.active:
+        set_adapter(model, None)
+    low_rank.remove(model, name)
+    del model.adapters.known[name]
+
+
+def merge_adapter(
+    model: UniversalModel, name: str | None = None, *, new_name: str | None = None
+) -> UniversalModel:
+    """A plain model that computes what `model` does with an adapter, in evaluation mode.
+
+    Args:
+        model: It is not changed.
+        name: Of the adapter; the active one if not given.
+        new_name: Of the new model; "<base>-<adapter>" if not given, since it is another model.
+
+    Raises:
+        UsageError: There is no such adapter.
+    """
+    name = named_adapter(model, name)
+    base = model.adapters.known[name].base
+    with activated(model, name):
+        merged = copy.deepcopy(model)
+    low_rank.merge(merged, name)
+    merged.adapters = Adapters(len(merged.config.branches))
+    merged.config = replace(merged.config, name=new_name or f"{base}-{name}")
+    return merged.requires_grad_(True).eval()
 
 
 @contextmanager
-def speaking(model: UniversalModel, name: str | None) -> Iterator[None]:
-    """Inside `with`, the adapter of this name speaks; afterwards the one that did before."""
-    before = active_adapter(model)
+def activated(model: UniversalModel, name: str | None) -> Iterator[None]:
+    """Inside `with`, the adapter of this name is active; afterwards the one that was before."""
+    before = model.adapters.active
     set_adapter(model, name)
     try:
         yield
@@ -167,30 +208,29 @@ def speaking(model: UniversalModel, name: str | None) -> Iterator[None]:
         set_adapter(model, before)
 
 
-def named(model: UniversalModel, name: str | None) -> str:
-    """The adapter that is meant: the one of this name, or the one that speaks.
+def named_adapter(model: UniversalModel, name: str | None) -> str:
+    """The adapter that is meant: the one of this name, or the active one.
 
     Raises:
-        UsageError: there is none.
+        UsageError: There is none.
     """
-    name = active_adapter(model) if name is None else name
-    if name is None or name not in _book(model).known:
-        known = listed(list(_book(model).known)) or "none"
-        raise UsageError(f"The model has no adapter {name!r}; it has {known}.")
+    held = model.adapters
+    name = held.active if name is None else name
+    if name is None or name not in held.known:
+        known = listed(held.names) or "none"
+        raise UsageError(f"The model has no adapter {name!r}; it has {known}. Load it first.")
     return name
 
 
-def details(model: UniversalModel, name: str) -> tuple[Adapter, AddedClasses]:
-    """An adapter and its classes, whether it speaks or not."""
-    adapter = _book(model).known[name]
-    if adapter.added is not None:
-        return adapter, adapter.added
-    return adapter, _cut(model, _book(model).own)
+def details(model: UniversalModel, name: str) -> AddedClasses:
+    """The classes of an adapter, whether it is active or not."""
+    held = model.adapters
+    return held.known[name].added or _cut(model, held.own_branches)
 
 
 def attach(model: UniversalModel, name: str, adapter: Adapter) -> None:
-    """Make an adapter known that was injected, and let it speak."""
-    _book(model).known[name] = adapter
+    """Make an adapter known whose layers are injected, and activate it."""
+    model.adapters.known[name] = adapter
     set_adapter(model, name)
 
 
@@ -206,7 +246,14 @@ def inject(
 ) -> None:
     """Low-rank layers in backbone, head and the heads of `branches`, which are the adapter's own.
 
-    values: what they learnt, by name; they start by `seed` if not given.
+    Args:
+        model: It is changed in place.
+        name: Of the adapter.
+        rank: See `add_adapter`.
+        alpha: See `add_adapter`.
+        branches: Of the adapter's classes.
+        seed: Of the start, where there are no `values`.
+        values: What the layers learnt, by name.
 
     Raises:
         MissingExtraError: peft is not installed.
@@ -217,33 +264,43 @@ def inject(
         for index, branch in enumerate(branches)
         if isinstance(branch, Branch) and branch.head is not None
     }
-    own_rank = max(rank, HEAD_RANK)
     for prefix, part in {**parts, **heads}.items():
-        low_rank = own_rank if prefix in heads else rank
-        learnt = None if values is None else lora.below(values, prefix)
-        lora.inject(part, name, low_rank, alpha * low_rank / rank, seed=seed, values=learnt)
+        own_rank = head_rank(rank) if prefix in heads else rank
+        learnt = None if values is None else low_rank.below(values, prefix)
+        low_rank.inject(part, name, own_rank, alpha * own_rank / rank, seed=seed, values=learnt)
 
 
-def base_sha256(model: UniversalModel) -> str:
+def head_rank(rank: int) -> int:
+    """The rank in the heads of an adapter's own classes."""
+    return max(rank, HEAD_RANK)
+
+
+def base_sha256(model: Model) -> str:
     """SHA-256 of a model's backbone and head without adapters, by which an adapter knows its base.
 
-    Of the values in half precision, since weights may be stored so and are the same ones still.
+    It is computed from the values in half precision: stored so, they are the same weights still.
     """
     digest = hashlib.sha256()
-    for part in (model.backbone, model.head):
-        for key, value in sorted(lora.plain_state(part).items()):
+    for part in ("backbone", "head"):
+        for key, value in sorted(low_rank.plain_state(model.get_submodule(part)).items()):
             digest.update(f"{key} {tuple(value.shape)}".encode())
             digest.update(value.detach().half().cpu().contiguous().numpy().data)
     return digest.hexdigest()
+
+
+def default_name(classes: Sequence[str]) -> str:
+    """A name for the adapter of these classes: "vertebra-L1", "vertebra-L1-and-4-more"."""
+    first = re.sub(r"[^\w]+", "-", classes[0]).strip("-") or "adapter"
+    return first if len(classes) == 1 else f"{first}-and-{len(classes) - 1}-more"
 
 
 def check_name(model: UniversalModel, name: str) -> None:
     """Refuse a name that the model has an adapter of, or that no adapter can have.
 
     Raises:
-        UsageError: see above.
+        UsageError: See above.
     """
-    if name in _book(model).known:
+    if name in model.adapters.known:
         raise UsageError(f"The model has an adapter {name!r} already. Give another name.")
     if not re.fullmatch(r"[\w-]+", name):
         raise UsageError(f"{name!r} cannot name an adapter: use letters, digits, '_' and '-'.")
@@ -253,7 +310,7 @@ def check_new(model: UniversalModel, classes: Sequence[ClassSpec]) -> None:
     """Refuse classes that the model has.
 
     Raises:
-        UsageError: see above.
+        UsageError: See above.
     """
     known = {normalise(name) for name in model.classes}
     same = [spec.name for spec in classes if normalise(spec.name) in known]
@@ -267,17 +324,14 @@ def check_new(model: UniversalModel, classes: Sequence[ClassSpec]) -> None:
 def _branches_before(model: UniversalModel, classes: Sequence[str] | None) -> int:
     """How many of the model's branches are not the new adapter's."""
     if classes is None:
-        return model.loaded_branches
-    left = list(classes)
-    own = len(model.branches)
-    while (
-        left
-        and own
-        and list(model.config.branches[own - 1].classes)
-        == left[-len(model.config.branches[own - 1].classes) :]
-    ):
+        return model.adapters.loaded_branches
+    left, own = list(classes), len(model.branches)
+    while left and own:
+        last = list(model.config.branches[own - 1].classes)
+        if left[-len(last) :] != last:
+            break
         own -= 1
-        del left[-len(model.config.branches[own].classes) :]
+        del left[-len(last) :]
     if left:
         raise UsageError(
             f"{listed(list(classes))} are not the classes that were added last, in order and group "
@@ -289,7 +343,8 @@ def _branches_before(model: UniversalModel, classes: Sequence[str] | None) -> in
 def _cut(model: UniversalModel, own: int) -> AddedClasses:
     """The model's branches from `own` on, and their classes."""
     specs = model.config.branches[own:]
-    first = len(model.classes) - sum(len(spec.classes) for spec in specs)
+    added = sum(len(spec.classes) for spec in specs if not spec.replaces)
+    first = len(model.classes) - added
     branches = [branch for branch in list(model.branches)[own:] if isinstance(branch, Branch)]
     rows = model.prompt_embedding[first:].clone()
     return AddedClasses(model.config.classes[first:], specs, tuple(branches), rows)

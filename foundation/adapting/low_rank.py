@@ -7,7 +7,7 @@ not adapt transposed ones, nor ones in groups, which stay as they are.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -56,9 +56,16 @@ def inject(
 ) -> None:
     """Give all adaptable layers of `module` an adapter.
 
-    alpha: what the adapter says is multiplied by alpha / rank. values: what it learnt, named as in
-    `shapes`; if not given, it starts by `seed` and changes nothing before it is trained. Which
-    parameters ask for gradients stays as it was; the new ones do.
+    Parameters that asked for gradients do so still, and so do the new ones.
+
+    Args:
+        module: Any network or part of one; it is changed in place.
+        adapter: Name by which peft's layers know the adapter.
+        rank: Of the changes.
+        alpha: The changes are multiplied by alpha / rank.
+        seed: Of the start, where there are no `values`. An adapter that starts so changes nothing
+            before it is trained.
+        values: What the adapter learnt, named as in `shapes`.
 
     Raises:
         MissingExtraError: peft is not installed.
@@ -70,8 +77,7 @@ def inject(
             "Adapters need peft, which is not installed: pip install 'universal-ct[tune]'"
         ) from error
     asked = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
-    # A regular expression, since peft takes names in a list for the ends of names.
-    targets = "|".join(map(re.escape, adaptable(module)))
+    targets = target_pattern(adaptable(module))
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets)  # type: ignore[arg-type]
     training = module.training
     if values is None:
@@ -87,8 +93,14 @@ def inject(
         parameter.requires_grad_(wanted)
 
 
-def switch(module: nn.Module, adapter: str | None) -> None:
-    """Let one adapter of `module` speak, or none: then it computes what it did without any."""
+def target_pattern(layers: Iterable[str]) -> str:
+    """Which layers peft changes, as it reads it from a configuration: these names and no others."""
+    # A regular expression, since peft takes names in a list for the ends of names.
+    return "|".join(map(re.escape, layers))
+
+
+def activate(module: nn.Module, adapter: str | None) -> None:
+    """Activate one adapter of `module`; with None it computes what it did before it had any."""
     for layer in adapted(module).values():
         if adapter is not None:
             layer.set_adapter([adapter])
@@ -96,9 +108,34 @@ def switch(module: nn.Module, adapter: str | None) -> None:
 
 
 def remove(module: nn.Module, adapter: str) -> None:
-    """Take an adapter out of the layers; the layers stay peft's."""
-    for layer in adapted(module).values():
-        layer.delete_adapter(adapter)
+    """Delete an adapter. Layers that have no other one become plain layers again."""
+    for name, layer in adapted(module).items():
+        if adapter in layer.lora_A:
+            layer.delete_adapter(adapter)
+        if not layer.lora_A:
+            _replace(module, name, layer.get_base_layer())
+
+
+@torch.no_grad()
+def merge(module: nn.Module, adapter: str) -> None:
+    """Add what an adapter learnt to the weights, and delete all adapters."""
+    for name, layer in adapted(module).items():
+        plain = layer.get_base_layer()
+        if adapter in layer.lora_A:
+            plain.weight.copy_(_merged_weight(layer, plain.weight, adapter))
+        _replace(module, name, plain)
+
+
+def _replace(module: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, own = name.rpartition(".")
+    setattr(module.get_submodule(parent), own, layer)
+
+
+def _merged_weight(layer: Any, weight: Tensor, adapter: str) -> Tensor:
+    # Not peft's own merging, which fails for convolutions of 1×1×1 voxels.
+    down, up = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+    change: Tensor = layer.scaling[adapter] * (up.flatten(1) @ down.flatten(1))
+    return weight + change.view_as(weight)
 
 
 def tensors(module: nn.Module, adapter: str) -> dict[str, Tensor]:
@@ -120,22 +157,13 @@ def _fill(module: nn.Module, adapter: str, values: Mapping[str, Tensor]) -> None
             getattr(layer, part)[adapter].weight = nn.Parameter(value)
 
 
-@torch.no_grad()
-def plain_state(module: nn.Module, adapter: str | None = None) -> dict[str, Tensor]:
-    """The state dict of `module` as if it had no adapters, or had `adapter` in its weights."""
-    state = {
+def plain_state(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict of `module` as if it had no adapters."""
+    return {
         name.replace(".base_layer.", "."): value
         for name, value in module.state_dict().items()
         if not any(map(_is_lora, name.split(".")))
     }
-    for name, layer in adapted(module).items():
-        if adapter is not None and adapter in layer.lora_A:
-            down, up = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
-            # Not peft's own merging, which fails for convolutions of 1×1×1 voxels.
-            change = layer.scaling[adapter] * (up.flatten(1) @ down.flatten(1))
-            weight = state[f"{name}.weight"]
-            state[f"{name}.weight"] = weight + change.view_as(weight)
-    return state
 
 
 def below(values: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""`universal-ct add-class`: new classes by prompt and a few scans."""
+"""`universal-ct add-class`: teach a model classes by prompt and a few scans."""
 
 from __future__ import annotations
 
@@ -7,21 +7,28 @@ import json
 import sys
 from typing import Any
 
+from foundation.cli.shared import intermix, prints_results
 from foundation.errors import UsageError
+from foundation.tuning.methods import METHODS
 
-_TEXT = "teach a model new classes by prompt and a few labelled scans"
-_METHODS = ("head", "lora", "full", "continual")
+_TEXT = "teach a model classes by prompt and a few labelled scans, new ones or its own"
 _MORE = """DIR holds a folder for each case (ct.nii.gz with labels.nii.gz and labels.json, or
 one mask a class), an nnU-Net dataset, or TotalSegmentator's tree; or it is a CSV of image, label,
 class.
 
   universal-ct add-class "vertebra L1" "vertebra L2" --data scans -o runs/lumbar
   universal-ct add-class metastasis --parent liver --data scans.csv --method lora -o runs/met
-  universal-ct segment ct.nii.gz -m runs/lumbar/model -c "vertebra L1" -o out
+  universal-ct add-class liver --data scans -o runs/liver --method full
+  universal-ct segment ct.nii.gz -m runs/lumbar -c "vertebra L1" -o out
 
-Methods: head (the network stays: minutes on a CPU, the old classes cannot change), lora (an
-adapter of a few hundred kB), full (everything is trained), continual (everything, with the old
-model's masks as labels). Run it again to go on after an interruption.
+A CLASS that the model has is tuned further: it keeps its name, its channel and its colour. Any
+other one is added.
+
+Methods:
+{methods}
+
+Run it again to go on after an interruption. For many GPUs: torchrun --nproc-per-node N -m
+foundation add-class ….
 """
 
 
@@ -31,7 +38,7 @@ def add_arguments(subparsers: Any) -> argparse.ArgumentParser:
         "add-class",
         help=_TEXT,
         description=f"{_TEXT}.",
-        epilog=_MORE,
+        epilog=_MORE.format(methods=_described()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = verb.add_argument
@@ -39,7 +46,7 @@ def add_arguments(subparsers: Any) -> argparse.ArgumentParser:
     add("--data", required=True, metavar="DIR", help="labelled scans to learn from")
     add("-o", "--output", required=True, metavar="OUT", help="folder of model and report")
     add("-m", "--model", default="universal-ct", help="to start from (default: %(default)s)")
-    add("--method", choices=_METHODS, default="head", help="(default: %(default)s)")
+    add("--method", choices=[*METHODS], default="head", help="see below (default: %(default)s)")
     text = "what the files call a class, where that is not its name"
     add("--label", action="append", default=[], metavar="CLASS=LABEL", help=text)
     text = "sentence that is embedded (default: by the weights' template)"
@@ -62,16 +69,23 @@ def add_arguments(subparsers: Any) -> argparse.ArgumentParser:
     add("--name", help="of the new model")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     add("--json", action="store_true", help="the result as JSON on standard output")
-    add("-q", "--quiet", action="store_true", help="no progress bar")
+    add("-q", "--quiet", action="store_true", help="no progress; only the folder is printed")
     add("--debug", action="store_true", help="tracebacks and all warnings")
+    intermix(verb)
     return verb
 
 
+def _described() -> str:
+    """A line for each method, wrapped."""
+    width = max(map(len, METHODS))
+    return "\n".join(f"  {name:<{width}}  {each.summary}" for name, each in METHODS.items())
+
+
 def run(args: argparse.Namespace) -> int:
-    """Add the classes; returns the exit code.
+    """Teach the classes, and print where the result lies; return the exit code.
 
     Raises:
-        UsageError: an option names a class that is not added; or see `finetune`.
+        UsageError: An option names a class that is not given; or see `finetune`.
     """
     from foundation.tuning.finetune import finetune
 
@@ -93,19 +107,22 @@ def run(args: argparse.Namespace) -> int:
         learning_rate=args.learning_rate,
         rank=args.rank,
     )
+    if not prints_results():
+        return 0
     if args.json:
         print(json.dumps(tuned.summary(), indent=2))
-    elif not args.quiet:
-        print(tuned.table(), file=sys.stderr)
-        print(f"Saved to {tuned.saved}; see {tuned.report}.", file=sys.stderr)
+        return 0
+    if not args.quiet:
+        print(f"{tuned.table()}\nReport: {tuned.report}\nSaved to:", file=sys.stderr, flush=True)
+    print(tuned.saved)
     return 0
 
 
 def new_classes(args: argparse.Namespace) -> list[Any]:
-    """The classes of the command line as `NewClass`.
+    """Return the classes of the command line as `NewClass`.
 
     Raises:
-        UsageError: a label, prompt or parent is of a class that is not added.
+        UsageError: A label, prompt or parent is of a class that is not given.
     """
     from foundation.data.naming import NewClass
 

@@ -1,10 +1,11 @@
-"""`universal-ct pretrain`: the options, and the call of the engine."""
+"""`universal-ct pretrain`: train a model from a configuration."""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any
 
+from foundation.cli.shared import intermix, prints_results
 from foundation.errors import UsageError
 
 VERB = "pretrain"
@@ -28,28 +29,14 @@ def add_arguments(subparsers: Any) -> None:
     add("--cpu", action="store_true", help="leave GPUs alone")
     add("-q", "--quiet", action="store_true", help="no progress line")
     add("--debug", action="store_true", help="tracebacks and all warnings")
-    _allow_overrides_anywhere(verb)
-
-
-def _allow_overrides_anywhere(verb: argparse.ArgumentParser) -> None:
-    """Let KEY=VALUE also follow options; argparse offers that to whole command lines only."""
-    plain = verb.parse_known_args
-
-    def intermixed(args: Any = None, namespace: Any = None) -> Any:
-        verb.parse_known_args = plain  # type: ignore[method-assign]  # which it calls itself
-        try:
-            return verb.parse_known_intermixed_args(args, namespace)
-        finally:
-            verb.parse_known_args = intermixed  # type: ignore[method-assign]
-
-    verb.parse_known_args = intermixed  # type: ignore[method-assign]
+    intermix(verb)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train; prints where the model lies.
+    """Train, and print where the model lies; return the exit code.
 
     Raises:
-        UniversalCTError: as `foundation.pretraining.run.pretrain`.
+        UniversalCTError: As `foundation.pretraining.run.pretrain`.
     """
     for override in args.overrides:
         if "=" not in override:
@@ -65,5 +52,6 @@ def run(args: argparse.Namespace) -> int:
         cpu=args.cpu,
         progress=not args.quiet,
     )
-    print(folder)
+    if prints_results():
+        print(folder)
     return 0

@@ -18,7 +18,7 @@ from foundation.data.reading import Image, LabelMap, read_image
 from foundation.errors import MissingExtraError, UsageError, VolumeError, listed
 from foundation.taxonomy import PAIRED, by_name
 
-_TRUNK_HU = -300.0  # above it: the body, of which the middle is looked for
+_CHECK_HU = -300.0  # roughly above it: the body, in a thinned CT whose middle alone counts
 _WRONG_SIDE_MM = 15.0  # an organ's centre this far beyond the body's middle is on the wrong side
 _SQUARE_DEGREES = 1.0
 _SEEN_ML = 1.0  # less of an organ than this, cut off by the field of view, says nothing of sides
@@ -272,7 +272,7 @@ def _body_middle(
     """Where the middle of the body lies on the axis to the right, in mm."""
     if image is not None:
         step = tuple(slice(None, None, max(1, n // 64)) for n in image.array.shape)
-        body = np.argwhere(image.array[step] > _TRUNK_HU)
+        body = np.argwhere(image.array[step] > _CHECK_HU)
         if len(body):
             inside = body.mean(0) * [s.step for s in step]
             return float(image.affine[0, :3] @ inside + image.affine[0, 3])

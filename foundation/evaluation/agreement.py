@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foundation.data.store.arrays import StoredCase
-from foundation.evaluation.metrics import dice
-from foundation.evaluation.scores import Score, Scores, read_masks, surface_dice
+from foundation.evaluation.scores import Score, Scores, dice, read_masks, surface_dice
 
 CHANGED = 0.95  # a Dice agreement below this is marked
 NOT_COMPARED = Scores((), 0.0, 0.0)
@@ -70,24 +69,3 @@ def summary(scores: Scores) -> dict[str, dict[str, float | int | None]]:
         }
         for name in scores.classes
     }
-
-
-def card_section(scores: Scores) -> list[str]:
-    """Lines of a model card, in Markdown; none where nothing was compared."""
-    if not scores.rows:
-        return []
-    rows = [
-        f"| {name} | {scores.mean([name]):.3f} | {scores.mean([name], 'nsd'):.3f} |"
-        for name in scores.classes
-    ]
-    return [
-        "",
-        "## Agreement with the base model",
-        "",
-        "Of classes that the scans do not label: masks after the tuning compared with those before "
-        "it. This is agreement, not accuracy: 1 says that nothing changed.",
-        "",
-        "| class | Dice agreement | surface Dice agreement |",
-        "|-|-|-|",
-        *rows,
-    ]

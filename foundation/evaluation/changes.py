@@ -100,4 +100,5 @@ def _with_mean(group: str, classes: Sequence[str]) -> list[tuple[str, Sequence[s
 
 
 def _texts(*values: float | None) -> list[str]:
-    return ["" if value is None else f"{value:.4f}" for value in values]
+    # Plus nothing: a zero that was rounded from below has no sign.
+    return ["" if value is None else f"{round(value, 4) + 0.0:.4f}" for value in values]

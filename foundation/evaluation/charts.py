@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from foundation.data.store.arrays import StoredCase
 from foundation.imaging.legend import display_name
-from foundation.imaging.preview import HU_WINDOW, PLANES, informative_slices
+from foundation.imaging.preview import HU_WINDOW, PLANES, arrange, informative_slices
 
 BEFORE, AFTER, BAD = "#9aa5b1", "#1f6feb", "#c62828"
 _LINES = ("#1f6feb", "#e07b00", "#2e7d32", "#8e44ad", "#6d4c41", "#00838f")
@@ -94,36 +94,34 @@ def case_png(
     ]
     indices = informative_slices(profiles, case.shape)
     sizes = [(case.shape[across], case.shape[down]) for _, _, across, down in PLANES]
-    widths = [across / down for across, down in sizes]
-    height = 10.5 / sum(widths)
+    width, height, places = arrange([across / down for across, down in sizes], 10.5)
     low, high = _window(hu, references.values())
     shades = dict(zip(shown, _shades(len(shown)), strict=True))
-    figure = Figure(figsize=(10.5, height + 0.45), facecolor="black")
-    grid = figure.add_gridspec(
-        1,
-        3,
-        width_ratios=widths,
-        wspace=0.02,
-        left=0,
-        right=1,
-        bottom=0.45 / (height + 0.45),
-        top=1,
-    )
+    handles = [Line2D([], [], color="white", linewidth=2.2, label="reference")]
+    handles += [
+        Line2D([], [], color=shades[name], linewidth=2, label=display_name(name))
+        for name in shown[:_MOST_IN_LEGEND]
+    ]
+    columns = round(7 * width / 10.5)
+    below = 0.25 + 0.2 * -(-len(handles) // columns)
+    figure = Figure(figsize=(width, height + below), facecolor="black")
+    bottom = below / (height + below)
+    grid = figure.add_gridspec(**places, left=0, right=1, bottom=bottom, top=1)
     for place, plane in enumerate(PLANES):
-        axes = figure.add_subplot(grid[0, place])
+        axes = figure.add_subplot(grid[place])
         axes.set_axis_off()
         picture = _plane(hu, plane, indices)
         axes.imshow(picture, cmap="gray", vmin=low, vmax=high)
         for name in shown:
             _outline(axes, _plane(references[name], plane, indices), "white", 2.2)
             _outline(axes, _plane(masks[name], plane, indices), shades[name], 1.3)
-    handles = [Line2D([], [], color="white", linewidth=2.2, label="reference")]
-    handles += [
-        Line2D([], [], color=shades[name], linewidth=2, label=display_name(name))
-        for name in shown[:_MOST_IN_LEGEND]
-    ]
     figure.legend(
-        handles=handles, loc="lower center", ncol=7, fontsize=8, frameon=False, labelcolor="white"
+        handles=handles,
+        loc="lower center",
+        ncol=columns,
+        fontsize=8,
+        frameon=False,
+        labelcolor="white",
     )
     return _png(figure)
 

@@ -47,5 +47,8 @@ def number(value: float | None) -> str:
 
 
 def signed(value: float | None) -> str:
-    """A change, with its sign."""
-    return "–" if value is None else f"{value:+.3f}".replace("-", "−")
+    """A change, with its sign; without one if three digits show nothing of it."""
+    if value is None:
+        return "–"
+    text = f"{value:+.3f}".replace("-", "−")
+    return text if text.strip("+−0.") else "0.000"

@@ -24,12 +24,21 @@ _AGREEMENT = "Old classes that the scans do not label: agreement with the model 
 class Report:
     """What a report is made of.
 
-    lineage: what → value, e.g. "base model", its SHA-256, data, method. new, old: names of classes.
-    before, after: scores on the same scans. measured_on: what these are, in words.
-    agreement: of old classes with the model before, in scans that do not label them.
-    training: validation Dice by step; fewshot: Dice by number of training scans.
-    cases: that were measured; masks: the folder in which `evaluate` kept masks of new classes.
-    notes: what a reader should know, e.g. which neighbours in text a new class has.
+    Attributes:
+        title: Heading of the page.
+        lineage: What → value, e.g. "base model", its SHA-256, data, method.
+        new: Names of the classes that were added.
+        old: Names of the classes that the model had before; none for a network without any.
+        before: Scores before.
+        after: Scores after, on the same scans.
+        agreement: Of old classes with the model before, in scans that do not label them.
+        measured_on: What the scans are, in words.
+        before_is: What was measured before, in words.
+        training: Validation Dice by step.
+        fewshot: Dice by number of training scans.
+        cases: The scans that were measured.
+        masks: The folder in which `evaluate` kept masks of new classes.
+        notes: What a reader should know, e.g. which neighbours in text a new class has.
     """
 
     title: str
@@ -40,6 +49,7 @@ class Report:
     after: Scores
     agreement: Scores = NOT_COMPARED
     measured_on: str = "test scans"
+    before_is: str = "by the prompt alone"
     training: tuple[Curve, ...] = ()
     fewshot: tuple[Curve, ...] = ()
     cases: tuple[StoredCase, ...] = ()
@@ -83,8 +93,9 @@ def page(report: Report) -> str:
         "".join(f'<p class="note">{escape(note)}</p>' for note in report.notes),
         section("New classes", _class_table(report, new, "new")),
         _pictures(report, new),
-        section("Old classes: what was forgotten", _class_table(report, old, "old")),
     ]
+    if report.old:
+        parts.append(section("Old classes: what was forgotten", _class_table(report, old, "old")))
     if report.agreement.rows:
         parts.append(section(_AGREEMENT, _agreement_table(report.agreement)))
     if report.training:
@@ -110,7 +121,8 @@ def _measured(report: Report) -> str:
         f"{scores.tolerance_mm:g} mm. "
     )
     if scores.tolerance_mm < scores.spacing_mm:
-        text += "The tolerance is below the voxel size: only the very same border voxels count. "
+        text += "The tolerance is below the voxel size: "
+        text += "a border that is one voxel off counts as wrong. "
     if len(scores.cases) < 3:
         return text + "Fewer than three scans: no intervals, since they would be made up."
     return text + "In brackets: 95 % intervals by bootstrap over scans."
@@ -124,11 +136,13 @@ def _card_of_new(report: Report, new: Sequence[str]) -> str:
     return (
         f'<div class="card"><span>New classes ({len(new)}), mean Dice</span>'
         f"<b>{number(mean.before)} → {number(mean.after)} {_interval(mean.interval)}</b>"
-        f"<span>before: by the prompt alone; after: tuned</span></div>"
+        f"<span>before: {escape(report.before_is)}; after: tuned</span></div>"
     )
 
 
 def _card_of_old(report: Report, old: Sequence[str]) -> str:
+    if not report.old:
+        return ""
     if not old and report.agreement.rows:
         return _card_of_agreement(report.agreement)
     if not old:
@@ -207,11 +221,12 @@ def _class_table(report: Report, classes: Sequence[str], group: str) -> str:
 
 
 def _cells(found: Change) -> str:
-    direction = "" if not found.change else "up" if found.change > 0 else "down"
+    change = signed(found.change)
+    direction = {"+": "up", "−": "down"}.get(change[0], "")
     return (
         f"<td>{number(found.before)}</td>"
         f"<td>{number(found.after)} <small>{_interval(found.interval)}</small></td>"
-        f'<td class="{direction}">{signed(found.change)}</td>'
+        f'<td class="{direction}">{change}</td>'
     )
 
 

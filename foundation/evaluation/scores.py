@@ -1,10 +1,11 @@
-"""How a model does on scans: Dice and surface Dice of each class in each scan, with intervals.
+"""The scores of masks: Dice and surface Dice of each class in each scan, with intervals.
 
-The surface Dice (NSD) is the share of both surfaces that lies within a tolerance of the other one.
-A surface is the voxels of a mask that have a face neighbour outside of it; distances are between
-centres of voxels, in mm. A tolerance below the voxel size asks for the very same voxels. Reference:
-Nikolov et al., 2021 (arXiv 1809.04430); deviation: surface voxels count alike, whatever area of
-the surface passes through them.
+Every comparison of a mask with a reference goes through `score_masks`: the validation of a training
+run, the measurements before and after a fine-tuning, and the benchmarks.
+
+The surface Dice (NSD) is the share of both surfaces, by area, that lies within a tolerance of the
+other surface. Reference: Nikolov et al., 2021 (arXiv 1809.04430), in MONAI's implementation with
+subvoxels. A scan without a class gives that class no score, as in the paper.
 """
 
 from __future__ import annotations
@@ -13,49 +14,113 @@ import csv
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
-from tqdm import tqdm
+from torch import Tensor
+from tqdm.auto import tqdm
 
-from foundation.data.store.arrays import StoredCase
 from foundation.errors import UsageError
-from foundation.evaluation.metrics import dice
 from foundation.files import replacing
 from foundation.imaging.bits import pack, unpack
 from foundation.imaging.volumes import VolumeWarning
 from foundation.inference.predict import segment_volume
-from foundation.inference.sliding_window import Network
+from foundation.networks.protocol import Network
+from foundation.settings import read, read_file
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from foundation.data.store.arrays import StoredCase
+    from foundation.inference.options import InferenceOptions
 
 FEWEST_CASES = 3  # for an interval: fewer say nothing of the scatter between scans
 DRAWS = 2000
 FORMAT_VERSION = 1
 Metric = Literal["dice", "nsd"]
 Interval = tuple[float, float] | None
+Mask = NDArray[np.bool_]
+
+
+def dice(mask: Mask, reference: Mask) -> float | None:
+    """Dice coefficient of two masks.
+
+    Args:
+        mask: Any shape, bool.
+        reference: Of the same shape.
+
+    Returns:
+        In [0, 1]; None where the reference is empty, since overlap then means nothing.
+    """
+    if not reference.any():
+        return None
+    return 2 * int((mask & reference).sum()) / (int(mask.sum()) + int(reference.sum()))
+
+
+def surface_dice(
+    mask: Mask, reference: Mask, spacing_mm: Sequence[float], tolerance_mm: float
+) -> float | None:
+    """Surface Dice of two masks.
+
+    Args:
+        mask: (X, Y, Z), bool.
+        reference: Of the same shape.
+        spacing_mm: Distance between voxel centres along X, Y and Z.
+        tolerance_mm: Surface within this distance of the other surface counts as right.
+
+    Returns:
+        In [0, 1]; None where the reference is empty.
+
+    Reference: Nikolov et al., 2021 (arXiv 1809.04430).
+    """
+    from monai.metrics.surface_dice import compute_surface_dice
+
+    if not reference.any():
+        return None
+    if not mask.any():
+        return 0.0
+    # Distances take time by the voxel, and far from both masks they are not needed. Around the box
+    # lies a border of nothing: a mask that ends with the grid has a surface there.
+    box = ndimage.find_objects((mask | reference).astype(np.uint8))[0]
+    ours, theirs = [torch.from_numpy(np.pad(m[box], 1))[None, None] for m in (mask, reference)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of MONAI's own inner calls
+        found = compute_surface_dice(
+            ours,
+            theirs,
+            [tolerance_mm + 1e-6],
+            include_background=True,
+            spacing=[float(mm) for mm in spacing_mm],
+            use_subvoxels=True,
+        )
+    return float(found)
 
 
 @dataclass(frozen=True)
 class Score:
-    """One class in one scan: Dice and surface Dice, both in [0, 1]."""
+    """One class in one scan: Dice and surface Dice, both in [0, 1]; None if not measured."""
 
     case: str
     name: str
     dice: float
-    nsd: float
+    nsd: float | None = None
 
 
 @dataclass(frozen=True)
 class Scores:
     """Every class in every scan that labels it and where it is present.
 
-    tolerance_mm: of the surface Dice. spacing_mm: of the grid on which it was measured.
+    Attributes:
+        rows: One for each.
+        tolerance_mm: Of the surface Dice.
+        spacing_mm: Of the grid on which the masks were compared.
     """
 
     rows: tuple[Score, ...]
@@ -82,7 +147,8 @@ class Scores:
         column_of = {name: column for column, name in enumerate(classes)}
         for each in self.rows:
             if each.case in row_of and each.name in column_of:
-                table[row_of[each.case], column_of[each.name]] = getattr(each, metric)
+                value = getattr(each, metric)
+                table[row_of[each.case], column_of[each.name]] = np.nan if value is None else value
         return table
 
     def mean(self, classes: Sequence[str], metric: Metric = "dice") -> float | None:
@@ -125,16 +191,9 @@ class Scores:
         """Read what `write` wrote as .json.
 
         Raises:
-            UsageError: it cannot be read as scores.
+            UsageError: The file is missing, damaged, or of another format version.
         """
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-            if content.pop("format_version") != FORMAT_VERSION:
-                raise ValueError("another format version")
-            rows = tuple(Score(**row) for row in content.pop("rows"))
-            return cls(rows, **content)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UsageError(f"{path} cannot be read as scores: {error!r}.") from error
+        return read(cls, read_file(path), str(path), version=FORMAT_VERSION)
 
 
 def mean_of(table: NDArray[np.float64]) -> float | None:
@@ -173,94 +232,157 @@ def _means(tables: NDArray[np.float64]) -> list[float | None]:
     return [float(mean) if n else None for mean, n in zip(means, classes, strict=True)]
 
 
-def surface_dice(
-    mask: NDArray[np.bool_],
-    reference: NDArray[np.bool_],
+def score_masks(
+    case: str,
+    mask_of: Callable[[str], Mask],
+    references: Iterable[tuple[str, Mask]],
     spacing_mm: Sequence[float],
-    tolerance_mm: float,
-) -> float | None:
-    """Surface Dice of two masks (X, Y, Z), in [0, 1]; None where the reference is empty."""
-    if not reference.any():
-        return None
-    if not mask.any():
-        return 0.0
-    found = ndimage.find_objects((mask | reference).astype(np.uint8))[0]
-    # A border of nothing, so that a mask that ends with the grid has a surface there.
-    ours, theirs = (np.pad(each[found], 1) for each in (mask, reference))
-    surfaces = [each & ~ndimage.binary_erosion(each) for each in (ours, theirs)]
-    near = 0
-    for surface, other in (surfaces, surfaces[::-1]):
-        distance_mm = ndimage.distance_transform_edt(~other, sampling=spacing_mm)
-        near += int((distance_mm[surface] <= tolerance_mm + 1e-6).sum())
-    return near / sum(int(surface.sum()) for surface in surfaces)
+    tolerance_mm: float | None = None,
+    known: Mask | None = None,
+) -> Iterator[Score]:
+    """Compare masks with references, class by class.
+
+    Args:
+        case: Key of the scan, for the rows.
+        mask_of: Class name → mask (X, Y, Z), bool; called once for each reference.
+        references: Pairs of a class name and its mask on the same grid.
+        spacing_mm: Distance between voxel centres along X, Y and Z.
+        tolerance_mm: Of the surface Dice; it is not computed if not given, which saves time.
+        known: (X, Y, Z), bool; voxels outside count for neither side. All count if not given.
+
+    Yields:
+        A row for each class that its reference shows.
+    """
+    for name, reference in references:
+        mask = mask_of(name)
+        if known is not None:
+            mask, reference = mask & known, reference & known
+        overlap = dice(mask, reference)
+        if overlap is None:
+            continue
+        nsd = None
+        if tolerance_mm is not None:
+            nsd = surface_dice(mask, reference, spacing_mm, tolerance_mm)
+        yield Score(case, name, overlap, nsd)
+
+
+# --- a network on prepared scans ------------------------------------------------------------------
 
 
 def evaluate(
-    model: Network,
+    network: Network,
     cases: Sequence[StoredCase],
     classes: Sequence[str] | None = None,
     *,
     tolerance_mm: float = 2.0,
-    overlap: float | None = None,
-    postprocess: bool = True,
-    device: str | torch.device | None = None,
     masks: Path | None = None,
     keep: Sequence[str] = (),
-    progress: bool = True,
+    **options: Unpack[InferenceOptions],
 ) -> Scores:
-    """Segment prepared scans and compare with their labels, on the grid of the store.
+    """Segment prepared scans and compare the masks with their labels, on the grid of the store.
 
-    classes: of the model's, all if not given; in each scan those count that it labels and shows,
-    as in the paper. overlap, postprocess, device: see `segment_volume`. masks: a folder that
-    receives the masks of the classes `keep`, see `read_masks`.
+    Args:
+        network: A `UniversalModel`, or any network that `segment_volume` takes.
+        cases: Scans of a store.
+        classes: Only these of the network's; all if not given. A scan counts for the classes that
+            it labels and shows.
+        tolerance_mm: Of the surface Dice.
+        masks: A folder that receives the masks of the classes in `keep`; see `read_masks`.
+        keep: Classes whose masks are kept, labelled or not.
+        **options: As of `segment_volume`; `progress` is a bar over the scans.
+
+    Returns:
+        The scores of each class in each scan.
 
     Raises:
-        UsageError: no scan, or none of the classes is labelled and present in one.
+        UsageError: No scan, or none of the classes is labelled and present in one.
     """
-    names = list(model.config.class_names if classes is None else classes)
+    progress = options.pop("progress", True)
     rows: list[Score] = []
-    for case in tqdm(cases, desc="evaluation", unit="scan", disable=not progress):
-        wanted = [name for name in names if name in case.annotated]
-        kept = [name for name in keep if name in names]
-        hu = case.read_ct()
-        if hu is None or not (wanted or kept):
-            continue
-        with warnings.catch_warnings():
-            # A crop without air looks like an MR; the preparation has judged the scan already.
-            warnings.simplefilter("ignore", VolumeWarning)
-            predicted = segment_volume(
-                model,
-                (hu.astype(np.float32), np.asarray(case.affine)),
-                classes=list(dict.fromkeys([*wanted, *kept])),
-                device=device,
-                overlap=overlap,
-                postprocess=postprocess,
-                progress=False,
-            )
-        rows += _compare(predicted.mask, case, wanted, tolerance_mm)
-        if masks is not None:
-            _keep_masks(masks, case, kept, predicted.mask)
+    for case in tqdm(cases, desc="evaluation", unit="scan", disable=None if progress else True):
+        rows += score_case(
+            network, case, classes, tolerance_mm=tolerance_mm, masks=masks, keep=keep, **options
+        )
     if not rows:
         raise UsageError(f"None of the {len(cases)} scans shows any of the classes asked for.")
     return Scores(tuple(rows), tolerance_mm, cases[0].spacing_mm)
 
 
-def _compare(
-    mask_of: Callable[[str], NDArray[np.bool_]],
+def score_case(
+    network: Network,
     case: StoredCase,
-    names: Sequence[str],
-    tolerance_mm: float,
-) -> Iterator[Score]:
+    classes: Sequence[str] | None = None,
+    *,
+    tolerance_mm: float | None = None,
+    masks: Path | None = None,
+    keep: Sequence[str] = (),
+    **options: Unpack[InferenceOptions],
+) -> list[Score]:
+    """Scores of one prepared scan; arguments as of `evaluate`."""
+    names = list(network.config.class_names)
+    wanted = [n for n in (names if classes is None else classes) if n in case.annotated]
+    kept = [name for name in keep if name in names]
+    hu = case.read_ct()
+    if hu is None or not (wanted or kept):
+        return []
+    options["progress"] = False
+    with warnings.catch_warnings():
+        # A crop without air looks like an MR; the preparation has judged the scan already.
+        warnings.simplefilter("ignore", VolumeWarning)
+        predicted = segment_volume(
+            network,
+            (hu.astype(np.float32), np.asarray(case.affine)),
+            classes=list(dict.fromkeys([*wanted, *kept])),
+            **options,
+        )
+    if masks is not None:
+        _keep_masks(masks, case, kept, predicted.mask)
     labels = case.read_labels()
+    membership = case.membership(wanted)
+    references = ((name, membership[:, i][labels]) for i, name in enumerate(wanted))
     known = ~np.isin(labels, list(case.unknown))
-    membership = case.membership(names)
-    for column, name in enumerate(names):
-        reference = membership[:, column][labels] & known
-        mask = mask_of(name) & known
-        overlap = dice(mask, reference)
-        surface = surface_dice(mask, reference, [case.spacing_mm] * 3, tolerance_mm)
-        if overlap is not None and surface is not None:
-            yield Score(case.key, name, overlap, surface)
+    spacing_mm = [case.spacing_mm] * 3
+    return list(score_masks(case.key, predicted.mask, references, spacing_mm, tolerance_mm, known))
+
+
+def validate(
+    network: Network,
+    cases: Sequence[StoredCase],
+    overlap: float,
+    classes: Sequence[str] | None = None,
+) -> Tensor:
+    """Sum and number of the Dice values of each class over scans: (2, K) float64.
+
+    Sums, so that processes can share the scans among them and add up what they found. Masks are
+    measured without clean-up.
+
+    Args:
+        network: As of `evaluate`; K counts all its classes.
+        cases: Scans of a store; there may be none.
+        overlap: Of the sliding window, in [0, 1).
+        classes: Only these count; all of the network's if not given.
+    """
+    names = network.config.class_names
+    sums = torch.zeros(2, len(names), dtype=torch.float64)
+    for case in cases:
+        for row in score_case(network, case, classes, overlap=overlap, postprocess=False):
+            sums[:, names.index(row.name)] += torch.tensor([row.dice, 1.0], dtype=torch.float64)
+    return sums
+
+
+def mean_dice(sums: Tensor, classes: Sequence[str]) -> tuple[dict[str, float], float | None]:
+    """Mean Dice of each class that was present, and the mean over those; None without any.
+
+    Args:
+        sums: (2, K), what `validate` returned, added up over processes.
+        classes: The K names.
+    """
+    by_class = {
+        name: float(total / count)
+        for name, total, count in zip(classes, sums[0], sums[1], strict=True)
+        if count > 0
+    }
+    return by_class, sum(by_class.values()) / len(by_class) if by_class else None
 
 
 # --- masks that are kept --------------------------------------------------------------------------

@@ -1,51 +1,53 @@
-"""Adapters: a few hundred kB that change a model and bring it classes, as a folder or on the Hub.
+"""An adapter on disk: a small folder that changes a model and brings it classes.
 
-    add_adapter(model, "spine"); …train…; save_adapter(model, "spine-adapter")
-    load_adapter(model, "spine-adapter"); set_adapter(model, None)   # the model as it was
+    save_adapter(model, "spine-adapter")
+    model = from_pretrained("spine-adapter")          # its base, with the adapter on
+    load_adapter(from_pretrained(BASE), "spine-adapter")
 
-A folder holds adapter.json (the base model and the SHA-256 of its weights, rank, classes), the
-weights, SHA-256 sums and a card. An adapter fits the weights that it was made for, and no others.
+The layout is peft's own: adapter_config.json and adapter_model.safetensors are what
+`peft.PeftModel.from_pretrained(base, folder)` reads. Beside them lie universal_ct.json (the base
+with the SHA-256 of its weights, and the classes), added_classes.safetensors (the prompts and
+branches of the classes), SHA-256 sums and a card. An adapter fits the weights that it was made for,
+and no others.
 """
 
 from __future__ import annotations
 
-import tempfile
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from foundation.adapting import low_rank as lora
+from foundation.adapting import low_rank
 from foundation.adapting.adapters import (
-    HEAD_RANK,
     Adapter,
     AddedClasses,
-    active_adapter,
-    adapters,
-    add_adapter,
+    activated,
     attach,
     base_sha256,
     check_name,
     check_new,
     details,
+    head_rank,
     inject,
-    merge_adapter,
-    named,
-    set_adapter,
-    speaking,
+    named_adapter,
 )
-from foundation.config import AdapterConfig
+from foundation.config import AdapterConfig, Origin
 from foundation.errors import UsageError, WeightsError, listed
-from foundation.hub.cards import Card, adapter_card
-from foundation.hub.download import Access
-from foundation.hub.load import locate, refuse_changed, upload
+from foundation.hub.cards import Card, Results, adapter_card
 from foundation.hub.saved import (
+    ADAPTER_FILES,
+    ADDED_CLASSES,
     CARD,
-    SUMS,
+    PEFT_CONFIG,
+    PEFT_WEIGHTS,
+    UNIVERSAL_CT,
     read_tensors,
     stored,
+    unwrapped,
     verify_sums,
     write_sums,
     written_at_once,
@@ -54,154 +56,155 @@ from foundation.model import UniversalModel
 from foundation.networks.branches import Branch
 from foundation.text import check_compatible
 
-__all__ = [
-    "active_adapter",
-    "adapters",
-    "add_adapter",
-    "load_adapter",
-    "merge_adapter",
-    "push_adapter_to_hub",
-    "save_adapter",
-    "set_adapter",
-]
-
-ADAPTER, ADAPTER_WEIGHTS = "adapter.json", "adapter.safetensors"
-ADAPTER_FILES = (ADAPTER, ADAPTER_WEIGHTS)
+_PEFT_PREFIX = "base_model.model."  # before each name in a file of peft's
 _ROWS = "prompt_embedding"
+_PARTS = ("backbone", "head")
 
 
 def save_adapter(
-    model: UniversalModel,
+    model: nn.Module,
     folder: str | Path,
     name: str | None = None,
     *,
-    dtype: torch.dtype | None = torch.float16,
     card: Card | None = None,
+    results: Results | None = None,
+    notes: str = "",
+    dtype: torch.dtype | None = torch.float16,
+    shared: bool = False,
 ) -> Path:
-    """Write an adapter as a folder that `load_adapter` reads; nothing is left if writing fails.
+    """Write an adapter as a folder that `from_pretrained`, `load_adapter` and peft read.
 
-    name: the adapter that speaks if not given. dtype: of the stored weights; None keeps the
-    model's own. card: README.md; generated if not given.
+    Nothing is left if writing fails.
+
+    Args:
+        model: It has the adapter; also inside `torch.compile` or a wrapper for several devices.
+        folder: New, empty, or that of an earlier adapter, which is replaced.
+        name: Of the adapter; the active one if not given.
+        card: README.md, in place of `results` and `notes`.
+        results: What was measured with the adapter, for its card.
+        notes: Further sections for the card, Markdown.
+        dtype: Of the stored weights; None keeps the model's own.
+        shared: Leave out where on this machine the base lies, for others to read.
 
     Raises:
-        UsageError: there is no such adapter; `folder` is a file or holds other files.
+        UsageError: There is no such adapter; `folder` is a file or holds other files.
     """
-    name = named(model, name)
-    folder = Path(folder)
-    adapter, added = details(model, name)
+    model, folder = unwrapped(model, UniversalModel), Path(folder)
+    name = named_adapter(model, name)
+    adapter, added = model.adapters.known[name], details(model, name)
+    origin = model.origin or Origin(adapter.base)
     config = AdapterConfig(
         name=name,
-        base=model.config.name,
+        base=origin.name,
+        base_source=origin.source,
+        base_folder="" if shared or origin.source else _relative(origin.path, folder),
         base_sha256=base_sha256(model),
         rank=adapter.rank,
         alpha=adapter.alpha,
+        target_modules=low_rank.target_pattern(_layers(model)),
         classes=added.classes,
         branches=added.specs,
         text=model.config.text,
     )
+    own = _own_tensors(model, name, adapter.rank, added)
+    tensors = {
+        PEFT_WEIGHTS: {
+            _peft_name(f"{part}.{key}"): stored(value, dtype)
+            for part in _PARTS
+            for key, value in low_rank.tensors(getattr(model, part), name).items()
+        },
+        ADDED_CLASSES: {key: stored(value, dtype) for key, value in own.items()},
+    }
+    if added.classes:
+        tensors[ADDED_CLASSES][_ROWS] = stored(added.rows, torch.float32)  # as in a saved model
     with written_at_once(folder, ADAPTER_FILES) as temporary:
-        (temporary / ADAPTER).write_text(config.to_json(), encoding="utf-8")
-        values = {
-            key: stored(value, dtype)
-            for key, value in _learnt(model, name, adapter.rank, added).items()
-        }
-        if added.classes:
-            values[_ROWS] = stored(added.rows, torch.float32)  # as in a saved model
-        save_file(values, temporary / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        (temporary / UNIVERSAL_CT).write_text(config.to_json(), encoding="utf-8")
+        (temporary / PEFT_CONFIG).write_text(config.to_peft(), encoding="utf-8")
+        for file, values in tensors.items():
+            save_file(values, temporary / file, metadata={"format": "pt"})
         sums = write_sums(temporary, ADAPTER_FILES)
-        if card is None:
-            card = adapter_card(
-                name,
-                model.config,
-                classes=added.classes,
-                base_sha256=config.base_sha256,
-                parameters=sum(value.numel() for value in values.values()),
-                rank=adapter.rank,
-                sha256=sums,
-            )
+        count = sum(value.numel() for values in tensors.values() for value in values.values())
+        card = card or adapter_card(config, model.config, count, sums, results=results, notes=notes)
         (temporary / CARD).write_text(card.render(), encoding="utf-8")
     return folder
 
 
-def load_adapter(
-    model: UniversalModel,
-    name_or_path: str | Path,
-    name: str | None = None,
-    *,
-    revision: str | None = None,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
-    token: str | bool | None = None,
-) -> str:
-    """Give `model` a saved adapter, which speaks from now on; returns its name.
-
-    name_or_path: a folder that `save_adapter` wrote, or `org/name` or `org/name@revision` on the
-    Hub. name: to know it by; its own if not given. Otherwise as `from_pretrained`. The model stays
-    as it was where this fails.
+def read_config(folder: Path) -> AdapterConfig:
+    """What a complete adapter's folder says; it needs no peft.
 
     Raises:
-        UsageError: it was made for other weights, or the model has an adapter of this name or one
-            of its classes.
-        WeightsError: the folder is incomplete or damaged, or not an adapter of its configuration.
-        HubError: there is no such folder or repository. MissingExtraError: peft is not installed.
+        WeightsError: A file is missing or does not have its SHA-256, or is not what we write.
     """
-    access = Access(revision, cache_dir, local_files_only, token)
-    folder = locate(name_or_path, (*ADAPTER_FILES, SUMS), access)
     verify_sums(folder, ADAPTER_FILES)
-    text = (folder / ADAPTER).read_text(encoding="utf-8")
-    config = AdapterConfig.from_json(text, str(folder / ADAPTER))
+    ours, pefts = ((folder / name).read_text("utf-8") for name in (UNIVERSAL_CT, PEFT_CONFIG))
+    return AdapterConfig.from_json(ours, pefts, str(folder))
+
+
+def put_on(
+    model: UniversalModel, folder: Path, config: AdapterConfig, name: str | None = None
+) -> str:
+    """Give `model` the adapter of a folder and activate it; returns its name.
+
+    The model stays as it was where this fails.
+
+    Args:
+        model: It is changed in place.
+        folder: Of the adapter.
+        config: What the folder says, see `read_config`.
+        name: To know the adapter by; its own if not given.
+
+    Raises:
+        UsageError: It was made for other weights, or the model has an adapter of this name or one
+            of its classes.
+        WeightsError: The tensors are not an adapter of its configuration.
+        MissingExtraError: peft is not installed.
+    """
     name = config.name if name is None else name
     check_name(model, name)
-    _check_base(model, config)
-    values = read_tensors(folder / ADAPTER_WEIGHTS)
-    with speaking(model, None):
+    _check_base(model, config, folder)
+    values = {_our_name(key): value for key, value in read_tensors(folder / PEFT_WEIGHTS).items()}
+    values |= read_tensors(folder / ADDED_CLASSES)
+    with activated(model, None):
         check_new(model, config.classes)
         branches = _build_branches(model, config, values, folder)
     inject(model, name, config.rank, config.alpha, branches, values=values)
     rows = values.get(_ROWS, torch.zeros(0, model.config.text.dim)).clone()
     added = AddedClasses(config.classes, config.branches, tuple(branches), rows)
-    attach(model, name, Adapter(config.rank, config.alpha, added))
+    attach(model, name, Adapter(config.rank, config.alpha, config.base, added))
     return name
 
 
-def push_adapter_to_hub(
-    model: UniversalModel,
-    repo_id: str,
-    name: str | None = None,
-    *,
-    token: str | bool | None = None,
-    private: bool | None = None,
-    revision: str | None = None,
-    commit_message: str = "Upload an adapter with universal-ct",
-    card: Card | None = None,
-    dtype: torch.dtype | None = torch.float16,
-) -> str:
-    """Save an adapter and upload it in one commit; returns the commit's address.
-
-    name, card, dtype: as in `save_adapter`; the others as in `push_to_hub`.
-
-    Raises:
-        UsageError: as `save_adapter`; or the licence of the base forbids passing it on changed and
-            `private` is not True.
-        HubError: the Hub cannot be reached, or refuses.
-    """
-    refuse_changed(model.config, private)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = save_adapter(model, Path(temporary) / "adapter", name, dtype=dtype, card=card)
-        access = Access(revision, token=token)
-        return upload(folder, repo_id, access, model.config, private, commit_message)
+def _relative(base: str, folder: Path) -> str:
+    """Where the base lies, as seen from the adapter's folder; empty where no path leads there."""
+    try:
+        return os.path.relpath(base, folder.absolute()) if base else ""
+    except ValueError:  # another drive of Windows
+        return ""
 
 
-def _learnt(model: UniversalModel, name: str, rank: int, added: AddedClasses) -> dict[str, Tensor]:
-    """What an adapter has beyond its base: low-rank changes, and what its branches do not copy."""
+def _peft_name(key: str) -> str:
+    return f"{_PEFT_PREFIX}{key}.weight"
+
+
+def _our_name(key: str) -> str:
+    return key.removeprefix(_PEFT_PREFIX).removesuffix(".weight")
+
+
+def _layers(model: UniversalModel) -> list[str]:
+    """The names of the layers of a base that an adapter changes."""
+    return [f"{part}.{key}" for part in _PARTS for key in low_rank.adaptable(getattr(model, part))]
+
+
+def _own_tensors(
+    model: UniversalModel, name: str, rank: int, added: AddedClasses
+) -> dict[str, Tensor]:
+    """What an adapter's branches learnt; of their copies of the head, only what differs from it."""
     found: dict[str, Tensor] = {}
-    for prefix, part in {"backbone": model.backbone, "head": model.head}.items():
-        found |= {f"{prefix}.{key}": value for key, value in lora.tensors(part, name).items()}
     copied = _copied(model)
     for index, branch in enumerate(added.branches):
         for key, value in _changes(branch, name, rank).items():
             found[f"branches.{index}.{key}"] = value
-        for key, value in lora.plain_state(branch).items():
+        for key, value in low_rank.plain_state(branch).items():
             same = key in copied and torch.equal(value, copied[key].to(value))
             if not same:
                 found[f"branches.{index}.{key}"] = value
@@ -210,25 +213,26 @@ def _learnt(model: UniversalModel, name: str, rank: int, added: AddedClasses) ->
 
 def _changes(branch: Branch, name: str, rank: int) -> dict[str, Tensor]:
     """The low-rank changes of a branch; zeros where it was added after the adapter was."""
-    found = lora.tensors(branch, name)
+    found = low_rank.tensors(branch, name)
     if branch.head is None or found:
         return found
-    shapes = lora.shapes(branch.head, max(rank, HEAD_RANK))
+    shapes = low_rank.shapes(branch.head, head_rank(rank))
     return {f"head.{key}": torch.zeros(shape) for key, shape in shapes.items()}
 
 
 def _copied(model: UniversalModel) -> dict[str, Tensor]:
     """What a branch's head starts as: the tensors of the model's own."""
-    return {f"head.{key}": value for key, value in lora.plain_state(model.head).items()}
+    return {f"head.{key}": value for key, value in low_rank.plain_state(model.head).items()}
 
 
-def _check_base(model: UniversalModel, config: AdapterConfig) -> None:
+def _check_base(model: UniversalModel, config: AdapterConfig, folder: Path) -> None:
     actual = base_sha256(model)
     if actual != config.base_sha256:
         raise UsageError(
             f"The adapter {config.name!r} was made for {config.base!r} with weights "
             f"{config.base_sha256[:12]}…; this model, {model.config.name!r}, has {actual[:12]}…. "
-            "Load the weights that it was made for."
+            "Load the weights that it was made for, by from_pretrained(…), and put the adapter on "
+            f"them: model.load_adapter({str(folder)!r})."
         )
     check_compatible(model.config.text, config.text)
 
@@ -242,7 +246,11 @@ def _build_branches(
         WeightsError: tensors are missing or unexpected, or have other shapes.
     """
     copied = _copied(model)
-    expected = _expected_changes(model, config.rank)
+    expected = {
+        f"{part}.{key}": shape
+        for part in _PARTS
+        for key, shape in low_rank.shapes(getattr(model, part), config.rank).items()
+    }
     optional: dict[str, tuple[int, ...]] = {}
     if config.classes:
         expected[_ROWS] = (len(config.classes), model.config.text.dim)
@@ -254,23 +262,14 @@ def _build_branches(
             shelf = optional if key in copied else expected
             shelf[prefix + key] = tuple(value.shape)
         if branch.head is not None:
-            changes = lora.shapes(branch.head, max(config.rank, HEAD_RANK))
+            changes = low_rank.shapes(branch.head, head_rank(config.rank))
             expected |= {f"{prefix}head.{key}": shape for key, shape in changes.items()}
     _check_tensors(values, expected, optional, folder)
     for index, branch in enumerate(branches):
-        given = {**copied, **lora.below(values, f"branches.{index}.")}
+        given = {**copied, **low_rank.below(values, f"branches.{index}.")}
         branch.load_state_dict({key: given[key] for key in branch.state_dict()})
         branch.to(model.prompt_embedding)
     return branches
-
-
-def _expected_changes(model: UniversalModel, rank: int) -> dict[str, tuple[int, ...]]:
-    parts = {"backbone.": model.backbone, "head.": model.head}
-    return {
-        prefix + key: shape
-        for prefix, part in parts.items()
-        for key, shape in lora.shapes(part, rank).items()
-    }
 
 
 def _check_tensors(
@@ -290,6 +289,6 @@ def _check_tensors(
     said = [f"{what} {listed(keys)}" for what, keys in wrong.items() if keys]
     if said:
         raise WeightsError(
-            f"{folder / ADAPTER_WEIGHTS} is not the adapter it should be: it {'; it '.join(said)}. "
+            f"{folder} does not hold the adapter that it should: it {'; it '.join(said)}. "
             "Save or download it again."
         )

@@ -6,15 +6,15 @@ Nothing here imports torch, so that listing models is instant.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from difflib import get_close_matches
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from foundation.config import ClassSpec, ModelConfig
+from foundation.config import AdapterConfig, ClassSpec, ModelConfig, NetworkConfig
 from foundation.errors import HubError, WeightsError
+from foundation.settings import did_you_mean
 from foundation.taxonomy import CLASSES
 
 PACKAGE = Path(__file__).parents[1]
@@ -27,7 +27,12 @@ _HUB_LICENCES = {
     "mit",
     "bsd-3-clause",
     "cc0-1.0",
-    *(f"cc-by{terms}-4.0" for terms in ("", "-sa", "-nd", "-nc", "-nc-sa", "-nc-nd")),
+    "cc-by-4.0",
+    "cc-by-sa-4.0",
+    "cc-by-nd-4.0",
+    "cc-by-nc-4.0",
+    "cc-by-nc-sa-4.0",
+    "cc-by-nc-nd-4.0",
 }
 _DISCLAIMER = "Not a medical device: for research only, not for diagnosis or treatment."
 
@@ -151,7 +156,8 @@ def cards_folder() -> Path:
 
 def card_names() -> tuple[str, ...]:
     """Names of the weights that have a card, sorted; each loads with `from_pretrained`."""
-    return tuple(sorted(path.stem for path in cards_folder().glob("*.md")))
+    names = {path.stem for path in cards_folder().glob("*.md")}
+    return tuple(sorted(names - {"README"}))  # which is about the cards
 
 
 def read_card(name: str) -> Card:
@@ -162,7 +168,7 @@ def read_card(name: str) -> Card:
     """
     known = card_names()
     if name not in known:
-        raise HubError(f"No model is called {name!r}.{did_you_mean(name, known)}")
+        raise HubError(f"No model is called {name!r}.{known_models(name, known)}")
     path = cards_folder() / f"{name}.md"
     return Card.parse(name, path.read_text(encoding="utf-8"), path.name)
 
@@ -177,97 +183,238 @@ def list_models() -> tuple[ModelSummary, ...]:
     return tuple(card.summary() for card in list_cards())
 
 
-def did_you_mean(name: str, known: Sequence[str]) -> str:
+def known_models(name: str, known: Sequence[str]) -> str:
     """The end of an error about an unknown name: the closest known one, and all of them."""
-    close = get_close_matches(name, known, n=1)
-    guess = f" Did you mean {close[0]!r}?" if close else ""
-    return f"{guess} Known models: {', '.join(known)}. See: universal-ct models."
+    return (
+        f"{did_you_mean(name, known)} Known models: {', '.join(known)}. See: universal-ct models."
+    )
 
 
-def generate_card(config: ModelConfig, parameters: int, sha256: Mapping[str, str]) -> Card:
-    """The card of a saved model that comes without one: facts only, no results.
+@dataclass(frozen=True)
+class Results:
+    """Dice measured with a model or an adapter, as its card reports it; in [0, 1], class → mean.
 
-    parameters: number of the network's parameters; sha256: file name → hexadecimal digest.
+    Attributes:
+        dataset: Name of the scans.
+        split: Which of them: "test" or "validation".
+        scans: How many.
+        dice: Against labels.
+        surface_dice: Against the same labels.
+        tolerance_mm: Of the surface Dice.
+        agreement: Dice with masks that a machine made, which measures no accuracy.
+        agreement_with: What made these masks.
     """
-    metadata: dict[str, Any] = {
-        **_licence(config),
-        "library_name": "universal-ct",
-        "pipeline_tag": "image-segmentation",
-        "tags": ["medical-imaging", "ct", "image-segmentation", "universal-ct", config.backbone],
-        "metrics": ["dice"],
-        "model-index": [{"name": config.name, "results": []}],
-        "universal_ct": {
-            "backbone": config.backbone,
-            "classes": len(config.classes),
-            "parameters": parameters,
-            "summary": f"{config.backbone}, {len(config.classes)} classes",
-        },
+
+    dataset: str
+    split: str
+    scans: int
+    dice: Mapping[str, float] = field(default_factory=dict)
+    surface_dice: Mapping[str, float] = field(default_factory=dict)
+    tolerance_mm: float | None = None
+    agreement: Mapping[str, float] = field(default_factory=dict)
+    agreement_with: str = "the base model"
+
+    def index(self) -> list[dict[str, Any]]:
+        """The results of a `model-index`, as the Hub reads them."""
+        metrics = [
+            {"type": kind, "name": f"{title}, {name}", "value": round(value, 4)}
+            for kind, title, values in (
+                ("dice", "Dice", self.dice),
+                ("surface-dice", "Surface Dice", self.surface_dice),
+                ("dice", "Dice agreement", self.agreement),
+            )
+            for name, value in values.items()
+        ]
+        dataset = {"type": self.dataset, "name": self.dataset, "split": self.split}
+        task = {"type": "image-segmentation"}
+        return [{"task": task, "dataset": dataset, "metrics": metrics}] if metrics else []
+
+    def lines(self) -> list[str]:
+        """The section of the card's text."""
+        lines = [f"{self.dataset}: {self.scans} {self.split} scans."]
+        if self.surface_dice:
+            lines.append(f"Surface Dice with a tolerance of {self.tolerance_mm:g} mm.")
+        if self.dice:
+            lines += ["", "| class | Dice | surface Dice |", "|-|-|-|"]
+            lines += [
+                f"| {name} | {value:.3f} | {_number(self.surface_dice.get(name))} |"
+                for name, value in self.dice.items()
+            ]
+        if self.agreement:
+            made = (
+                f"Masks of classes that the scans do not label, compared with those of "
+                f"{self.agreement_with}. This is agreement, not accuracy."
+            )
+            lines += ["", made, "", "| class | Dice agreement |", "|-|-|"]
+            lines += [f"| {name} | {value:.3f} |" for name, value in self.agreement.items()]
+        return lines
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model that another one, or an adapter, was made from.
+
+    Attributes:
+        name: Of the model.
+        source: What `from_pretrained` loads it by; empty if it is only in a folder.
+        sha256: See `adapting.adapters.base_sha256`.
+    """
+
+    name: str
+    source: str
+    sha256: str
+
+    def front_matter(self, relation: str) -> dict[str, str]:
+        """The lines by which the Hub shows the lineage; none for what the Hub cannot know."""
+        known = read_card(self.source).source if self.source in card_names() else None
+        repository = known.repo if known else self.source.partition("@")[0]
+        return {"base_model": repository, "base_model_relation": relation} if repository else {}
+
+    def lines(self) -> list[str]:
+        """The section of the card's text."""
+        where = f", from `{self.source}`" if self.source not in ("", self.name) else ""
+        only = "" if self.source else " It was loaded from a folder: ask who trained it for it."
+        return [
+            f"Base model: `{self.name}`{where}. SHA-256 of its backbone and head, in half "
+            f"precision: `{self.sha256}`.{only}"
+        ]
+
+
+def generate_card(
+    config: NetworkConfig,
+    parameters: int,
+    sha256: Mapping[str, str],
+    *,
+    base: Base | None = None,
+    results: Results | None = None,
+    notes: str = "",
+) -> Card:
+    """The card of a saved model that comes without one: facts, and the results that are given.
+
+    Args:
+        config: Of the model.
+        parameters: Number of the network's parameters.
+        sha256: File name → hexadecimal digest.
+        base: The model that this one was made from, if it is known.
+        results: What was measured.
+        notes: Further sections, Markdown.
+    """
+    block = {
+        "backbone": config.backbone,
+        "classes": len(config.classes),
+        "parameters": parameters,
+        "summary": f"{config.backbone}, {len(config.classes)} classes",
     }
-    return Card(config.name, metadata, _generated_text(config, sha256))
+    if base is not None:
+        block["base"] = asdict(base)
+    head = (
+        "the text-driven head of the CLIP-Driven Universal Model (arXiv 2301.00785)"
+        if isinstance(config, ModelConfig)
+        else f"a head without text ({config.activation})"
+    )
+    first = f"CT segmentation: backbone `{config.backbone}` and {head}, saved by universal-ct."
+    sections = {"Classes": _class_table(config.classes), **_input_sections(config)}
+    return _card(config.name, first, config, block, sections, sha256, base, results, notes)
 
 
 def adapter_card(
-    name: str,
-    config: ModelConfig,
-    *,
-    classes: Sequence[ClassSpec],
-    base_sha256: str,
+    adapter: AdapterConfig,
+    config: NetworkConfig,
     parameters: int,
-    rank: int,
     sha256: Mapping[str, str],
+    *,
+    results: Results | None = None,
+    notes: str = "",
 ) -> Card:
     """The card of an adapter that comes without one: what it was made for, and what it brings.
 
-    config: of the base model. classes: that the adapter brings. base_sha256: see
-    `attachment.base_sha256`. parameters, sha256: as in `generate_card`.
+    Args:
+        adapter: What its folder says.
+        config: Of the base model.
+        parameters: Number of the adapter's values.
+        sha256: File name → hexadecimal digest.
+        results: What was measured with it.
+        notes: Further sections, Markdown.
     """
+    base = Base(adapter.base, adapter.base_source, adapter.base_sha256)
     block = {
-        "adapter_of": config.name,
-        "base_sha256": base_sha256,
-        "rank": rank,
-        "classes": len(classes),
+        "adapter_of": base.name,
+        "base_sha256": base.sha256,
+        "rank": adapter.rank,
+        "classes": len(adapter.classes),
         "parameters": parameters,
-        "summary": f"adapter of {config.name}, {len(classes)} more classes",
+        "summary": f"adapter of {base.name}, {len(adapter.classes)} more classes",
     }
+    first = (
+        f"A low-rank adapter (LoRA, rank {adapter.rank}) of the CT segmentation model "
+        f"`{base.name}`, saved by universal-ct. It fits these weights and no others. "
+        "`from_pretrained` loads it with its base; `load_adapter` puts it on a model."
+    )
+    table = _class_table(adapter.classes) if adapter.classes else ["None."]
+    sections = {"Classes it brings": table}
+    return _card(
+        adapter.name,
+        first,
+        config,
+        block,
+        sections,
+        sha256,
+        base,
+        results,
+        notes,
+        relation="adapter",
+    )
+
+
+def _card(
+    name: str,
+    first: str,
+    config: NetworkConfig,
+    block: Mapping[str, Any],
+    sections: Mapping[str, Sequence[str]],
+    sha256: Mapping[str, str],
+    base: Base | None,
+    results: Results | None,
+    notes: str,
+    relation: str = "finetune",
+) -> Card:
+    kind = "lora" if relation == "adapter" else config.backbone
     metadata: dict[str, Any] = {
-        **_licence(config),
+        **_licence(config, base),
+        **(base.front_matter(relation) if base else {}),
         "library_name": "universal-ct",
         "pipeline_tag": "image-segmentation",
-        "tags": ["medical-imaging", "ct", "image-segmentation", "universal-ct", "lora"],
+        "tags": ["medical-imaging", "ct", "image-segmentation", "universal-ct", kind],
         "metrics": ["dice"],
-        "model-index": [{"name": name, "results": []}],
-        "universal_ct": block,
+        "model-index": [{"name": name, "results": results.index() if results else []}],
+        "universal_ct": dict(block),
     }
-    lines = [
-        f"# {name}",
-        "",
-        f"A low-rank adapter (LoRA, rank {rank}) of the CT segmentation model `{config.name}`, "
-        "saved by universal-ct. It fits these weights and no others; `load_adapter` checks.",
-        "",
-        _DISCLAIMER,
-        *(["", config.licence_notice] if config.licence_notice else []),
-        "",
-        "## Lineage",
-        "",
-        f"Base model: `{config.name}`, backbone `{config.backbone}`. "
-        f"SHA-256 of its weights, in half precision: `{base_sha256}`.",
-        "",
-        "## Classes it brings",
-        "",
-        *(_class_table(classes) if classes else ["None."]),
-        "",
-        "## SHA-256",
-        "",
-        *(f"- `{file}`: `{digest}`" for file, digest in sorted(sha256.items())),
-        "",
-        "## Results",
-        "",
-        "None recorded with this adapter.",
-    ]
-    return Card(name, metadata, "\n".join(lines) + "\n")
+    if base:
+        licence = [
+            f"The weights of the base are under {config.licence}. The scans and labels that were "
+            "trained on may add terms, which universal-ct cannot know: whoever publishes this "
+            "states them here and in `license` above."
+        ]
+        sections = {"Licence": licence, "Lineage": base.lines(), **sections}
+    files = [f"- `{file}`: `{digest}`" for file, digest in sorted(sha256.items())]
+    nothing = ["None recorded."]
+    sections = {**sections, "SHA-256": files, "Results": results.lines() if results else nothing}
+    lines = [f"# {name}", "", first, "", _DISCLAIMER]
+    lines += ["", config.licence_notice] if config.licence_notice else []
+    for title, content in sections.items():
+        lines += ["", f"## {title}", "", *content]
+    text = "\n".join(lines) + "\n"
+    return Card(name, metadata, f"{text}\n{notes.strip()}\n" if notes else text)
 
 
-def _licence(config: ModelConfig) -> dict[str, str]:
+def _licence(config: NetworkConfig, base: Base | None) -> dict[str, str]:
+    """The licence's lines of the front matter.
+
+    What was trained further is never said to be under the base's licence alone: the data may have
+    terms of its own.
+    """
+    if base is not None:
+        return {"license": "other", "license_name": f"{config.licence}-and-that-of-the-data"}
     if config.licence in _HUB_LICENCES:
         return {"license": config.licence}
     return {"license": "other", "license_name": config.licence}
@@ -287,44 +434,27 @@ def _class_table(classes: Sequence[ClassSpec]) -> list[str]:
     ]
 
 
-def _generated_text(config: ModelConfig, sha256: Mapping[str, str]) -> str:
-    pre, text = config.preprocessing, config.text
+def _input_sections(config: NetworkConfig) -> dict[str, list[str]]:
+    pre, sections = config.preprocessing, {}
     windows = "; ".join(f"{low:g} to {high:g} HU" for low, high in pre.hu_windows)
-    lines = [
-        f"# {config.name}",
-        "",
-        f"CT segmentation: backbone `{config.backbone}` and the text-driven head of the "
-        "CLIP-Driven Universal Model (arXiv 2301.00785), saved by universal-ct.",
-        "",
-        _DISCLAIMER,
-        *(["", config.licence_notice] if config.licence_notice else []),
-        "",
-        "## Classes",
-        "",
-        *_class_table(config.classes),
-        "",
-        "## Text encoder",
-        "",
-        f"`{text.encoder}`, revision `{text.revision or 'not recorded'}`, pooling {text.pooling}, "
-        f"{'unit length' if text.normalised else 'not normalised'}, {text.dim} dimensions. "
-        f"Template: `{text.template}`.",
-        "",
-        "## Preprocessing",
-        "",
+    if isinstance(config, ModelConfig):
+        text = config.text
+        sections["Text encoder"] = [
+            f"`{text.encoder}`, revision `{text.revision or 'not recorded'}`, pooling "
+            f"{text.pooling}, {'unit length' if text.normalised else 'not normalised'}, "
+            f"{text.dim} dimensions. Template: `{text.template}`."
+        ]
+    reading = (
         f"Orientation {pre.orientation}, spacing {_by(pre.spacing_mm)} mm, window {windows}, "
         f"patch {_by(pre.patch_size)} voxels, overlap {pre.overlap:g}, "
-        f"threshold {pre.threshold:g}.",
-        "",
-        "## SHA-256",
-        "",
-        *(f"- `{name}`: `{digest}`" for name, digest in sorted(sha256.items())),
-        "",
-        "## Results",
-        "",
-        "None recorded with these weights.",
-    ]
-    return "\n".join(lines) + "\n"
+        f"threshold {pre.threshold:g}."
+    )
+    return {**sections, "Preprocessing": [reading]}
 
 
 def _by(sizes: Sequence[float]) -> str:
     return " × ".join(f"{size:g}" for size in sizes)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"

@@ -20,11 +20,22 @@ from torch import Tensor, nn
 
 from foundation.config import ClassSpec, ModelConfig, Preprocessing, TextSpec
 from foundation.errors import UsageError, WeightsError, listed
+from foundation.model import check_state, shapes_of
 from foundation.networks.backbones import build_backbone
 from foundation.networks.head import TextDrivenHead
 from foundation.taxonomy import CLASSES
 
-WRAPPERS = ("net", "state_dict", "model")  # where a training checkpoint keeps its weights
+# Where a training checkpoint keeps its weights.
+WRAPPERS = [
+    "net",
+    "state_dict",
+    "model",
+    "model_state_dict",
+    "network_weights",
+    "ema",
+    "state_dict_ema",
+]
+_PREFIXES = re.compile(r"^((module|model|_orig_mod)\.)+")  # of wrappers, Lightning, torch.compile
 TEXT_DIM = 512  # of the published prompt embeddings, CLIP ViT-B/32
 
 
@@ -112,8 +123,9 @@ SIGNATURES = {
 def convert_state_dict(checkpoint: Mapping[str, Any], features_only: bool = False) -> Converted:
     """Rename the weights of a published checkpoint, whichever layout it has, to ours.
 
-    Accepts weights under `net`, `state_dict` or `model`, or bare; with or without the prefixes
-    `module.` and `backbone.`, one or several times. Floating-point tensors become float32.
+    Accepts weights bare or under one of `WRAPPERS`; with or without the prefixes `module.`,
+    `model.`, `_orig_mod.` and `backbone.`, once or several times. Floating-point tensors become
+    float32.
 
     features_only: leave the head and the prompt embeddings out, whether or not they are there.
 
@@ -154,6 +166,8 @@ def convert_state_dict(checkpoint: Mapping[str, Any], features_only: bool = Fals
         converted["head.controller.weight"] = controller.flatten(1)
     text_dim = embedding.shape[1] if embedding is not None else TEXT_DIM
     check_state(_expected_shapes(backbone, has_head, text_dim), converted, "the checkpoint")
+    if embedding is not None:  # a model's state dict has its prompts
+        converted["prompt_embedding"] = embedding
     return Converted(backbone, converted, embedding)
 
 
@@ -176,11 +190,11 @@ def _unwrap(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _strip_prefixes(state: Mapping[str, Tensor]) -> dict[tuple[str, bool], Tensor]:
-    """Key without `module.` and `backbone.`, and whether it was under the backbone."""
+    """Key without the prefixes of wrappers and `backbone.`, and whether it was under that."""
     bare: dict[tuple[str, bool], Tensor] = {}
     for key, tensor in state.items():
-        short = re.sub(r"^(module\.)+", "", key)
-        name = re.sub(r"^(backbone\.)+", "", short)
+        short = _PREFIXES.sub("", key)
+        name = re.sub(r"^(backbone\.|_orig_mod\.)+", "", short)
         # Flat layouts have the backbone's keys without a prefix; only head names tell them apart.
         place = (name, name != short or name.split(".")[0] not in _HEAD_NAMES)
         if place in bare:
@@ -198,6 +212,12 @@ def _detect(bare: Mapping[tuple[str, bool], Tensor]) -> str:
         raise WeightsError(
             "This is a DiNTS checkpoint; its architecture code is not in the weights, so it cannot "
             f"be converted. Backbones that can: {', '.join(SIGNATURES)}."
+        )
+    if any(name.startswith("head.feature_projection.") for name in names):
+        raise WeightsError(
+            "These are the bare weights of a universal-ct model, without its configuration and "
+            "classes. Save the model by save_pretrained, or build it again: "
+            "UniversalModel(config).load_state_dict(…)."
         )
     raise WeightsError(
         f"No known backbone in the checkpoint; its keys start with {listed(names)}. "
@@ -225,39 +245,6 @@ def _expected_shapes(backbone: str, has_head: bool, text_dim: int) -> dict[str, 
         for part, module in parts.items()
         for key, shape in shapes_of(module).items()
     }
-
-
-def check_state(
-    expected: Mapping[str, tuple[int, ...]], given: Mapping[str, Tensor], source: str
-) -> None:
-    """Compare the keys and shapes of weights with those of a network.
-
-    expected: key → shape. source: names the weights in the error.
-
-    Raises:
-        WeightsError: they differ; the message lists what is missing, unexpected or mis-shaped.
-    """
-    shapes = [
-        f"{name} is {tuple(given[name].shape)}, not {shape}"
-        for name, shape in expected.items()
-        if name in given and tuple(given[name].shape) != shape
-    ]
-    problems = {
-        "missing": [name for name in expected if name not in given],
-        "unexpected": [name for name in given if name not in expected],
-        "of another shape": shapes,
-    }
-    parts = [f"{len(keys)} {kind}: {listed(keys)}" for kind, keys in problems.items() if keys]
-    if parts:
-        raise WeightsError(
-            f"The weights of {source} do not fit the architecture; {'; '.join(parts)}. "
-            "Nothing was loaded."
-        )
-
-
-def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Key → shape of a network's state dict."""
-    return {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
 
 
 _UNIVERSAL_MODEL = (

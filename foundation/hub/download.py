@@ -1,4 +1,4 @@
-"""Files from the Hugging Face Hub into its cache, and its client's errors as ours.
+"""Names of repositories, their files into the Hub's cache, and its client's errors as ours.
 
 The client is huggingface_hub's own, so HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE, HF_TOKEN and
 HF_ENDPOINT mean here what they mean everywhere else.
@@ -6,6 +6,7 @@ HF_ENDPOINT mean here what they mean everywhere else.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,10 +22,12 @@ from huggingface_hub.errors import (
 )
 
 from foundation import __version__
-from foundation.errors import HubError
-from foundation.hub.cards import card_names, did_you_mean
+from foundation.errors import HubError, UsageError
+from foundation.hub.cards import card_names, known_models
 
 LIBRARY = "universal-ct"  # what the Hub counts its requests under
+CHECKPOINTS = (".pth", ".pt", ".ckpt", ".bin", ".tar", ".safetensors")  # suffixes of files
+_REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ def explained(error: Exception, repo: str, file: str, access: Access) -> HubErro
     if isinstance(error, RevisionNotFoundError):
         return HubError(f"{repo} has no revision {access.revision!r}. Look at {page}/commits/main.")
     if isinstance(error, RepositoryNotFoundError) or status == 401:
-        known = did_you_mean(repo, card_names())
+        known = known_models(repo, card_names())
         return HubError(
             f"There is no folder {repo!r} here and no such public repository on the Hub ({status})."
             f" If it is private, {login}.{known}"
@@ -100,7 +103,9 @@ def explained(error: Exception, repo: str, file: str, access: Access) -> HubErro
     if isinstance(error, LocalEntryNotFoundError):
         return HubError(_not_here(error, repo, file, access))
     if isinstance(error, EntryNotFoundError):
-        return HubError(f"{repo} has no {file}: it is no model saved by universal-ct. See {page}.")
+        return HubError(
+            f"{repo} has no {file}: it is no model or adapter saved by universal-ct. See {page}."
+        )
     return HubError(f"Exchanging {file} with {page} failed: {type(error).__name__}: {error}")
 
 
@@ -117,3 +122,29 @@ def _not_here(error: Exception, repo: str, file: str, access: Access) -> str:
         f"reached: {error.__cause__ or error}. Check the connection, HTTPS_PROXY and HF_ENDPOINT. "
         "The embedded 'universal-ct' needs no network."
     )
+
+
+def split_revision(name: str, revision: str | None) -> tuple[str, str | None]:
+    """`org/name@revision` in two; a path may hold an @ of its own and is left as it is."""
+    base, at, named = name.rpartition("@")
+    if not at or Path(name).expanduser().exists() or not (base in card_names() or "/" in base):
+        return name, revision
+    if not named or revision not in (None, named):
+        raise UsageError(f"{name!r} and revision={revision!r} do not agree. Give one revision.")
+    return base, named
+
+
+def repo_id(name: str) -> str:
+    """`name` if it can be a repository on the Hub.
+
+    Raises:
+        HubError: it is neither a known name, nor a path that exists, nor `org/name`.
+    """
+    if _REPO_ID.fullmatch(name) and not name.startswith(".") and not name.endswith(CHECKPOINTS):
+        return name
+    if name.startswith((".", "~", "/")) or "/" in name or name.endswith(CHECKPOINTS):
+        raise HubError(
+            f"There is no file or folder {name!r}. Give a saved folder, a checkpoint, a name of "
+            "`universal-ct models`, or org/name on the Hub."
+        )
+    raise HubError(f"No model is called {name!r}.{known_models(name, card_names())}")

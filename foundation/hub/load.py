@@ -1,5 +1,8 @@
 """Names to models: embedded weights, published weights, the Hugging Face Hub, folders and files.
 
+Every name but that of a checkpoint file leads to a folder (`_find`), and every folder is read by
+one function (`_read`): a saved model, or an adapter, which is put on its base.
+
 All network traffic goes through huggingface_hub's own client, so HF_HOME, HF_HUB_CACHE,
 HF_HUB_OFFLINE, HF_TOKEN and HF_ENDPOINT mean here what they mean everywhere else.
 """
@@ -8,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,49 +18,56 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
-from huggingface_hub import CommitOperationAdd, HfApi, constants
+from huggingface_hub import constants
+from huggingface_hub.errors import EntryNotFoundError
+from torch import nn
 
 from foundation import __version__
-from foundation.config import ModelConfig
+from foundation.config import Origin
 from foundation.errors import HubError, UsageError, WeightsError
 from foundation.files import file_sha256
-from foundation.hub.cards import Card, HubFile, card_names, did_you_mean, list_models, read_card
+from foundation.hub.adapter_files import put_on, read_config
+from foundation.hub.cards import Card, HubFile, card_names, read_card
 from foundation.hub.convert import (
     Converted,
-    check_state,
     convert_state_dict,
     published_config,
     read_checkpoint,
-    shapes_of,
 )
-from foundation.hub.download import LIBRARY, Access, download, download_folder, explained
+from foundation.hub.download import (
+    CHECKPOINTS,
+    Access,
+    download,
+    download_folder,
+    repo_id,
+    split_revision,
+)
 from foundation.hub.saved import (
+    ADAPTER_REQUIRED,
     CARD,
-    REQUIRED,
+    CONFIG,
     SUMS,
-    build_model,
+    is_adapter,
     load_folder,
     save_pretrained,
+    saved_folder,
+    summed_files,
+    unwrapped,
+    verify_sums,
 )
 from foundation.inference.predict import choose_device
-from foundation.model import Encoder, UniversalModel
+from foundation.model import Model, UniversalModel, build_model, check_state, shapes_of
 from foundation.networks.backbones import build_backbone
+from foundation.networks.encoder import Encoder
 
 if TYPE_CHECKING:
-    from foundation.imaging.result import Segmentation
+    from typing_extensions import Unpack
 
-__all__ = [
-    "from_pretrained",
-    "list_models",
-    "model_card",
-    "push_to_hub",
-    "save_pretrained",
-    "segment",
-]
+    from foundation.imaging.result import Segmentation
+    from foundation.inference.options import InferenceOptions
 
 logger = logging.getLogger(__name__)
-_REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_CHECKPOINTS = (".pth", ".pt", ".safetensors")
+_DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
 @overload
@@ -70,7 +79,7 @@ def from_pretrained(
     local_files_only: bool = ...,
     token: str | bool | None = ...,
     device: str | torch.device | None = ...,
-    dtype: torch.dtype | None = ...,
+    dtype: torch.dtype | str | None = ...,
     features_only: Literal[False] = ...,
 ) -> UniversalModel: ...
 
@@ -84,7 +93,7 @@ def from_pretrained(
     local_files_only: bool = ...,
     token: str | bool | None = ...,
     device: str | torch.device | None = ...,
-    dtype: torch.dtype | None = ...,
+    dtype: torch.dtype | str | None = ...,
     features_only: Literal[True],
 ) -> Encoder: ...
 
@@ -97,111 +106,81 @@ def from_pretrained(
     local_files_only: bool = False,
     token: str | bool | None = None,
     device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     features_only: bool = False,
-) -> UniversalModel | Encoder:
+) -> Model | Encoder:
     """Load a model, in evaluation mode, strictly: every hash, key and shape must agree.
 
-    name_or_path, in this order: a name of `list_models()` (embedded, or published weights that
-    are downloaded and converted on this machine); a folder that `save_pretrained` wrote; a
-    checkpoint file of a published format; `org/name` or `org/name@revision` on the Hub.
-    revision: branch, tag or commit. cache_dir: instead of huggingface_hub's own cache.
-    local_files_only: use the cache and never the network. token: instead of HF_TOKEN.
-    device ("auto", "cpu", "cuda:1", "mps"), dtype: of the parameters; CPU, float32 if not given.
-    features_only: the encoder alone, which returns the feature pyramid, for transfer.
+    Args:
+        name_or_path: In this order: a name of `list_models()` (embedded, or published weights that
+            are downloaded and converted on this machine); a folder of a saved model, of an adapter,
+            which is put on the base that it names, or of a run that holds one of them; a checkpoint
+            file of a published format; `org/name` or `org/name@revision` of a saved model or an
+            adapter on the Hub.
+        revision: Branch, tag or commit.
+        cache_dir: Instead of huggingface_hub's own cache.
+        local_files_only: Use the cache and never the network.
+        token: Instead of HF_TOKEN.
+        device: "auto", "cpu", "cuda:1", "mps"; the CPU if not given.
+        dtype: Of the parameters: torch.float16 or "float16"; float32 if not given.
+        features_only: Return the encoder alone, which gives the feature pyramid, for transfer.
 
     Raises:
-        HubError: there is no such model or revision, it is gated or private, or the Hub cannot be
-            reached and the cache does not have it.
-        WeightsError: the weights are incomplete, damaged, or do not fit their configuration.
-        UsageError: the request contradicts itself, or there is no such device.
+        HubError: There is no such model or revision, it is gated or private, or the Hub cannot be
+            reached and the cache does not have it; or an adapter's base cannot be found.
+        WeightsError: The weights are incomplete, damaged, or do not fit their configuration.
+        UsageError: The request contradicts itself, there is no such device, or an adapter was made
+            for other weights than its base now has.
+        MissingExtraError: It is an adapter, and peft is not installed.
     """
     target = None if device is None else choose_device(device)
-    if dtype is not None and not dtype.is_floating_point:
-        raise UsageError(f"dtype is {dtype}; weights are floating-point, such as torch.float16.")
-    name, revision = _split_revision(str(name_or_path), revision)
+    kind = _floating_point(dtype)
     access = Access(revision, cache_dir, local_files_only, token)
-    loaded = _load(name, access, features_only)
-    network = loaded.encoder.eval() if features_only and not isinstance(loaded, Encoder) else loaded
-    return network.to(device=target, dtype=dtype)
+    loaded = _load(str(name_or_path), access, features_only)
+    if features_only and isinstance(loaded, Model):
+        loaded = loaded.encoder
+    return loaded.to(device=target, dtype=kind)
 
 
-def push_to_hub(
-    model: UniversalModel,
-    repo_id: str,
+def load_adapter(
+    model: nn.Module,
+    name_or_path: str | Path,
+    name: str | None = None,
     *,
-    token: str | bool | None = None,
-    private: bool | None = None,
     revision: str | None = None,
-    commit_message: str = "Upload a model with universal-ct",
-    card: Card | None = None,
-    dtype: torch.dtype | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
 ) -> str:
-    """Save `model` and upload it in one commit; returns the commit's address.
+    """Give `model` a saved adapter and activate it; returns the adapter's name.
 
-    private: of a repository that does not exist yet. revision: a branch, made if it is not there.
-    card, dtype: as in `save_pretrained`.
+    The model stays as it was where this fails.
 
-    Raises:
-        UsageError: the weights' licence forbids passing them on changed and `private` is not True.
-        HubError: the Hub cannot be reached, or refuses.
-    """
-    refuse_changed(model.config, private)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = save_pretrained(model, Path(temporary) / "model", card=card, dtype=dtype)
-        access = Access(revision, token=token)
-        return upload(folder, repo_id, access, model.config, private, commit_message)
-
-
-def refuse_changed(config: ModelConfig, private: bool | None) -> None:
-    """Refuse to publish what was made of weights whose licence forbids it.
+    Args:
+        model: The base of the adapter; it is changed in place.
+        name_or_path: A folder of an adapter, or of a run that holds one, or `org/name` or
+            `org/name@revision` on the Hub.
+        name: To know the adapter by; its own if not given.
+        revision: As in `from_pretrained`.
+        cache_dir: As in `from_pretrained`.
+        local_files_only: As in `from_pretrained`.
+        token: As in `from_pretrained`.
 
     Raises:
-        UsageError: the licence of `config` allows no derivatives, and `private` is not True.
+        UsageError: It was made for other weights, or the model has an adapter of this name or one
+            of its classes; or it is a whole model.
+        WeightsError: The folder is incomplete or damaged, or not an adapter of its configuration.
+        HubError: There is no such folder or repository.
+        MissingExtraError: peft is not installed.
     """
-    if _no_derivatives(config) and not private:
-        raise UsageError(
-            f"{config.name!r} is under {config.licence}, which forbids publishing changed copies. "
-            "For your own use, push it with private=True to a repository that is private."
-        )
-
-
-def upload(
-    folder: Path,
-    repo_id: str,
-    access: Access,
-    config: ModelConfig,
-    private: bool | None,
-    commit_message: str,
-) -> str:
-    """Put the files of `folder` into a repository in one commit; returns the commit's address.
-
-    access: the token, and the branch, which is made if it is not there. config: of the model that
-    the files are, or were made for.
-
-    Raises:
-        UsageError: the licence forbids it, see `refuse_changed`.
-        HubError: the Hub cannot be reached, or refuses.
-    """
-    refuse_changed(config, private)
-    api = HfApi(token=access.token, library_name=LIBRARY, library_version=__version__)
-    files = [CommitOperationAdd(path.name, path) for path in sorted(folder.iterdir())]
-    try:
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if _no_derivatives(config):
-            # It may have been there before, and be public: `private` does not change that.
-            refuse_changed(config, api.model_info(repo_id).private)
-        if access.revision is not None:
-            api.create_branch(repo_id, branch=access.revision, exist_ok=True)
-        # One commit, not upload_folder: a reader never sees new weights under old sums.
-        commit = api.create_commit(
-            repo_id, files, commit_message=commit_message, revision=access.revision
-        )
-    except UsageError:
-        raise
-    except Exception as error:
-        raise explained(error, repo_id, files[0].path_in_repo, access) from error
-    return str(commit.commit_url)
+    given, revision = split_revision(str(name_or_path), revision)
+    path = Path(given).expanduser()
+    if path.is_dir():
+        folder = saved_folder(path)
+    else:
+        access = Access(revision, cache_dir, local_files_only, token)
+        folder = download_folder(repo_id(given), ADAPTER_REQUIRED, access)
+    return put_on(unwrapped(model, UniversalModel), folder, read_config(folder), name)
 
 
 def model_card(
@@ -212,99 +191,148 @@ def model_card(
     local_files_only: bool = False,
     token: str | bool | None = None,
 ) -> Card:
-    """The card of any model that `from_pretrained` loads, without loading its weights.
+    """The card of anything that `from_pretrained` loads, without loading its weights.
+
+    Args:
+        name_or_path: As in `from_pretrained`.
+        revision: As in `from_pretrained`.
+        cache_dir: As in `from_pretrained`.
+        local_files_only: As in `from_pretrained`.
+        token: As in `from_pretrained`.
 
     Raises:
-        HubError: there is no such model, or it has no card.
-        WeightsError: its card has no readable front matter.
+        HubError: There is no such model, or it has no card.
+        WeightsError: Its card has no readable front matter.
     """
-    name, revision = _split_revision(str(name_or_path), revision)
+    name, revision = split_revision(str(name_or_path), revision)
     if name in card_names():
         return read_card(name)
     folder = Path(name).expanduser()
     if folder.is_file():
         raise HubError(f"{folder} is a checkpoint; it has no card. Load it and save it for one.")
     if folder.is_dir():
-        path = folder / CARD
+        path = saved_folder(folder) / CARD
         if not path.is_file():
             raise HubError(f"{folder} has no {CARD}. Save the model again to get one.")
     else:
         access = Access(revision, cache_dir, local_files_only, token)
-        path = download(_repo_id(name), CARD, access)
+        path = download(repo_id(name), CARD, access)
     return Card.parse(name, path.read_text(encoding="utf-8"), str(path))
 
 
 def segment(
     ct: Any,
-    model: str | Path | UniversalModel = "universal-ct",
+    model: str | Path | Model = "universal-ct",
     *,
     classes: str | Sequence[str] | None = None,
-    device: str | torch.device | None = None,
-    **options: Any,
+    **options: Unpack[InferenceOptions],
 ) -> Segmentation:
     """Segment one CT; a model given by name is loaded once and remembered.
 
-    ct, classes, device and options: as in `UniversalModel.segment`.
+    Args:
+        ct: Path of a NIfTI file, nibabel image, or (array in HU, affine).
+        model: A model, or what `from_pretrained` takes.
+        classes: Names or aliases; all if not given.
+        **options: As of `Model.segment`.
     """
-    if not isinstance(model, UniversalModel):
-        sums = Path(model).expanduser() / SUMS
+    if not isinstance(model, Model):
+        sums = saved_folder(Path(model).expanduser()) / SUMS
         # A folder that was saved anew is another model under the same name.
         model = _remembered(str(model), sums.stat().st_mtime_ns if sums.is_file() else 0)
-    return model.segment(ct, classes=classes, device=device, **options)
+    return model.segment(ct, classes=classes, **options)
 
 
 @functools.lru_cache(maxsize=2)
-def _remembered(name: str, saved_ns: int) -> UniversalModel:
+def _remembered(name: str, saved_ns: int) -> Model:
     return from_pretrained(name)
 
 
-def _no_derivatives(config: ModelConfig) -> bool:
-    return "-nd" in config.licence.lower()
+def _floating_point(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    kind = getattr(torch, dtype) if dtype in _DTYPES and isinstance(dtype, str) else dtype
+    if kind is None or (isinstance(kind, torch.dtype) and kind.is_floating_point):
+        return kind
+    raise UsageError(f"dtype is {dtype!r}; weights are floating-point: {', '.join(_DTYPES)}.")
 
 
-def locate(name_or_path: str | Path, files: Sequence[str], access: Access) -> Path:
-    """A folder on this disk, or one with `files` of `org/name` or `org/name@revision` on the Hub.
-
-    Raises:
-        HubError: there is no such folder or repository, or it cannot be reached.
-    """
-    name, revision = _split_revision(str(name_or_path), access.revision)
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
-    return download_folder(_repo_id(name), files, replace(access, revision=revision))
-
-
-def _split_revision(name: str, revision: str | None) -> tuple[str, str | None]:
-    """`org/name@revision` in two; a path may hold an @ of its own and is left as it is."""
-    base, at, named = name.rpartition("@")
-    if not at or Path(name).expanduser().exists() or not (base in card_names() or "/" in base):
-        return name, revision
-    if not named or revision not in (None, named):
-        raise UsageError(f"{name!r} and revision={revision!r} do not agree. Give one revision.")
-    return base, named
-
-
-def _load(name: str, access: Access, features_only: bool) -> UniversalModel | Encoder:
+def _load(given: str, access: Access, features_only: bool = False) -> Model | Encoder:
     """A model on the CPU; the encoder where the weights have no head and features are enough."""
+    name, revision = split_revision(given, access.revision)
+    access = replace(access, revision=revision)
+    path = Path(name).expanduser()
+    if path.is_file() and name not in card_names():
+        return _from_checkpoint(path, features_only)
+    folder, source = _find(name, access)
+    return _read(folder, source, access)
+
+
+def _find(name: str, access: Access) -> tuple[Path, str]:
+    """The folder of a saved model or adapter, and what others can load it by ("" if nothing)."""
     path = Path(name).expanduser()
     if name in card_names():
-        model = _known(read_card(name), access)
-    elif path.is_dir():
-        model = load_folder(path)
-    elif path.is_file():
-        return _from_checkpoint(path, features_only)
-    else:
-        model = load_folder(download_folder(_repo_id(name), REQUIRED, access))
+        return _known(read_card(name), access), name
+    if path.is_dir():
+        return saved_folder(path), ""
+    repository = repo_id(name)
+    source = f"{repository}@{access.revision}" if access.revision else repository
+    try:
+        folder = download_folder(repository, (CONFIG, SUMS), access)
+        pinned = replace(access, revision=folder.name)
+        return download_folder(repository, summed_files(folder), pinned), source
+    except HubError as error:
+        if not isinstance(error.__cause__, EntryNotFoundError | FileNotFoundError):
+            raise
+        try:
+            return download_folder(repository, ADAPTER_REQUIRED, access), source
+        except HubError:
+            raise error from error.__cause__  # most are models: say what is missing for one
+
+
+def _read(folder: Path, source: str, access: Access) -> Model:
+    """The model of a folder that `_find` returned; an adapter comes on its base."""
+    if is_adapter(folder):
+        return _with_base(folder, access)
+    model = load_folder(folder)
+    model.origin = Origin(model.config.name, source, str(folder.absolute()))
     if model.config.licence_notice:
         logger.warning("%s: %s", model.config.name, model.config.licence_notice)
     return model
 
 
-def _known(card: Card, access: Access) -> UniversalModel:
+def _with_base(folder: Path, access: Access) -> Model:
+    """The base that an adapter names, with the adapter on.
+
+    Raises:
+        HubError: the base cannot be found.
+    """
+    config = read_config(folder)
+    beside = folder / config.base_folder
+    what_to_do = (
+        "If you have it elsewhere: model = from_pretrained(BASE); "
+        f"model.load_adapter({str(folder)!r})."
+    )
+    if not config.base_source and not (config.base_folder and beside.exists()):
+        raise HubError(
+            f"The adapter {config.name!r} was made for {config.base!r} (weights "
+            f"{config.base_sha256[:12]}…), a model that was in a folder and is not there. "
+            f"{what_to_do}"
+        )
+    try:
+        base = _load(config.base_source or str(beside), replace(access, revision=None))
+    except HubError as error:
+        raise HubError(
+            f"The base {config.base!r} of the adapter {config.name!r} cannot be loaded: {error} "
+            f"{what_to_do}"
+        ) from error
+    assert isinstance(base, Model)
+    put_on(unwrapped(base, UniversalModel), folder, config)
+    return base
+
+
+def _known(card: Card, access: Access) -> Path:
+    """The folder of weights that have a card in the package."""
     source = card.source
     if source is not None:
-        return _published(card, source, access)
+        return _converted(card, source, access)
     if access.revision is not None:
         raise UsageError(
             f"{card.name!r} is embedded in the package and has no revisions; install another "
@@ -315,10 +343,10 @@ def _known(card: Card, access: Access) -> UniversalModel:
             f"This installation has no weights for {card.name!r}: {card.folder} is missing. "
             "Install universal-ct again from its wheel."
         )
-    return load_folder(card.folder)
+    return card.folder
 
 
-def _published(card: Card, source: HubFile, access: Access) -> UniversalModel:
+def _converted(card: Card, source: HubFile, access: Access) -> Path:
     """Published weights, converted on this machine once for each source file and our version."""
     checkpoint = download(source.repo, source.file, access)
     # Where huggingface_hub wants what other packages derive from its files.
@@ -329,27 +357,35 @@ def _published(card: Card, source: HubFile, access: Access) -> UniversalModel:
     folder = assets / "universal-ct" / "converted" / card.name / key
     if folder.is_dir():
         try:
-            return load_folder(folder)
+            verify_sums(folder)
+            return folder
         except WeightsError as error:
             logger.warning("Converting %s again, its cached copy is bad: %s", card.name, error)
     model = _with_head(checkpoint, convert_state_dict(read_checkpoint(checkpoint)))
     model.config = replace(model.config, name=card.name, licence=card.licence)
     try:
-        save_pretrained(model, folder, card=card)
+        return save_pretrained(model, folder, card=card)
     except OSError as error:  # a cache that is shared and read-only
         logger.warning("Cannot keep the converted %s for the next time: %s", card.name, error)
-    return model
+        return save_pretrained(model, Path(_scratch().name) / card.name, card=card)
 
 
-def _from_checkpoint(path: Path, features_only: bool) -> UniversalModel | Encoder:
+@functools.lru_cache(maxsize=1)
+def _scratch() -> tempfile.TemporaryDirectory[str]:
+    """A folder that goes when this process ends."""
+    return tempfile.TemporaryDirectory(prefix="universal-ct-")
+
+
+def _from_checkpoint(path: Path, features_only: bool) -> Model | Encoder:
     """A local file of a published format, by whoever trained it."""
-    if path.suffix not in _CHECKPOINTS:
+    if path.suffix not in CHECKPOINTS:
         raise WeightsError(
-            f"{path} is neither a saved folder nor a checkpoint ({', '.join(_CHECKPOINTS)})."
+            f"{path} is neither a saved folder nor a checkpoint ({', '.join(CHECKPOINTS)})."
         )
     converted = convert_state_dict(read_checkpoint(path), features_only)
     if not features_only:
         model = _with_head(path, converted)
+        model.origin = Origin(model.config.name, path=str(path.absolute()))
         logger.warning("%s: %s", path.name, model.config.licence_notice)
         return model
     config = published_config(converted.backbone)
@@ -358,7 +394,7 @@ def _from_checkpoint(path: Path, features_only: bool) -> UniversalModel | Encode
     check_state(shapes_of(backbone), state, str(path))
     backbone.load_state_dict(state)
     logger.warning("%s: its licence is not in the file; ask where it was published.", path.name)
-    return Encoder(backbone).eval()
+    return Encoder(backbone, config).eval()
 
 
 def _with_head(path: Path, converted: Converted) -> UniversalModel:
@@ -370,19 +406,3 @@ def _with_head(path: Path, converted: Converted) -> UniversalModel:
         )
     config = published_config(converted.backbone, len(embedding))
     return build_model(config, converted.state, embedding, str(path))
-
-
-def _repo_id(name: str) -> str:
-    """`name` if it can be a repository on the Hub.
-
-    Raises:
-        HubError: it is neither a known name, nor a path that exists, nor `org/name`.
-    """
-    if _REPO_ID.fullmatch(name) and not name.startswith(".") and not name.endswith(_CHECKPOINTS):
-        return name
-    if name.startswith((".", "~", "/")) or "/" in name or name.endswith(_CHECKPOINTS):
-        raise HubError(
-            f"There is no file or folder {name!r}. Give a saved folder, a checkpoint, a name of "
-            "`universal-ct models`, or org/name on the Hub."
-        )
-    raise HubError(f"No model is called {name!r}.{did_you_mean(name, card_names())}")

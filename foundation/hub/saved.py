@@ -1,4 +1,7 @@
-"""A saved model is a folder: configuration, weights, prompt embeddings, card and SHA-256 sums."""
+"""A saved model is a folder: configuration, weights, prompt embeddings, card and SHA-256 sums.
+
+What folders of adapters share with it is here too: their names, their sums, how they are written.
+"""
 
 from __future__ import annotations
 
@@ -8,68 +11,164 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from foundation.adapting.adapters import base_sha256
 from foundation.adapting.low_rank import has_adapters
-from foundation.config import ModelConfig
+from foundation.config import ModelConfig, Origin, read_config
 from foundation.errors import UsageError, WeightsError, listed
 from foundation.files import file_sha256, replacing_folder
-from foundation.hub.cards import Card, generate_card
-from foundation.hub.convert import check_state, shapes_of
-from foundation.model import UniversalModel
+from foundation.hub.cards import Base, Card, Results, card_names, generate_card, read_card
+from foundation.model import Model, UniversalModel, build_model, weights_of
 
 CONFIG, WEIGHTS, PROMPTS = "config.json", "model.safetensors", "prompt_embedding.safetensors"
+PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # peft's own names
+UNIVERSAL_CT, ADDED_CLASSES = "universal_ct.json", "added_classes.safetensors"
 CARD, SUMS = "README.md", "SHA256SUMS"
 # The card is not among them: it is prose, which people edit on the Hub's pages after publishing.
 SUMMED = (CONFIG, WEIGHTS, PROMPTS)
-REQUIRED = (*SUMMED, SUMS)
+ADAPTER_FILES = (UNIVERSAL_CT, PEFT_CONFIG, PEFT_WEIGHTS, ADDED_CLASSES)
+REQUIRED, ADAPTER_REQUIRED = (*SUMMED, SUMS), (*ADAPTER_FILES, SUMS)
+PLAIN = (CONFIG, WEIGHTS)  # of a model without text
+MODEL, ADAPTER = "model", "adapter"  # folders inside that of a run
 _PROMPT_KEY = "prompt_embedding"
+_Kind = TypeVar("_Kind", bound=Model)
 _LFS_POINTER = b"version https://git-lfs"
 
 
 def save_pretrained(
-    model: UniversalModel,
+    model: nn.Module,
     folder: str | Path,
     *,
     card: Card | None = None,
+    results: Results | None = None,
+    base: Base | None = None,
+    notes: str = "",
     dtype: torch.dtype | None = None,
 ) -> Path:
     """Write `model` as a folder that `from_pretrained` loads; nothing is left if writing fails.
 
-    card: README.md; generated from the configuration if not given.
-    dtype: of the stored weights (torch.float16 halves the file); the model's own if not given.
+    Weights that were loaded and not changed keep the card that they came with. Any others get one
+    that names the model they were loaded from as their base.
+
+    Args:
+        model: A model of ours, also inside `torch.compile` or a wrapper for several devices.
+        folder: New, empty, or that of an earlier saved model, which is replaced.
+        card: README.md, in place of all that follows.
+        results: What was measured with the model, for its card.
+        base: What the model was trained from, for its card; see `base_of`. By default what it was
+            loaded from.
+        notes: Further sections for the card, Markdown.
+        dtype: Of the stored weights (torch.float16 halves the file); the model's own if not given.
 
     Raises:
-        UsageError: `folder` is a file, or holds files that are not part of a saved model; or the
-            model has adapters.
+        UsageError: `folder` is a file, or holds files that are not part of a saved model; the
+            model has adapters, or is no model of ours.
     """
-    folder = Path(folder)
+    model, folder = unwrapped(model, Model), Path(folder)
     if has_adapters(model):
         raise UsageError(
             "The model has adapters, which are saved apart: save_adapter. For one folder with all "
             "in it, save what merge_adapter returns."
         )
-    with written_at_once(folder, SUMMED) as temporary:
+    loaded = None if card or base else _as_loaded(model)
+    if loaded is not None and not (results or notes) and _unchanged(model, loaded):
+        card = _card_of(model)
+    if card is None and base is None and loaded is not None:
+        base = base_of(loaded, model.origin)
+    names = SUMMED if isinstance(model, UniversalModel) else PLAIN
+    with written_at_once(folder, names) as temporary:
         (temporary / CONFIG).write_text(model.config.to_json(), encoding="utf-8")
-        state = {name: stored(tensor, dtype) for name, tensor in model.state_dict().items()}
+        state = {name: stored(tensor, dtype) for name, tensor in _clean(weights_of(model)).items()}
         save_file(state, temporary / WEIGHTS, metadata={"format": "pt"})
-        # Always float32: a few hundred kB, and new classes are compared with these rows.
-        prompts = stored(model.prompt_embedding, torch.float32)
-        metadata = {"format": "pt", **_origin(model.config)}
-        save_file({_PROMPT_KEY: prompts}, temporary / PROMPTS, metadata=metadata)
-        sums = write_sums(temporary, SUMMED)
+        if isinstance(model, UniversalModel):
+            # Always float32: a few hundred kB, and new classes are compared with these rows.
+            prompts = stored(model.prompt_embedding, torch.float32)
+            metadata = {"format": "pt", **_origin(model.config)}
+            save_file({_PROMPT_KEY: prompts}, temporary / PROMPTS, metadata=metadata)
+        sums = write_sums(temporary, names)
         if card is None:
             parameters = sum(parameter.numel() for parameter in model.parameters())
-            card = generate_card(model.config, parameters, sums)
+            card = generate_card(
+                model.config, parameters, sums, base=base, results=results, notes=notes
+            )
         (temporary / CARD).write_text(card.render(), encoding="utf-8")
     return folder
 
 
-def load_folder(folder: Path) -> UniversalModel:
+def unwrapped(model: nn.Module, kind: type[_Kind]) -> _Kind:
+    """The model inside `torch.compile`, `DataParallel` and `DistributedDataParallel`.
+
+    Args:
+        model: As it is used.
+        kind: `Model`, or `UniversalModel` where a text-driven one is needed.
+
+    Raises:
+        UsageError: There is no such model inside.
+    """
+    plain: object = model
+    while not isinstance(plain, kind):
+        parts = vars(plain).get("_modules", {})
+        inner = parts.get("_orig_mod", parts.get("module"))
+        if inner is None:
+            raise UsageError(
+                f"This is a {type(model).__name__}, not a {kind.__name__}. Give the whole model, "
+                "as from_pretrained returns it; save an encoder or another part by torch.save."
+            )
+        plain = inner
+    return plain
+
+
+def base_of(model: Model, origin: Origin | None = None) -> Base:
+    """A model as the base of what is trained from it: for a card, before the training.
+
+    Args:
+        model: As it was loaded.
+        origin: Where from; what the model itself says if not given.
+    """
+    origin = origin or model.origin or Origin(model.config.name)
+    return Base(origin.name, origin.source, base_sha256(model))
+
+
+def _as_loaded(model: Model) -> Model | None:
+    """What the model was loaded from, read again; None if that is not there."""
+    if model.origin is None or not Path(model.origin.path).is_dir():
+        return None
+    try:
+        return load_folder(Path(model.origin.path))
+    except WeightsError:
+        return None
+
+
+def _unchanged(model: Model, loaded: Model) -> bool:
+    if model.config != loaded.config:
+        return False
+    now, then = _clean(model.state_dict()), loaded.state_dict()
+    return all(torch.equal(now[name], value.to(now[name])) for name, value in then.items())
+
+
+def _card_of(model: Model) -> Card | None:
+    """The card that the model came with."""
+    assert model.origin is not None
+    if model.origin.source in card_names():
+        return read_card(model.origin.source)
+    path = Path(model.origin.path) / CARD
+    if not path.is_file():
+        return None
+    return Card.parse(model.config.name, path.read_text(encoding="utf-8"), str(path))
+
+
+def _clean(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict by the names that it has where no part is compiled."""
+    return {name.replace("_orig_mod.", ""): value for name, value in state.items()}
+
+
+def load_folder(folder: Path) -> Model:
     """Rebuild the model that `save_pretrained` wrote, on the CPU, in evaluation mode.
 
     Parameters come in float32 whatever they are stored in.
@@ -79,30 +178,41 @@ def load_folder(folder: Path) -> UniversalModel:
             weights are not exactly those of the model that the configuration describes; or the
             prompt embeddings are of other prompts, or of another text encoder.
     """
-    verify_sums(folder)
+    names = summed_files(folder)
+    verify_sums(folder, names)
     config_text = (folder / CONFIG).read_text(encoding="utf-8")
-    config = ModelConfig.from_json(config_text, str(folder / CONFIG))
-    prompt_embedding = _read_prompts(folder / PROMPTS, config)
+    config = read_config(config_text, str(folder / CONFIG))
+    prompt_embedding = None
+    if isinstance(config, ModelConfig):
+        if PROMPTS not in names:
+            verify_sums(folder)  # which says what is missing
+        prompt_embedding = _read_prompts(folder / PROMPTS, config)
     return build_model(config, read_tensors(folder / WEIGHTS), prompt_embedding, str(folder))
 
 
-def build_model(
-    config: ModelConfig, state: Mapping[str, Tensor], prompt_embedding: Tensor, source: str
-) -> UniversalModel:
-    """The model of `config` with exactly the weights `state`, in evaluation mode.
+def summed_files(folder: Path) -> tuple[str, ...]:
+    """The files that a saved folder must have beside its sums: a model without text has fewer."""
+    sums = folder / SUMS
+    return PLAIN if sums.is_file() and PROMPTS not in _read_sums(sums) else SUMMED
 
-    source: names the weights in errors.
+
+def saved_folder(folder: Path) -> Path:
+    """The saved model or adapter that a folder is, or holds if it is the folder of a run.
 
     Raises:
-        WeightsError: keys are missing or unexpected, or shapes differ; it lists them.
+        UsageError: It holds both.
     """
-    try:
-        model = UniversalModel(config, prompt_embedding)
-    except UsageError as error:
-        raise WeightsError(f"The configuration of {source} builds no model: {error}") from error
-    check_state(shapes_of(model), state, source)
-    model.load_state_dict(state)
-    return model.eval()
+    if any((folder / file).exists() for file in (CONFIG, PEFT_CONFIG, UNIVERSAL_CT)):
+        return folder
+    inside = [folder / name for name in (MODEL, ADAPTER) if (folder / name / SUMS).is_file()]
+    if len(inside) > 1:
+        raise UsageError(f"{folder} holds a model and an adapter. Give one: {inside[0]}.")
+    return inside[0] if inside else folder
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder is that of an adapter, complete or not."""
+    return any((folder / file).exists() for file in (PEFT_CONFIG, UNIVERSAL_CT))
 
 
 def write_sums(folder: Path, names: Sequence[str]) -> dict[str, str]:
@@ -126,9 +236,10 @@ def verify_sums(folder: Path, names: Sequence[str] = SUMMED) -> None:
     """
     missing = [name for name in (*names, SUMS) if not (folder / name).is_file()]
     if missing:
+        _refuse_other_kind(folder, names)
         raise WeightsError(
             f"{folder} is not a complete saved {_what(names)}: it lacks {', '.join(missing)}. "
-            "Save or download it again; universal-ct never leaves half a folder."
+            "Save or download it again."
         )
     sums = _read_sums(folder / SUMS)
     for name in names:
@@ -142,6 +253,26 @@ def verify_sums(folder: Path, names: Sequence[str] = SUMMED) -> None:
                 f"{folder / name} is damaged or was changed: {SUMS} says SHA-256 {sums[name]}, "
                 f"the file has {actual}.{_pointer_hint(folder / name)} Get the folder again."
             )
+
+
+def _refuse_other_kind(folder: Path, names: Sequence[str]) -> None:
+    """Say so where an adapter is given for a model, or a model for an adapter.
+
+    Raises:
+        UsageError: it is.
+    """
+    if WEIGHTS in names and is_adapter(folder):
+        raise UsageError(
+            f"{folder} is an adapter, not a whole model: from_pretrained loads it with its base, "
+            "load_adapter puts it on a model that you have."
+        )
+    if WEIGHTS not in names and (folder / CONFIG).is_file():
+        raise UsageError(f"{folder} is a whole model, not an adapter: from_pretrained loads it.")
+    if WEIGHTS not in names and not (folder / UNIVERSAL_CT).exists() and is_adapter(folder):
+        raise WeightsError(
+            f"{folder} has no {UNIVERSAL_CT}: peft saved this adapter, or it is incomplete. Save "
+            "it by save_adapter, which names the weights that it fits, or download it again."
+        )
 
 
 def _read_sums(path: Path) -> dict[str, str]:

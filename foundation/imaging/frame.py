@@ -1,4 +1,4 @@
-"""A CT into the network's frame (RAS, fixed spacing, windowed HU), and maps back onto its grid."""
+"""A CT on the network's grid (RAS, its own spacing), and maps back on the grid of the file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from foundation.imaging.volumes import Volume
 if TYPE_CHECKING:
     from torch import Tensor
 
-BODY_HU = -175.0  # what lies above is body (or table): the published foreground crop
 Box = tuple[slice, slice, slice]
 
 
@@ -29,8 +28,13 @@ class Frame:
     its own spacing and shares its centre with the file's grid, so that a mirrored file gives the
     mirrored result.
 
-    axes: the file axis behind each RAS axis. flips: whether it runs the other way.
-    ras_shape, ras_spacing_mm: the file's grid after that. shape, spacing_mm: the network's.
+    Attributes:
+        axes: The file axis behind each RAS axis.
+        flips: Whether it runs the other way.
+        ras_shape: Voxels of the file's grid after that.
+        ras_spacing_mm: Its spacing.
+        shape: Voxels of the network's grid.
+        spacing_mm: Its spacing.
     """
 
     axes: tuple[int, int, int]
@@ -42,7 +46,15 @@ class Frame:
 
     @classmethod
     def of(cls, volume: Volume, spacing_mm: Sequence[float]) -> Frame:
-        """The frame that takes `volume` to a network grid of `spacing_mm`."""
+        """Make the frame that takes a CT to a network's grid.
+
+        Args:
+            volume: The CT as it lies in its file.
+            spacing_mm: Of the network's grid along the RAS axes.
+
+        Returns:
+            The frame.
+        """
         # One row for each file axis: which RAS axis it is nearest to, and its sign.
         orientation = nib.orientations.io_orientation(volume.affine)
         ras_axis = [int(axis) for axis in orientation[:, 0]]
@@ -63,7 +75,14 @@ class Frame:
         )
 
     def to_ras(self, array: NDArray) -> NDArray:
-        """A view of an array on the file's grid, with axes in the order and direction of RAS."""
+        """Turn an array on the file's grid so that its axes are those of RAS.
+
+        Args:
+            array: On the file's grid.
+
+        Returns:
+            A view of it.
+        """
         steps = tuple(slice(None, None, -1 if flip else 1) for flip in self.flips)
         return array.transpose(self.axes)[steps]
 
@@ -73,6 +92,12 @@ class Frame:
         Linear where the network's grid is finer; where it is coarser, the mean over each network
         voxel. The published code samples linearly at any ratio, which keeps the noise of single
         voxels; at 4 mm that is no longer the averaged image that a network is trained on.
+
+        Args:
+            array: On the file's grid.
+
+        Returns:
+            An array (X, Y, Z) of `shape`, RAS.
         """
         ras = self.to_ras(array)
         grids = zip(ras.shape, self.ras_spacing_mm, self.shape, self.spacing_mm, strict=True)
@@ -89,11 +114,16 @@ class Frame:
     ) -> tuple[NDArray, Box]:
         """Resample a box of the network's grid back to the file's grid; zero lies around the box.
 
-        values (x, y, z): the box, whose first voxel is `start`. Linear where the file's grid is
-        finer, the mean over each voxel where it is coarser.
+        Linear where the file's grid is finer, the mean over each voxel where it is coarser.
 
-        Returns (array, box): `array` is the part of the file's grid that the box can reach, in the
-        file's axes, and `box` where it lies: float32, or bool (`> threshold`) if one is given.
+        Args:
+            values: The box (x, y, z).
+            start: The index of its first voxel on the network's grid.
+            threshold: If it is given, the result is where the values exceed it.
+
+        Returns:
+            The part of the file's grid that the box can reach, in the file's axes: float32, or bool
+            with a threshold; and where it lies.
         """
         weights, reach = [], []
         for axis in range(3):
@@ -133,12 +163,21 @@ class Frame:
 def interval_weights(
     source_size: int, source_mm: float, target_size: int, target_mm: float
 ) -> NDArray[np.float32]:
-    """Share of each source voxel in each target voxel, (target_size, source_size), rows sum to 1.
+    """Compute the share of each source voxel in each target voxel, along one axis.
 
     Both grids have the same centre. A target voxel is the mean of the source over an interval
     around its centre, as wide as the wider of the two spacings: linear interpolation when the
     target is finer, an area average when it is coarser, and no jump between the two. Beyond the
     edge, the edge voxel goes on.
+
+    Args:
+        source_size: Voxels of the source.
+        source_mm: Their size.
+        target_size: Voxels of the target.
+        target_mm: Their size.
+
+    Returns:
+        The weights (target_size, source_size); each row sums to 1.
     """
     first = (source_size * source_mm - target_size * target_mm) / 2
     centres = first + (np.arange(target_size) + 0.5) * target_mm
@@ -156,21 +195,29 @@ def interval_weights(
 
 
 def window_hu(hu: Tensor, hu_windows: Sequence[tuple[float, float]]) -> Tensor:
-    """hu (X, Y, Z) → (C, X, Y, Z): each (low, high) window clips HU and scales it to [0, 1]."""
+    """Clip HU to windows, and scale each to [0, 1].
+
+    Args:
+        hu: The CT (X, Y, Z), HU.
+        hu_windows: (low, high) of each window, HU.
+
+    Returns:
+        The network's input (C, X, Y, Z) in [0, 1], a channel a window.
+    """
     import torch  # preparing data needs all of this module but this
 
     return torch.stack([((hu - low) / (high - low)).clamp(0, 1) for low, high in hu_windows])
 
 
-def body_box(hu: NDArray[np.float32]) -> Box | None:
-    """The smallest box around everything above −175 HU, or None where there is only air."""
-    return bounding_box(hu > BODY_HU)
-
-
 def bounding_box(mask: NDArray, margin: int = 0) -> Box | None:
-    """The smallest box around the nonzero voxels of a mask (X, Y, Z), or None if it is empty.
+    """Find the smallest box around the nonzero voxels of a mask.
 
-    margin: voxels added on every side, as far as the grid reaches.
+    Args:
+        mask: The mask (X, Y, Z).
+        margin: Voxels added on every side, as far as the grid reaches.
+
+    Returns:
+        The box; None if the mask is empty.
     """
     box = []
     for axis in range(3):

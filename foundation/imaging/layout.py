@@ -1,41 +1,54 @@
-"""Where the files of a segmentation lie: in a folder, or beside a file that the user named."""
+"""Where the files of a segmentation lie, and how they appear there: all of them, or none."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from foundation.errors import UsageError
 from foundation.files import nifti_stem
+from foundation.imaging.sidecar import Sidecar, find_sidecar
 
 _OTHER_FILES = (".gz", ".nrrd", ".mha", ".mhd", ".dcm", ".npy", ".npz", ".png", ".json")
+_STAGING = ".universal-ct-"
 
 
 @dataclass(frozen=True)
 class ResultFiles:
-    """The places of one result's files.
+    """The places of one result's files, in a folder or beside a file that the user named.
 
-    base: the folder, or the label map's file that the user named. label_map: NIfTI. sidecar: names
-    and volumes as JSON; it is written last, so where it is, the result is whole. masks: a folder
-    with one NIfTI file for each class that has one.
+    Attributes:
+        base: The folder, or the label map's file that the user named.
+        label_map: NIfTI.
+        sidecar: JSON, see `foundation.imaging.sidecar`.
+        masks: A folder with one NIfTI file for each class that has one.
+        volumes: CSV.
+        preview: PNG.
     """
 
     base: Path
     label_map: Path
     sidecar: Path
     masks: Path
+    volumes: Path
+    preview: Path
 
     @classmethod
     def of(cls, base: Path) -> ResultFiles:
-        """The places for `base`: a folder, or a file name.nii.gz.
+        """Return the places for a folder, or for a file name.nii.gz.
 
         Raises:
             UsageError: `base` is a file, or surely meant as one, but not NIfTI.
         """
         stem = nifti_stem(base)
         if stem is not None:
-            sidecar = base.with_name(f"{stem}.labels.json")
-            return cls(base, base, sidecar, base.with_name(f"{stem}_segmentations"))
+            ends = (".segmentation.json", "_segmentations", ".volumes.csv", ".preview.png")
+            return cls(base, base, *(base.with_name(f"{stem}{end}") for end in ends))
         # A folder's name may hold dots: only what is surely meant as a file is refused.
         meant_as_file = base.suffix.lower() in _OTHER_FILES and not base.is_dir()
         if base.is_file() or meant_as_file:
@@ -44,18 +57,120 @@ class ResultFiles:
 
     @classmethod
     def inside(cls, folder: Path) -> ResultFiles:
-        """The places in a folder, whatever its name."""
-        return cls(
-            folder, folder / "segmentation.nii.gz", folder / "labels.json", folder / "segmentations"
-        )
+        """Return the places in a folder, whatever its name."""
+        names = ("segmentation.nii.gz", "segmentation.json", "segmentations")
+        return cls(folder, *(folder / name for name in (*names, "volumes.csv", "preview.png")))
 
     @property
-    def in_folder(self) -> bool:
-        """Whether the result has a folder of its own."""
-        return self.base != self.label_map
+    def root(self) -> Path:
+        """The folder that all of them lie in."""
+        return self.sidecar.parent
 
-    def beside(self, name: str) -> Path:
-        """The place of a further file: in the folder, or `<stem>.<name>` beside the file."""
-        if self.in_folder:
-            return self.base / name
-        return self.base.with_name(f"{nifti_stem(self.base)}.{name}")
+    @property
+    def done(self) -> bool:
+        """Whether a whole result of ours is there."""
+        found = find_sidecar(self.sidecar)
+        return found is not None and found.complete
+
+    def earlier(self) -> list[Path]:
+        """Return the files of the result of ours that is there, the sidecar last."""
+        found = find_sidecar(self.sidecar)
+        if found is None:
+            return []
+        inside = self.root.resolve()
+        files = [self.root / name for name in found.files]
+        return [*(p for p in files if p.resolve().is_relative_to(inside)), self.sidecar]
+
+    def foreign(self) -> Path | None:
+        """Return a file in the place of one of ours that no result of ours names, if there is one.
+
+        Somebody's own masks or tables, for example a dataset's: they are never replaced.
+        """
+        places = [self.label_map, self.sidecar, self.volumes, self.preview]
+        places += sorted(self.masks.iterdir()) if self.masks.is_dir() else [self.masks]
+        earlier = self.earlier()
+        return next((place for place in places if place.exists() and place not in earlier), None)
+
+    @contextmanager
+    def replacing(self) -> Iterator[Writing]:
+        """Write a result in a hidden folder; its files come here when the block ends well.
+
+        Until then nothing of an earlier result changes, so that a full disk or an error costs
+        nothing. Then the files are renamed, which takes a moment and no room. Meanwhile the sidecar
+        names the files of both results and says that it is not complete: a result that a kill has
+        left half replaced is known as ours, and is done again.
+
+        The block must write the sidecar, and last.
+
+        Raises:
+            UsageError: Files are there that no result of ours names.
+        """
+        foreign = self.foreign()
+        if foreign:
+            raise UsageError(
+                f"{foreign} was there before and is not universal-ct's. Give another place, "
+                "or move it."
+            )
+        beside = self.root if self.root.is_dir() else self.root.parent
+        beside.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=beside))
+        try:
+            yield Writing(self.root, staging)
+            self._publish(staging)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+    def _publish(self, staging: Path) -> None:
+        written = staging / self.sidecar.name
+        sidecar = Sidecar.read(written)
+        new = [self.root / name for name in sidecar.files]
+        gone = [path for path in self.earlier() if path not in (*new, self.sidecar)]
+        names = [path.relative_to(self.root).as_posix() for path in (*new, *gone)]
+        changing = replace(sidecar, files=tuple(names), complete=False)
+        changing.write(staging / "changing.json")  # the last that needs room on the disk
+        self.root.mkdir(parents=True, exist_ok=True)
+        os.replace(staging / "changing.json", self.sidecar)
+        for path in new:
+            path.parent.mkdir(exist_ok=True)
+            os.replace(staging / path.relative_to(self.root), path)
+        for path in gone:
+            path.unlink(missing_ok=True)
+        with suppress(OSError):  # not there, or not empty
+            self.masks.rmdir()
+        os.replace(written, self.sidecar)
+
+
+@dataclass(frozen=True)
+class Writing:
+    """The files of a result that is being written.
+
+    Attributes:
+        root: The folder in which they will lie.
+        staging: The hidden folder in which they are written.
+        files: Those that are written, under `root`.
+    """
+
+    root: Path
+    staging: Path
+    files: list[Path] = field(default_factory=list)
+
+    @contextmanager
+    def file(self, target: Path) -> Iterator[Path]:
+        """Give the place to write a file at; it is noted when the block ends well.
+
+        Raises:
+            OSError: It cannot be written; the error names `target`.
+        """
+        hidden = self.staging / target.relative_to(self.root)
+        hidden.parent.mkdir(exist_ok=True)
+        try:
+            yield hidden
+        except OSError as error:
+            if error.errno is None:
+                raise
+            raise OSError(error.errno, error.strerror, str(target)) from error
+        self.files.append(target)
+
+    def names(self) -> tuple[str, ...]:
+        """Return the files that are written, relative to `root`."""
+        return tuple(path.relative_to(self.root).as_posix() for path in self.files)

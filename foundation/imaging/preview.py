@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from foundation.errors import UsageError
 from foundation.files import replacing
 from foundation.imaging.frame import Frame
-from foundation.imaging.legend import colour, display_name
+from foundation.imaging.legend import colours, display_name
 from foundation.imaging.volumes import Volume
 
 HU_WINDOW = (-160.0, 240.0)  # soft tissue
@@ -26,6 +26,7 @@ WIDTH_INCHES = 14.0
 DPI = 110
 LEGEND_COLUMNS = 5
 LEGEND_ROW_INCHES = 0.26
+STRIP_INCHES = 2.5  # panels that would be lower, side by side, are put below each other
 
 # Axis that a plane cuts, and the RAS axes that run along its rows (across) and columns (down).
 # Both are shown reversed: the patient's right at the left, front and head at the top.
@@ -63,10 +64,13 @@ def save_preview(
     The slices are those that show most of the structures. Voxels keep their true proportions. The
     patient's right is at the left of the picture, as in radiology.
 
-    masks: a `Segmentation`, or name → mask (X, Y, Z) on the axes of the CT's file.
+    Args:
+        ct: The CT.
+        masks: A `Segmentation`, or name → mask (X, Y, Z) on the axes of the CT's file.
+        path: A name that ends in .png.
 
     Raises:
-        UsageError: a mask of another shape than the CT, or a name that does not end in .png.
+        UsageError: A mask of another shape than the CT, or a name that does not end in .png.
     """
     path = Path(path)
     if path.suffix.lower() != ".png":
@@ -81,14 +85,15 @@ def save_preview(
         for plane in PLANES
     ]
     overlays = [np.zeros((*panel.image.shape, 4), np.float32) for panel in panels]
+    shades = colours(names)
     # Large structures first, so that small ones are drawn over them.
     for name in sorted(names, key=lambda name: -voxels[name]):
         ras = frame.to_ras(shown.mask(name))
         for plane, overlay in zip(PLANES, overlays, strict=True):
             cut = _slice(ras, plane, indices[plane[1]])
-            overlay[cut] = (*(part / 255 for part in colour(name)), OPACITY)
+            overlay[cut] = (*(part / 255 for part in shades[name]), OPACITY)
     legend = [
-        (f"{display_name(name)}  {voxels[name] * ct.voxel_ml:,.1f} ml", colour(name))
+        (f"{display_name(name)}  {voxels[name] * ct.voxel_ml:,.1f} ml", shades[name])
         for name in names
     ]
     figure = _draw(panels, overlays, legend, str(ct.path.name) if ct.path else "")
@@ -100,10 +105,17 @@ def save_preview(
 def informative_slices(
     profiles: Iterable[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]], shape: tuple[int, ...]
 ) -> tuple[int, int, int]:
-    """The slice along each axis that shows most of the structures; the middle if there are none.
+    """Find the slice along each axis that shows most of the structures.
 
-    profiles: for each structure, its voxels in every slice along X, Y, Z. Each structure counts by
-    how near the slice comes to its own largest section, so that small ones count as much.
+    Each structure counts by how near the slice comes to its own largest section, so that small ones
+    count as much.
+
+    Args:
+        profiles: For each structure, its voxels in every slice along X, Y, Z.
+        shape: Of the volume.
+
+    Returns:
+        Indices along X, Y, Z; the middle if there are no structures.
     """
     scores = [np.zeros(size) for size in shape]
     for structure in profiles:
@@ -111,6 +123,26 @@ def informative_slices(
             score += areas / max(1, areas.max())
     x, y, z = (int(s.argmax()) if s.any() else s.size // 2 for s in scores)
     return x, y, z
+
+
+def arrange(widths: Sequence[float], width_inches: float) -> tuple[float, float, dict[str, Any]]:
+    """Place panels side by side, or below each other where they would be strips, as of a slab.
+
+    Args:
+        widths: Of each panel, where its height is 1.
+        width_inches: Of the figure with panels side by side; half of it with panels in a column.
+
+    Returns:
+        Width and height of all in inches, and what `add_gridspec` needs.
+    """
+    height = width_inches / sum(widths)
+    if height >= STRIP_INCHES:
+        grid = {"nrows": 1, "ncols": len(widths), "width_ratios": widths, "wspace": 0.02}
+        return width_inches, min(9.0, height), grid
+    width = width_inches / 2
+    heights = [min(width / each, 1.5 * width) for each in widths]
+    grid = {"nrows": len(widths), "ncols": 1, "height_ratios": heights, "hspace": 0.25}
+    return width, sum(heights) + 0.25 * len(widths), grid
 
 
 @dataclass(frozen=True)
@@ -169,20 +201,19 @@ def _draw(
     legend: list[tuple[str, tuple[int, int, int]]],
     title: str,
 ) -> Figure:
-    # Every panel has the same height, and the width that its true proportions ask for.
     widths = [panel.width_mm / panel.height_mm for panel in panels]
-    height = min(9.0, max(2.5, WIDTH_INCHES / sum(widths)))
-    legend_rows = max(1, -(-len(legend) // LEGEND_COLUMNS))
+    width, height, places = arrange(widths, WIDTH_INCHES)
+    columns = LEGEND_COLUMNS if width == WIDTH_INCHES else LEGEND_COLUMNS // 2
+    legend_rows = max(1, -(-len(legend) // columns))
     below = LEGEND_ROW_INCHES * legend_rows + 0.35
     total = height + below + 0.45
-    figure = Figure(figsize=(WIDTH_INCHES, total), facecolor="black")
+    figure = Figure(figsize=(width, total), facecolor="black")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(
-        1, len(panels), width_ratios=widths, wspace=0.02, left=0.01, right=0.99,
-        bottom=below / total, top=(below + height) / total,
-    )  # fmt: skip
+        **places, left=0.01, right=0.99, bottom=below / total, top=(below + height) / total
+    )
     for place, (panel, overlay) in enumerate(zip(panels, overlays, strict=True)):
-        axes = figure.add_subplot(grid[0, place])
+        axes = figure.add_subplot(grid[place])
         axes.set_facecolor("black")
         axes.set_axis_off()
         axes.imshow(
@@ -198,11 +229,15 @@ def _draw(
         for text, (red, green, blue) in legend
     ]
     if handles:
-        figure.legend(
-            handles=handles, loc="lower center", ncol=LEGEND_COLUMNS, fontsize=9,
+        shown = figure.legend(
+            handles=handles, loc="lower center", ncol=columns, fontsize=9,
             facecolor="black", edgecolor="black", labelcolor="white",
         )  # fmt: skip
+        for text in shown.get_texts():
+            text.set_parse_math(False)  # a dollar in a name is a dollar
     else:
         figure.text(0.5, 0.2 / total, "no structure found", color="white", ha="center")
-    figure.text(0.01, 1 - 0.2 / total, title, color="white", va="center", fontsize=9)
+    letters = title.encode("utf-8", "replace").decode()  # a file's name may hold other bytes
+    style = {"color": "white", "va": "center", "fontsize": 9, "parse_math": False}
+    figure.text(0.01, 1 - 0.2 / total, letters, **style)
     return figure

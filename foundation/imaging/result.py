@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import csv
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,19 +15,18 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from foundation import taxonomy
+from foundation import __version__, taxonomy
 from foundation.errors import UsageError
-from foundation.files import replacing
 from foundation.imaging import bits
 from foundation.imaging.frame import Box, Frame, bounding_box
-from foundation.imaging.layout import ResultFiles
-from foundation.imaging.legend import colour, display_name
-from foundation.imaging.volumes import Volume, write_label_map, write_mask
-from foundation.inference.sliding_window import QUANTA, ProbabilityMap
+from foundation.imaging.layout import ResultFiles, Writing
+from foundation.imaging.legend import colours, display_name
+from foundation.imaging.probabilities import QUANTA, ProbabilityMap
+from foundation.imaging.sidecar import Label, Sidecar
+from foundation.imaging.volumes import Volume, VolumeWarning, write_label_map, write_mask
 
 Layout = Literal["multilabel", "per_class", "both"]
 LAYOUTS = ("multilabel", "per_class", "both")
-SIDECAR_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,20 @@ class _PackedMask:
 class Segmentation:
     """Masks of one CT, on exactly the grid of its file.
 
-    volume: the CT. classes: the names that were segmented, in the order of the model.
-    label_values: value of each class in a label map: its channel in the model + 1, also for a
-        subset of the classes. parents: the organ that each lesion lies in, or None.
-    threshold: a voxel belongs to a class where its probability exceeds this.
-    maps, frame: probabilities on the network's grid, and how it lies on the file's.
-
     Classes may overlap: a tumour's voxels belong to its organ too.
+
+    Attributes:
+        volume: The CT.
+        frame: How the network's grid lies on the file's.
+        maps: Class name → probabilities on the network's grid.
+        classes: The names that were segmented, in the order of the model.
+        label_values: Value of each class in a label map: its channel in the model + 1, also for a
+            subset of the classes.
+        parents: Each class of the model → the organ that the lesion lies in, or None.
+        threshold: A voxel belongs to a class where its probability exceeds this.
+        model_name: Name of the model.
+        model_sha256: Of its weights, where it has one.
+        options: What else the CT was segmented with, for the sidecar.
     """
 
     volume: Volume
@@ -63,17 +70,24 @@ class Segmentation:
     parents: Mapping[str, str | None] = field(default_factory=dict)
     threshold: float = 0.5
     model_name: str = ""
+    model_sha256: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
     _packed: dict[str, _PackedMask | None] = field(default_factory=dict, repr=False, compare=False)
 
     def __repr__(self) -> str:
         source = self.volume.path or "array"
         return f"Segmentation({str(source)!r}, {len(self.present)} of {len(self.classes)} present)"
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Doubts about the CT, in sentences; empty where there are none."""
+        return self.volume.warnings
+
     def mask(self, name: str) -> NDArray[np.bool_]:
-        """Mask of a class (X, Y, Z), on the axes of the CT's file.
+        """Return the mask of a class (X, Y, Z), bool, on the axes of the CT's file.
 
         Raises:
-            UsageError: the class was not segmented.
+            UsageError: The class was not segmented.
         """
         mask = np.zeros(self.volume.shape, bool)
         packed = self._pack(taxonomy.resolve(name, self.classes))
@@ -82,13 +96,13 @@ class Segmentation:
         return mask
 
     def probabilities(self, name: str) -> NDArray[np.float32]:
-        """Probability of a class (X, Y, Z) in [0, 1] on the axes of the CT's file.
+        """Return the probability of a class (X, Y, Z) in [0, 1] on the axes of the CT's file.
 
         In steps of 1/255, and after the clean-up: `probabilities(name) > threshold` is
         `mask(name)`. Zero far from the structure, where the model gave less than 0.05.
 
         Raises:
-            UsageError: the class was not segmented.
+            UsageError: The class was not segmented.
         """
         name = taxonomy.resolve(name, self.classes)
         grid = np.zeros(self.volume.shape, np.float32)
@@ -129,7 +143,7 @@ class Segmentation:
         )
 
     def label_map(self) -> NDArray[np.integer]:
-        """One label for each voxel (X, Y, Z), uint8 or uint16; 0 is background.
+        """Return one label for each voxel (X, Y, Z), uint8 or uint16; 0 is background.
 
         Where classes overlap, lesions lie over organs, and smaller structures over larger.
         """
@@ -141,7 +155,7 @@ class Segmentation:
         return label_map
 
     def hidden_voxels(self, label_map: NDArray[np.integer]) -> dict[str, int]:
-        """How many voxels of each class a label map shows under another class; 0 left out."""
+        """Count the voxels of each class that a label map shows as another class; 0 left out."""
         hidden = {}
         for name in self.present:
             found = self._found(name)
@@ -150,66 +164,117 @@ class Segmentation:
                 hidden[name] = int(under.sum())
         return hidden
 
-    def save(self, path: str | os.PathLike[str], *, layout: Layout = "multilabel") -> list[Path]:
-        """Write the masks as NIfTI on the CT's grid, and a sidecar of names; return the files.
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        layout: Layout = "multilabel",
+        preview: bool = False,
+        seconds: float | None = None,
+    ) -> list[Path]:
+        """Write the masks as NIfTI on the CT's grid, a table of volumes, and a sidecar.
 
-        path: a folder, which gets `segmentation.nii.gz`, `labels.json` and `segmentations/`; or a
-            file name.nii.gz, beside which lie `name.labels.json` and `name_segmentations/`.
-        layout: "multilabel" writes one label map; "per_class" one file for every class asked for,
-            found or not; "both". Nothing is lost in a label map: a class that lies partly under
-            another is written to its own file too, which the sidecar names.
+        All files appear at once, when the last of them is written. An earlier result of ours is
+        replaced, files of others never are. Nothing is lost in a label map: a class that lies
+        partly under another is written to its own file too, which the sidecar names.
 
-        Every file appears whole or not at all, the sidecar last; files of these names are replaced.
+        Args:
+            path: A folder, which gets `segmentation.nii.gz`, `segmentations/`, `volumes.csv` and
+                `segmentation.json`; or a file name.nii.gz, beside which lie
+                `name_segmentations/`, `name.volumes.csv` and `name.segmentation.json`.
+            layout: "multilabel" writes one label map; "per_class" one file for every class asked
+                for, found or not; "both".
+            preview: Also write a picture, `preview.png`.
+            seconds: What the segmentation took, for the sidecar.
+
+        Returns:
+            The files, the sidecar last.
 
         Raises:
-            UsageError: unknown layout, or `path` is a file but not NIfTI.
+            UsageError: Unknown layout, `path` is a file but not NIfTI, or files are in the way that
+                are not a result of ours.
+            OSError: A file cannot be written; the error names it.
         """
         if layout not in LAYOUTS:
             raise UsageError(f"Unknown layout {layout!r}. Choose from: {', '.join(LAYOUTS)}.")
-        files = ResultFiles.of(Path(path))
-        written: list[Path] = []
+        places = ResultFiles.of(Path(path))
+        doubts = [*self.warnings]
         hidden: dict[str, int] = {}
-        if layout != "per_class":
-            label_map = self.label_map()
-            hidden = self.hidden_voxels(label_map)
-            written.append(write_label_map(files.label_map, label_map, self.volume))
-        own = tuple(hidden) if layout == "multilabel" else self.classes
-        masks = {name: files.masks / f"{self._file_stem(name)}.nii.gz" for name in own}
-        written += [write_mask(file, self.mask(name), self.volume) for name, file in masks.items()]
-        places = {name: file.relative_to(files.sidecar.parent) for name, file in masks.items()}
-        content = self._sidecar(hidden, places)
-        content["label_map"] = files.label_map.name if layout != "per_class" else None
-        with replacing(files.sidecar) as temporary:
-            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        return [*written, files.sidecar]
+        with places.replacing() as result:
+            if layout != "per_class":
+                label_map = self.label_map()
+                hidden = self.hidden_voxels(label_map)
+                with result.file(places.label_map) as file:
+                    write_label_map(file, label_map, self.volume)
+            own = {}
+            for name in hidden if layout == "multilabel" else self.classes:
+                with result.file(places.masks / f"{self._file_stem(name)}.nii.gz") as file:
+                    write_mask(file, self.mask(name), self.volume)
+                own[name] = result.names()[-1]
+            if preview:
+                doubts += self._write_preview(result, places.preview)
+            with result.file(places.volumes) as file:
+                self._write_volumes(file, doubts)
+            sidecar = Sidecar(
+                universal_ct=__version__,
+                ct=_text(self.volume.path.name) if self.volume.path else None,
+                model=self.model_name,
+                model_sha256=self.model_sha256,
+                label_map=None if layout == "per_class" else places.label_map.name,
+                labels=self._labels(hidden, own),
+                files=result.names(),
+                options={"threshold": self.threshold, "layout": layout, **self.options},
+                warnings=tuple(map(_text, doubts)),
+                seconds=seconds,
+            )
+            with result.file(places.sidecar) as file:
+                sidecar.write(file)
+        return result.files
+
+    def _write_preview(self, result: Writing, target: Path) -> list[str]:
+        """Draw the picture; whatever goes wrong with it must not cost the masks."""
+        from foundation.imaging.preview import save_preview
+
+        try:
+            with result.file(target) as file:
+                save_preview(self.volume, self, file)
+        except OSError:
+            raise
+        except Exception as error:
+            doubt = f"The preview could not be drawn: {error!r}."
+            warnings.warn(doubt, VolumeWarning, stacklevel=3)
+            return [doubt]
+        return []
+
+    def _write_volumes(self, path: Path, doubts: list[str]) -> None:
+        truncated = self.truncated
+        with path.open("w", newline="", encoding="utf-8", errors="replace") as file:
+            writer = csv.writer(file)
+            writer.writerow(["class", "volume_ml", "truncated", "warnings"])
+            for name, ml in self.volumes_ml.items():
+                cut = str(name in truncated).lower()
+                writer.writerow([name, f"{ml:.3f}", cut, " ".join(doubts)])
 
     def _file_stem(self, name: str) -> str:
         """A class's name as a file's: a name is the model's own, and might hold a path."""
         safe = re.sub(r"[^\w-]+", "_", name)
         return safe if safe == name else f"{safe}_{self.label_values[name]}"
 
-    def _sidecar(self, hidden: Mapping[str, int], files: Mapping[str, Path]) -> dict[str, Any]:
-        truncated, volumes_ml = self.truncated, self.volumes_ml
-        labels = {
-            str(self.label_values[name]): {
-                "name": name,
-                "display": display_name(name),
-                "colour": list(colour(name)),
-                "parent": self.parents.get(name),
-                "volume_ml": round(volumes_ml[name], 3),
-                "truncated": name in truncated,
-                # Voxels that the label map shows as another class; `file` has them all.
-                "hidden_voxels": hidden.get(name, 0),
-                "file": files[name].as_posix() if name in files else None,
-            }
-            for name in self.classes
-        }
+    def _labels(self, hidden: Mapping[str, int], files: Mapping[str, str]) -> dict[str, Label]:
+        truncated = self.truncated
+        shades = colours(dict.fromkeys([*self.parents, *self.classes]))
         return {
-            "format_version": SIDECAR_VERSION,
-            "ct": self.volume.path.name if self.volume.path else None,
-            "model": self.model_name,
-            "threshold": self.threshold,
-            "labels": labels,
+            str(self.label_values[name]): Label(
+                name=name,
+                display=display_name(name),
+                colour=shades[name],
+                parent=self.parents.get(name),
+                volume_ml=round(self.volumes_ml[name], 3),
+                truncated=name in truncated,
+                hidden_voxels=hidden.get(name, 0),
+                file=files.get(name),
+            )
+            for name in self.classes
         }
 
     def _painting_order(self) -> list[str]:
@@ -241,3 +306,8 @@ class Segmentation:
         )
         part = array[box]
         return _PackedMask((x, y, z), part.shape, bits.pack(part), int(part.sum()))
+
+
+def _text(text: str) -> str:
+    """A text that every file can hold: names of files may have bytes that are no letters."""
+    return text.encode("utf-8", "replace").decode()

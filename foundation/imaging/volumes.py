@@ -24,7 +24,7 @@ SUPPORTED = (
     "Supported: NIfTI files (.nii, .nii.gz), a nibabel image, or a pair (array, affine) in HU. "
     "Convert DICOM with dcm2niix, other formats with SimpleITK or 3D Slicer."
 )
-AIR_HU = -500.0  # anything above is tissue; a CT of a person shows air somewhere
+HIGHEST_AIR_HU = -500.0  # anything above is tissue; a CT of a person shows air somewhere
 SPACING_LIMITS_MM = (0.02, 50.0)
 CLIPPED_SHARE = 0.005  # of the voxels at the very minimum and at the very maximum
 
@@ -37,10 +37,13 @@ class VolumeWarning(UserWarning):
 class Volume:
     """One CT in the order of its file.
 
-    array (X, Y, Z): float32 HU, on the axes of the file, whatever their directions.
-    affine (4, 4): voxel index to millimetres, RAS+.
-    header: of the NIfTI it came from, whose codes and units masks inherit.
-    file_shape: as stored; one frame more than `array` has axes where the file is 4-D.
+    Attributes:
+        array: (X, Y, Z), float32 HU, on the axes of the file, whatever their directions.
+        affine: (4, 4), voxel index to millimetres, RAS+.
+        header: Of the NIfTI it came from, whose codes and units masks inherit.
+        file_shape: As stored; one frame more than `array` has axes where the file is 4-D.
+        path: Of the file; None for an array or an image in memory.
+        warnings: Doubts about the CT, in sentences, that `read_ct` warned of.
     """
 
     array: NDArray[np.float32]
@@ -48,6 +51,7 @@ class Volume:
     header: Any
     file_shape: tuple[int, ...]
     path: Path | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -74,15 +78,18 @@ def read_ct(source: Source) -> Volume:
     """Read a CT from a NIfTI path, a nibabel image or (array in HU, affine), and check it.
 
     Any orientation, spacing and number type; slope and intercept are applied; a 4-D file with one
-    frame counts as 3-D. A `Volume` passes through unchanged.
+    frame counts as 3-D.
+
+    Args:
+        source: Path, image, or pair. A `Volume` passes through unchanged.
 
     Raises:
-        VolumeError: no such file, not NIfTI, damaged or cut short, not one 3-D volume, no finite
+        VolumeError: No such file, not NIfTI, damaged or cut short, not one 3-D volume, no finite
             or no varying intensities, or a grid that has no spacing.
 
     Warns:
-        VolumeWarning: intensities look like MR or like an already windowed CT, or the file does
-            not say which side is left.
+        VolumeWarning: Intensities look like MR or like an already windowed CT, or the file does
+            not say which side is left. The text is also in `Volume.warnings`.
     """
     if isinstance(source, Volume):
         return source
@@ -100,19 +107,19 @@ def read_ct(source: Source) -> Volume:
     affine = _checked_affine(image.affine, label)
     _check_shape(image.shape, label)
     array = _load(image, label)
-    _check_intensities(array, label)
+    doubts = _check_intensities(array, label)
     header = image.header if isinstance(image.header, nib.Nifti1Header) else None
     if header is None:
         header = nib.Nifti1Image(np.zeros((1, 1, 1), np.uint8), affine).header
         header.set_xyzt_units("mm")
     elif header["sform_code"] == 0 and header["qform_code"] == 0:
-        warnings.warn(
+        doubts.append(
             f"{label} does not say how it lies in the body (sform and qform code 0): "
-            "left and right may be swapped. Set the orientation in its header.",
-            VolumeWarning,
-            stacklevel=2,
+            "left and right may be swapped. Set the orientation in its header."
         )
-    return Volume(array, affine, header.copy(), tuple(image.shape), path)
+    for doubt in doubts:
+        warnings.warn(doubt, VolumeWarning, stacklevel=2)
+    return Volume(array, affine, header.copy(), tuple(image.shape), path, tuple(doubts))
 
 
 def write_mask(path: str | os.PathLike[str], mask: NDArray[Any], like: Volume) -> Path:
@@ -261,7 +268,7 @@ def _load(image: Any, label: str) -> NDArray[np.float32]:
     return voxels
 
 
-def _check_intensities(array: NDArray[np.float32], label: str) -> None:
+def _check_intensities(array: NDArray[np.float32], label: str) -> list[str]:
     low, high = float(array.min()), float(array.max())
     if not (np.isfinite(low) and np.isfinite(high)):
         raise VolumeError(
@@ -271,17 +278,13 @@ def _check_intensities(array: NDArray[np.float32], label: str) -> None:
     if low == high:
         raise VolumeError(f"{label} is empty: every voxel is {low:g}. Give a CT in HU.")
     reason = _doubt(array, low, high)
-    if reason:
-        warnings.warn(
-            f"{label}: {reason} Masks may be empty or wrong. Give a CT in HU (air near -1000).",
-            VolumeWarning,
-            stacklevel=3,
-        )
+    advice = "Masks may be empty or wrong. Give a CT in HU (air near -1000)."
+    return [f"{label}: {reason} {advice}"] if reason else []
 
 
 def _doubt(array: NDArray[np.float32], low: float, high: float) -> str:
     """Why these intensities may not be HU, or "" if they look like a CT."""
-    if low <= AIR_HU:
+    if low <= HIGHEST_AIR_HU:
         return ""
     run = f"intensities run from {low:g} to {high:g}"
     if low >= 0 and high <= 1.001:

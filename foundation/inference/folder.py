@@ -1,30 +1,35 @@
-"""Many CTs through one model: find them, segment each, leave its files.
+"""Many CTs through one network: find them, segment each, leave its files.
 
-For each CT: the masks and `labels.json` (see `Segmentation.save`), `volumes.csv` and, if wanted,
-`preview.png`. `labels.json` is written last: where it is, the CT is done.
+For each CT these are the masks, `volumes.csv`, `segmentation.json` and, if wanted, `preview.png`;
+see `Segmentation.save`.
 """
 
 from __future__ import annotations
 
-import csv
-import json
+import errno
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from foundation.errors import UsageError
-from foundation.files import nifti_stem, replacing
+from foundation.errors import UniversalCTError, UsageError
+from foundation.files import nifti_stem
 from foundation.imaging.layout import ResultFiles
+from foundation.imaging.sidecar import Sidecar
 
 if TYPE_CHECKING:
-    from foundation.imaging.result import Layout, Segmentation
-    from foundation.model import UniversalModel
+    from typing_extensions import Unpack
 
-_VOLUMES, _PREVIEW = "volumes.csv", "preview.png"
+    from foundation.imaging.result import Layout
+    from foundation.inference.options import FolderOptions, InferenceOptions
+    from foundation.networks.protocol import Network
+
+Existing = Literal["refuse", "skip", "overwrite"]
+
 _CASE_FILES = ("ct.nii.gz", "ct.nii")  # ID/ct.nii.gz, as in TotalSegmentator and AbdomenAtlas
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # the next CT would meet it too
 
 
 @dataclass(frozen=True)
@@ -42,38 +47,22 @@ class Case:
         is_file = nifti_stem(self.output) is not None
         return ResultFiles.of(self.output) if is_file else ResultFiles.inside(self.output)
 
-    @property
-    def done(self) -> bool:
-        """Whether results are there already."""
-        files = self.files
-        return files.sidecar.exists() or (not files.in_folder and files.label_map.exists())
-
-    @property
-    def foreign(self) -> Path | None:
-        """Masks in the place of this case's that no run of ours wrote, e.g. a dataset's own."""
-        files = self.files
-        if files.sidecar.exists() or files.beside(_VOLUMES).exists():
-            return None  # a run of ours, finished or broken off: it writes the volumes first
-        if files.in_folder and files.label_map.exists():
-            return files.label_map
-        return files.masks if files.masks.is_dir() and any(files.masks.iterdir()) else None
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How every CT of a run is segmented; see `UniversalModel.segment` and `Segmentation.save`."""
-
-    classes: Sequence[str] | None = None
-    device: str = "auto"
-    overlap: float | None = None
-    layout: Layout = "multilabel"
-    preview: bool = False
-    progress: bool = True
-
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one CT; `error` is set where it failed."""
+    """What became of one CT.
+
+    Attributes:
+        case: Name of the case.
+        ct: Path of the CT.
+        status: "done", "skipped" or "failed".
+        files: What was written.
+        volumes_ml: Class name → millilitres, 0.0 where it was not found.
+        truncated: Classes that reach the border of the scan.
+        warnings: Doubts about the CT or the result, in sentences.
+        seconds: From reading the CT to the last file.
+        error: What went wrong, where it failed.
+    """
 
     case: str
     ct: str
@@ -81,20 +70,62 @@ class Outcome:
     files: list[str] = field(default_factory=list)
     volumes_ml: dict[str, float] = field(default_factory=dict)
     truncated: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0
     error: str | None = None
 
 
+def segment_folder(
+    network: Network,
+    inputs: str | Path | Sequence[str | Path],
+    output: str | Path,
+    *,
+    existing: Existing = "refuse",
+    report: Callable[[Outcome], None] | None = None,
+    **options: Unpack[FolderOptions],
+) -> list[Outcome]:
+    """Segment many CTs and save each result; a CT that fails does not stop the others.
+
+    Args:
+        network: A model of `from_pretrained`, or any network that `segment_volume` takes.
+        inputs: Files and folders, see `find_cases`.
+        output: Folder that receives a folder for each CT; for one CT also a file name.nii.gz.
+        existing: What to do where results are already: "refuse", "skip" those CTs, or "overwrite".
+        report: Called with the outcome of each CT when it is known.
+        **options: classes, device, overlap, postprocess and progress as of `segment_volume`; layout
+            and preview as of `Segmentation.save`.
+
+    Returns:
+        What became of each CT.
+
+    Raises:
+        UsageError: See `find_cases` and `still_to_do`; or a class or an option is unknown.
+    """
+    given = [inputs] if isinstance(inputs, str | Path) else inputs
+    cases = find_cases(given, output)
+    outcomes = []
+    for outcome in segment_cases(network, cases, existing=existing, **options):
+        outcomes.append(outcome)
+        if report:
+            report(outcome)
+    return outcomes
+
+
 def find_cases(inputs: Sequence[str | Path], output: str | Path) -> list[Case]:
-    """The CTs that files and folders stand for, each with its own place under `output`.
+    """Find the CTs that files and folders stand for, each with its own place under `output`.
 
     A folder stands for its `ct.nii.gz`, or else for the NIfTI files in it and the `ct.nii.gz` of
     its subfolders. A case is called by its file, or by its folder where the file is called `ct`;
     nnU-Net's channel suffix `_0000` is dropped. A file that does not exist is a case that fails.
 
+    Args:
+        inputs: Files and folders.
+        output: A folder, or for one CT a file name.nii.gz.
+
     Raises:
-        UsageError: a folder without CTs, two cases of one name, several CTs for one output file,
-            or an output that is the CT itself or cannot be a folder.
+        UsageError: A folder without CTs, a CT whose name gives none to its folder, two cases of one
+            name, several CTs for one output file, or an output that is the CT itself or cannot be a
+            folder.
     """
     output = Path(output)
     found: dict[Path, str] = {}
@@ -111,6 +142,11 @@ def find_cases(inputs: Sequence[str | Path], output: str | Path) -> list[Case]:
     if output.exists() and not output.is_dir():
         raise UsageError(f"{output} is a file, not a folder. Give -o a folder or a .nii.gz file.")
     names = [_case_name(ct) for ct in cts]
+    if nameless := [ct for ct, name in zip(cts, names, strict=True) if not name.strip(". ")]:
+        raise UsageError(
+            f"{nameless[0]} gives no name to the folder of its results, which must lie inside of "
+            f"{output}. Rename the file, or give -o a file .nii.gz."
+        )
     # Some file systems do not tell small from capital letters.
     count = Counter(name.casefold() for name in names)
     double = next((name for name in names if count[name.casefold()] > 1), None)
@@ -124,52 +160,113 @@ def find_cases(inputs: Sequence[str | Path], output: str | Path) -> list[Case]:
     return [Case(name, ct, output / name) for name, ct in zip(names, cts, strict=True)]
 
 
-def still_to_do(cases: Sequence[Case], *, overwrite: bool, skip_existing: bool) -> list[Case]:
-    """The cases to segment, given what is there already.
+def still_to_do(cases: Sequence[Case], existing: Existing) -> list[Case]:
+    """Return the cases to segment, given what is there already.
+
+    Args:
+        cases: From `find_cases`.
+        existing: See `segment_folder`.
 
     Raises:
-        UsageError: results are there and neither of the two options says what to do; or masks are
-            there that no run of ours wrote, which are never replaced.
+        UsageError: Results are there and `existing` is "refuse"; or files are there that no result
+            of ours names, which are never replaced.
     """
-    foreign = next((path for case in cases if (path := case.foreign)), None)
-    if foreign:
+    if foreign := next((path for case in cases if (path := case.files.foreign())), None):
         raise UsageError(
             f"{foreign} was there before and is not universal-ct's. Give another -o, or move it."
         )
-    done = [case for case in cases if case.done]
-    if done and not overwrite and not skip_existing:
+    done = [case for case in cases if case.files.done]
+    if done and existing == "refuse":
         more = f" and {len(done) - 1} more" if len(done) > 1 else ""
         raise UsageError(
             f"{done[0].output}{more} already holds a segmentation. "
             "Add --overwrite or --skip-existing, or give another -o."
         )
-    return list(cases) if overwrite else [case for case in cases if not case.done]
+    return [case for case in cases if existing == "overwrite" or case not in done]
 
 
-def segment_case(model: UniversalModel, case: Case, settings: Settings) -> Outcome:
-    """Segment one CT and write its files.
+def segment_cases(
+    network: Network | None,
+    cases: Sequence[Case],
+    *,
+    existing: Existing = "refuse",
+    debug: bool = False,
+    **options: Unpack[FolderOptions],
+) -> Iterator[Outcome]:
+    """Segment cases one after the other; whatever goes wrong with one must not cost the others.
+
+    A full or read-only disk ends it, since all that follows would be computed in vain: the cases
+    that are left fail without being tried.
+
+    Args:
+        network: See `segment_folder`; None where no CT exists.
+        cases: From `find_cases`.
+        existing: See `segment_folder`.
+        debug: Raise whatever goes wrong with a CT.
+        **options: See `segment_folder`.
+
+    Yields:
+        What became of each CT, in the order of `cases`.
 
     Raises:
-        VolumeError: the CT cannot be read.
-        OSError: a file cannot be written.
+        UsageError: See `still_to_do`; or the request is wrong for every CT.
     """
-    start = time.monotonic()
-    segmentation = model.segment(
-        case.ct,
-        classes=settings.classes,
-        device=settings.device,
-        overlap=settings.overlap,
-        progress=settings.progress,
-    )
-    places = case.files
-    for path in _earlier_files(places):
-        path.unlink(missing_ok=True)
-    files = [_write_volumes(segmentation, places.beside(_VOLUMES))]
-    if settings.preview:
-        from foundation.imaging.preview import save_preview
+    todo = still_to_do(cases, existing)
+    no_room = ""
+    for case in cases:
+        if case not in todo:
+            yield Outcome(case.name, str(case.ct), "skipped")
+            continue
+        if no_room:
+            yield _failed(case, f"not tried, because of {no_room}")
+            continue
+        if network is None or not case.ct.exists():
+            yield _failed(case, f"{case.ct} does not exist. Check the path.")
+            continue
+        try:
+            yield segment_case(network, case, **options)
+        except UsageError:
+            raise  # the request itself is wrong, for every CT
+        except Exception as error:
+            if debug:
+                raise
+            expected = isinstance(error, UniversalCTError | OSError)
+            reason = str(error) if expected else f"{type(error).__name__}: {error} (see --debug)"
+            if isinstance(error, OSError) and error.errno in _NO_ROOM:
+                no_room = reason
+            yield _failed(case, reason)
 
-        files.append(save_preview(segmentation.volume, segmentation, places.beside(_PREVIEW)))
-    files += segmentation.save(case.output, layout=settings.layout)
+
+def segment_case(
+    network: Network,
+    case: Case,
+    *,
+    classes: str | Sequence[str] | None = None,
+    layout: Layout = "multilabel",
+    preview: bool = False,
+    **options: Unpack[InferenceOptions],
+) -> Outcome:
+    """Segment one CT and write its files.
+
+    Args:
+        network: See `segment_folder`.
+        case: The CT and where its results go.
+        classes: As of `segment_volume`.
+        layout: As of `Segmentation.save`.
+        preview: As of `Segmentation.save`.
+        **options: As of `segment_volume`.
+
+    Raises:
+        VolumeError: The CT cannot be read.
+        UsageError: A class or an option is unknown.
+        OSError: A file cannot be written.
+    """
+    from foundation.inference.predict import segment_volume
+
+    start = time.monotonic()
+    segmentation = segment_volume(network, case.ct, classes=classes, **options)
+    taken = round(time.monotonic() - start, 1)
+    files = segmentation.save(case.output, layout=layout, preview=preview, seconds=taken)
     return Outcome(
         case=case.name,
         ct=str(case.ct),
@@ -177,45 +274,13 @@ def segment_case(model: UniversalModel, case: Case, settings: Settings) -> Outco
         files=[str(path) for path in files],
         volumes_ml={name: round(ml, 3) for name, ml in segmentation.volumes_ml.items()},
         truncated=list(segmentation.truncated),
+        warnings=list(Sidecar.read(files[-1]).warnings),
         seconds=round(time.monotonic() - start, 1),
     )
 
 
-def volume_table(outcome: Outcome) -> str:
-    """The classes that were found, with their volumes, as lines of text."""
-    found = {name: ml for name, ml in outcome.volumes_ml.items() if ml > 0}
-    wide = max(map(len, found), default=5)
-    rows = [
-        f"{name:<{wide}}  {ml:>9.1f}{'  cut by the border' if name in outcome.truncated else ''}"
-        for name, ml in found.items()
-    ]
-    return "\n".join([f"{'class':<{wide}}  {'volume_ml':>9}", *(rows or ["nothing found"])])
-
-
-def _write_volumes(segmentation: Segmentation, path: Path) -> Path:
-    truncated = segmentation.truncated
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["class", "volume_ml", "truncated"])
-        for name, ml in segmentation.volumes_ml.items():
-            writer.writerow([name, f"{ml:.3f}", str(name in truncated).lower()])
-    return path
-
-
-def _earlier_files(places: ResultFiles) -> list[Path]:
-    """Files of an earlier run of this case, which would contradict the new ones.
-
-    The sidecar comes first: without it, a run that breaks off leaves nothing that looks finished.
-    """
-    try:
-        content = json.loads(places.sidecar.read_text(encoding="utf-8"))
-        names = [content["label_map"], *(row["file"] for row in content["labels"].values())]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return []  # no sidecar, or none of ours: then nothing here is ours to remove
-    folder = places.sidecar.parent
-    paths = [folder / name for name in names if isinstance(name, str)]
-    masks = [p for p in paths if nifti_stem(p) and p.resolve().is_relative_to(folder.resolve())]
-    return [places.sidecar, *masks, places.beside(_PREVIEW)]
+def _failed(case: Case, error: str) -> Outcome:
+    return Outcome(case.name, str(case.ct), "failed", error=error)
 
 
 def _in_folder(folder: Path) -> list[Path]:
@@ -241,6 +306,6 @@ def _case_name(ct: Path) -> str:
     name = ct.name
     if name in _CASE_FILES and ct.resolve().parent.name:
         name = ct.resolve().parent.name
-    while stem := nifti_stem(Path(name)):  # also of a.nii.nii.gz
+    while (stem := nifti_stem(Path(name))) is not None:  # also of a.nii.nii.gz
         name = stem
     return name.removesuffix("_0000") or name

@@ -1,4 +1,4 @@
-"""The published clean-up of masks on the network's grid, without its faults.
+"""Post-processing of masks on the network's grid, as published, with its faults mended.
 
 What the published code does, by class, and what differs here and why:
 
@@ -8,9 +8,10 @@ What the published code does, by class, and what differs here and why:
 - Portal and splenic vein: nothing below the lowest slice of the pancreas. Published code crashes
   without a pancreas; here the rule then rests.
 - Lungs: published code takes the two largest components of both, the leftmost for the left lung,
-  and erases both when they touch or when only one is visible. Here sides follow the middle of the
-  body. The same holds for kidneys, adrenal glands and femoral heads, since the prompts of two
-  sides are nearly identical and a network can take one for the other.
+  and erases both when they touch or when only one is visible. Here each piece goes to the side of
+  the body it lies on, as `imaging.sides` tells them. The same holds for kidneys, adrenal glands and
+  femoral heads, since the prompts of two sides are nearly identical and a network can take one for
+  the other.
 - Kidney and liver tumours: only within the organ, closed and widened by 3 mm. Where no organ is
   found there is nothing to compare with, and the tumour stays.
 
@@ -25,12 +26,22 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from foundation.imaging.sides import correct_sides
+
 Mask = NDArray[np.bool_]
 
 CONNECTED = np.ones((3, 3, 3), bool)  # 26 neighbours
 SINGLE = (
-    *("spleen", "gallbladder", "liver", "stomach", "inferior_vena_cava", "pancreas", "rectum"),
-    *("urinary_bladder", "prostate", "celiac_trunk"),
+    "spleen",
+    "gallbladder",
+    "liver",
+    "stomach",
+    "inferior_vena_cava",
+    "pancreas",
+    "rectum",
+    "urinary_bladder",
+    "prostate",
+    "celiac_trunk",
 )
 TUBES = ("esophagus", "aorta", "duodenum", "colon", "intestine")
 PAIRS = (  # right, left
@@ -43,13 +54,18 @@ TUMOURS = {"kidney_tumor": ("kidney_right", "kidney_left"), "liver_tumor": ("liv
 VEIN, PANCREAS = "portal_vein_and_splenic_vein", "pancreas"
 
 PIECE_SHARE = 0.1  # of the largest piece: what a true piece of a tube, or of a lung, has at least
-SIDE_SHARE = 0.75  # of a component's voxels on one side: then all of it belongs there
 TUMOUR_MARGIN_MM = 3.0  # published: a 5³ closing and dilation at 1.5 mm
-CUT_SHARE = 0.3  # of the largest sagittal section, on the border: then the body is cut off there
 
 
 def partners(names: Iterable[str]) -> tuple[str, ...]:
-    """The classes that the rules for `names` look at, beside `names` themselves."""
+    """Find the classes that the rules for some classes look at, beside these themselves.
+
+    Args:
+        names: The classes that are wanted.
+
+    Returns:
+        The others, sorted.
+    """
     wanted = set(names)
     for right, left in PAIRS:
         if wanted & {right, left}:
@@ -62,36 +78,23 @@ def partners(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(wanted - set(names)))
 
 
-def midline(body: Mask) -> float | None:
-    """Index along X of the plane between the body's right and left halves, or None.
-
-    body (X, Y, Z) in RAS: what is denser than air. None where the scan cuts the body off on its
-    right or left, as in a crop around one organ: the middle of what is left is not the middle of
-    the person.
-    """
-    if not body.any():
-        return None
-    labels, count = ndimage.label(body, CONNECTED)
-    if count > 1:  # drop the table and clothes
-        body = labels == np.bincount(labels.ravel())[1:].argmax() + 1
-    sections = body.sum(axis=(1, 2))
-    if max(sections[0], sections[-1]) > CUT_SHARE * sections.max():
-        return None
-    return float(sections @ np.arange(sections.size) / sections.sum())
-
-
 def postprocess(
     masks: Mapping[str, Mask],
     *,
     spacing_mm: Sequence[float],
     middle: float | None = None,
 ) -> Iterator[tuple[str, Mask]]:
-    """Clean masks (X, Y, Z) that share one RAS grid; classes without a rule are passed over.
+    """Clean masks; classes without a rule are passed over. An organ never disappears wholly.
 
-    masks: by class name; raw, and read again whenever a rule needs one, so that a mapping may make
-    them on demand. middle: from `midline`; without it, sides stay as the network gave them.
+    Args:
+        masks: Class name → mask (X, Y, Z), all on one RAS grid. They are read again whenever a rule
+            needs one, so that a mapping may make them on demand.
+        spacing_mm: Of a voxel along X, Y and Z.
+        middle: X index of the body's middle, see `imaging.body.midline_from_ct`; without it, sides
+            stay as the network gave them.
 
-    Yields (name, cleaned mask), one class at a time. An organ that is there never disappears.
+    Yields:
+        The name and the cleaned mask, one class at a time.
     """
     for name in masks:
         if name in SINGLE:
@@ -100,7 +103,7 @@ def postprocess(
             yield name, largest(masks[name], PIECE_SHARE)
     for pair in PAIRS:
         if all(name in masks for name in pair):
-            yield from _clean_pair(masks, pair, middle)
+            yield from _clean_pair(masks, pair, spacing_mm, middle)
         else:
             yield from ((name, largest(masks[name])) for name in pair if name in masks)
     if VEIN in masks and PANCREAS in masks:
@@ -112,7 +115,16 @@ def postprocess(
 
 
 def largest(mask: Mask, share: float = 1.0) -> Mask:
-    """The largest 26-connected component, and those with at least `share` of its voxels."""
+    """Keep the largest 26-connected component, and those that are nearly as large.
+
+    Args:
+        mask: The mask (X, Y, Z).
+        share: Of the largest component's voxels, which another one needs to stay; from 1 on, the
+            largest stays alone.
+
+    Returns:
+        The mask of what stays.
+    """
 
     def keep(part: Mask) -> Mask:
         labels, count = ndimage.label(part, CONNECTED)
@@ -129,39 +141,17 @@ def largest(mask: Mask, share: float = 1.0) -> Mask:
     return _within_box(mask, keep)
 
 
-def by_side(right: Mask, left: Mask, middle: float) -> tuple[Mask, Mask]:
-    """Give each component of two masks to the side it lies on.
-
-    A component with three quarters of its voxels on one side belongs there whole, so that a lung
-    may reach over the middle. Any other spans both sides (touching lungs under one name, a
-    horseshoe kidney) and is divided at the middle.
-
-    middle: index along X (RAS: right has the larger index).
-    """
-    sides = np.zeros_like(right), np.zeros_like(left)
-    on_right = (np.arange(right.shape[0]) > middle)[:, None, None]
-    for mask in (right, left):
-        labels, _ = ndimage.label(mask, CONNECTED)
-        for index, box in enumerate(ndimage.find_objects(labels), start=1):
-            component = labels[box] == index
-            over = component & on_right[box[0]]
-            share = over.sum() / component.sum()
-            if share >= SIDE_SHARE:
-                over = component
-            elif share <= 1 - SIDE_SHARE:
-                over = np.zeros_like(component)
-            sides[0][box] |= over
-            sides[1][box] |= component & ~over
-    return sides
-
-
 def _clean_pair(
-    masks: Mapping[str, Mask], pair: tuple[str, str], middle: float | None
+    masks: Mapping[str, Mask],
+    pair: tuple[str, str],
+    spacing_mm: Sequence[float],
+    middle: float | None,
 ) -> Iterator[tuple[str, Mask]]:
     right, left = masks[pair[0]], masks[pair[1]]
+    lungs = pair[0].startswith("lung")
     if middle is not None:
-        right, left = by_side(right, left, middle)
-    share = PIECE_SHARE if pair[0].startswith("lung") else 1.0
+        right, left = correct_sides(right, left, spacing_mm, middle, cut_at_waist=lungs)
+    share = PIECE_SHARE if lungs else 1.0
     yield pair[0], largest(right, share)
     yield pair[1], largest(left, share)
 

@@ -12,19 +12,16 @@ from scipy import ndimage
 
 from foundation import taxonomy
 from foundation.errors import UsageError
-from foundation.imaging.frame import BODY_HU, Frame, body_box
+from foundation.imaging.body import body_box, midline_from_ct
+from foundation.imaging.frame import Frame
+from foundation.imaging.preprocess import RAS, frame_of, ras_axes, reorient
+from foundation.imaging.probabilities import QUANTA, ProbabilityMap, crop
 from foundation.imaging.result import Segmentation
 from foundation.imaging.volumes import Source, read_ct
 from foundation.inference import postprocess as rules
 from foundation.inference.postprocess import CONNECTED, Mask
-from foundation.inference.sliding_window import (
-    QUANTA,
-    Network,
-    ProbabilityMap,
-    collect,
-    crop,
-    slide,
-)
+from foundation.inference.sliding_window import collect, slide
+from foundation.networks.protocol import Network
 
 Maps = dict[str, ProbabilityMap]
 
@@ -41,8 +38,8 @@ def segment_volume(
 ) -> Segmentation:
     """Segment one CT.
 
-    Follows the published inference: RAS, the weights' spacing and HU windows, the box around the
-    body, Gaussian sliding window over logits, sigmoid, threshold, clean-up of the masks. Two
+    Follows the published inference: the weights' orientation, spacing and HU windows, the box
+    around the body, Gaussian sliding window over logits, threshold, clean-up of the masks. Two
     deviations: probabilities, not masks, are brought back to the CT's grid (linearly) and
     thresholded there, since the nearest voxel of a coarse mask gives staircases; and coarser grids
     are averages, not samples, of the CT.
@@ -51,27 +48,34 @@ def segment_volume(
     4 bytes a voxel of one slab, as thick as a window, a class; at most 2 bytes a voxel of the
     network's grid a class. For 512 × 512 × 600 voxels of 0.8 mm and 32 classes at 1.5 mm in windows
     of 96³ that is 0.6 + 0.9 + at most 1.5 GB, where 32 volumes of floats would take 20. Masks are
-    made one at a time, when asked for, and kept as bits.
+    made one at a time, when asked for, and kept as bits. The logits of a softmax are needed for all
+    classes, whichever are asked for.
 
-    network: a `UniversalModel`, or anything with its config, backbone, head, prompt_embedding.
-    ct: path of a NIfTI file, nibabel image, (array in HU, affine), or `Volume`.
-    classes: names or aliases; only these are computed. All of the model's if not given.
-    device: "auto", "cpu", "cuda", "cuda:1", "mps"; the network moves there. Not given: it stays.
-    overlap: share of a window that its neighbour covers, in [0, 1); the weights' own if not given.
-    postprocess: the rules of `foundation.inference.postprocess`. progress: a bar on standard error.
+    Args:
+        network: Any `Network`: a `UniversalModel`, or a module with a `config` and
+            `forward(image, channels)`.
+        ct: Path of a NIfTI file, nibabel image, (array in HU, affine), or `Volume`.
+        classes: Names or aliases; only these are computed. All of the network's if not given.
+        device: "auto", "cpu", "cuda", "cuda:1", "mps"; the network moves there. Not given: it stays
+            where it is.
+        overlap: Share of a window that its neighbour covers, in [0, 1); the weights' own if not
+            given.
+        postprocess: Apply the rules of `foundation.inference.postprocess`.
+        progress: Show a bar on standard error.
 
     Raises:
-        VolumeError: the CT cannot be read (see `read_ct`).
-        UsageError: unknown class, overlap outside [0, 1), or a device that is not there.
+        VolumeError: The CT cannot be read (see `read_ct`).
+        UsageError: Unknown class, overlap outside [0, 1), a device that is not there, or a network
+            that gives other logits than its configuration tells.
     """
     config = network.config
     names = resolve_classes(classes, config.class_names)
     overlap = config.preprocessing.overlap if overlap is None else overlap
     if not 0 <= overlap < 1:
         raise UsageError(f"overlap is {overlap}; give a share in [0, 1), e.g. 0.5.")
-    target = network.prompt_embedding.device if device is None else choose_device(device)
+    target = _device_of(network) if device is None else choose_device(device)
     volume = read_ct(ct)
-    frame = Frame.of(volume, config.preprocessing.spacing_mm)
+    frame = frame_of(volume, config.preprocessing)
     hu = frame.to_network(volume.array)
 
     # The rules look at neighbours (a tumour at its organ), so that the answer for a class does not
@@ -97,14 +101,20 @@ def segment_volume(
         parents={spec.name: spec.parent for spec in config.classes},
         threshold=threshold,
         model_name=config.name,
+        model_sha256=getattr(network, "weights_sha256", None),
+        options={"overlap": overlap, "postprocess": postprocess, "device": str(target)},
     )
 
 
 def resolve_classes(classes: str | Sequence[str] | None, allowed: Sequence[str]) -> list[str]:
-    """Names of the wanted classes in the order of the model; a single name may stand alone.
+    """Return the names of the wanted classes in the order of the model.
+
+    Args:
+        classes: Names or aliases; a single one may stand alone; None, all.
+        allowed: The classes of the model.
 
     Raises:
-        UsageError: a class that the model does not have, or none at all.
+        UsageError: A class that the model does not have, or none at all.
     """
     if classes is None:
         return list(allowed)
@@ -116,10 +126,10 @@ def resolve_classes(classes: str | Sequence[str] | None, allowed: Sequence[str])
 
 
 def choose_device(name: str | torch.device) -> torch.device:
-    """The device of this name; "auto" takes the first of cuda, mps, cpu that is there.
+    """Return the device of this name; "auto" takes the first of cuda, mps, cpu that is there.
 
     Raises:
-        UsageError: no such device, or it is not available here.
+        UsageError: There is no such device, or it is not available here.
     """
     cuda = torch.cuda.is_available()
     mps = torch.backends.mps.is_available()
@@ -152,12 +162,38 @@ def _probability_maps(
     box = body_box(hu)
     if box is None:
         return {}
-    channels = [network.config.class_names.index(name) for name in names]
+    config = network.config
+    orientation = config.preprocessing.orientation
+    channels = [config.class_names.index(name) for name in names]
+    # Here alone the axes are the network's own; the frame, the box and the maps lie in RAS.
+    turned = np.ascontiguousarray(reorient(hu[box], RAS, orientation))
     slabs: Iterator[Any] = slide(
-        network, hu[box], channels, device=device, overlap=overlap, progress=progress
+        network, turned, channels, device=device, overlap=overlap, progress=progress
     )
-    found = collect(slabs, len(names), [part.start for part in box])
-    return {name: each for name, each in zip(names, found, strict=True) if each is not None}
+    found = collect(slabs, len(names), (0, 0, 0))
+    return {
+        name: _in_ras(each, turned.shape, orientation, [part.start for part in box])
+        for name, each in zip(names, found, strict=True)
+        if each is not None
+    }
+
+
+def _in_ras(
+    found: ProbabilityMap, shape: Sequence[int], orientation: str, offset: Sequence[int]
+) -> ProbabilityMap:
+    """A map along the axes of `orientation`, in an array of `shape` there, in RAS from `offset`."""
+    start = list(offset)
+    for axis, ras in enumerate(ras_axes(orientation)):
+        before, size = found.start[axis], found.values.shape[axis]
+        forward = orientation[axis] in RAS
+        start[ras] += before if forward else shape[axis] - before - size
+    values = np.ascontiguousarray(reorient(found.values, orientation, RAS))
+    return ProbabilityMap(values, (start[0], start[1], start[2]))
+
+
+def _device_of(network: Network) -> torch.device:
+    weights = next(network.parameters(), None)
+    return torch.device("cpu") if weights is None else weights.device
 
 
 class _RawMasks(Mapping[str, Mask]):
@@ -190,7 +226,7 @@ def _cleaned(
     """Maps in which what the rules removed is 0, and what changed sides has its probability."""
     raw = _RawMasks(maps, names, frame.shape, threshold)
     cleaned: Maps = {}
-    middle = rules.midline(hu > BODY_HU)
+    middle = midline_from_ct(hu, frame.spacing_mm)
     for name, kept in rules.postprocess(raw, spacing_mm=frame.spacing_mm, middle=middle):
         before = raw[name]
         moved = kept & ~before

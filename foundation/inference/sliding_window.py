@@ -4,68 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from itertools import product
 from math import ceil
-from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import Tensor
+from tqdm.auto import tqdm
 
-from foundation.config import ModelConfig
-from foundation.imaging.frame import bounding_box, window_hu
-from foundation.networks.backbones import Backbone
-from foundation.networks.branches import read_out
-from foundation.networks.head import TextDrivenHead
+from foundation.errors import UsageError
+from foundation.imaging.preprocess import normalise_hu
+from foundation.imaging.probabilities import NEGLIGIBLE, QUANTA, ProbabilityMap, crop, join
+from foundation.networks.protocol import Network
 
 SIGMA = 0.125  # of the Gaussian importance, in patch sizes; published (MONAI's default)
 LEAST_IMPORTANCE = 1e-3  # MONAI's floor: corners of a single window still get a value
-NEGLIGIBLE = 0.05  # boxes are cropped to probabilities above this
-QUANTA = 255  # probabilities are kept as uint8: steps of 0.004, a quarter of float32's memory
-
-
-class Network(Protocol):
-    """What inference needs of a model; `UniversalModel` is one."""
-
-    training: bool
-    config: ModelConfig
-    backbone: Backbone
-    head: TextDrivenHead
-    prompt_embedding: Tensor
-    branches: nn.ModuleList
-
-    def train(self, mode: bool = ...) -> Any:
-        """Switch between training and evaluation."""
-
-    def to(self, device: torch.device) -> Any:
-        """Move to a device."""
-
-
-@dataclass(frozen=True)
-class ProbabilityMap:
-    """Probabilities of one class on the network's grid, cropped to where they matter.
-
-    values (x, y, z): uint8, 255 is probability 1. start: index of its first voxel in the grid.
-    The box holds all probabilities from 0.05 on, and a margin; those around it count as zero.
-    """
-
-    values: NDArray[np.uint8]
-    start: tuple[int, int, int]
-
-    @property
-    def box(self) -> tuple[slice, slice, slice]:
-        """Where `values` lies in the network's grid."""
-        x, y, z = (slice(s, s + n) for s, n in zip(self.start, self.values.shape, strict=True))
-        return x, y, z
-
-    def full(self, shape: Sequence[int]) -> NDArray[np.uint8]:
-        """`values` on the whole grid of `shape`."""
-        grid = np.zeros(shape, np.uint8)
-        grid[self.box] = self.values
-        return grid
 
 
 def window_size(shape: Sequence[int], patch_size: Sequence[int], divisor: int) -> tuple[int, ...]:
@@ -100,14 +54,27 @@ def importance_map(window: Sequence[int]) -> Tensor:
 class SlabAccumulator:
     """Blends the logits of windows that arrive in the order of Z, and lets finished slices go.
 
-    Holds classes × X × Y × (one window's Z) floats, however long the volume, and never a second
-    array of that size: what can be done in place is.
+    Holds maps × X × Y × (one window's Z) floats, however long the volume, and never a second array
+    of that size: what can be done in place is.
+
+    Args:
+        maps: Channels of the logits.
+        shape_xy: X and Y of the volume, in voxels.
+        window: Size of a window, in voxels.
+        device: Where the sums are kept.
+        exclusive: Of a softmax, the classes that are wanted; None for sigmoids.
     """
 
     def __init__(
-        self, classes: int, shape_xy: Sequence[int], window: Sequence[int], device: torch.device
+        self,
+        maps: int,
+        shape_xy: Sequence[int],
+        window: Sequence[int],
+        device: torch.device,
+        exclusive: Sequence[int] | None = None,
     ) -> None:
-        self.total = torch.zeros((classes, *shape_xy, window[2]), device=device)
+        self.exclusive = exclusive
+        self.total = torch.zeros((maps, *shape_xy, window[2]), device=device)
         self.weight = torch.zeros((*shape_xy, window[2]), device=device)
         self.importance = importance_map(window).to(device)
         self.window = tuple(window)
@@ -123,10 +90,13 @@ class SlabAccumulator:
     def advance(self, z: int) -> Tensor:
         """Finish the slices before `z`, which no further window covers, and let them go.
 
-        Returns their probabilities × 255 (K, X, Y, n), uint8: the sigmoid of the blended logits.
+        Returns:
+            The classes' probabilities × 255, uint8 (K, X, Y, n), of the blended logits.
         """
         count = min(z - self.z, self.window[2])
         finished = self.total[..., :count].div_(self.weight[..., :count])
+        if self.exclusive is not None:
+            finished = lead_over_others(finished, self.exclusive)
         quantised = finished.sigmoid_().mul_(QUANTA).round_().to(torch.uint8)
         kept = self.window[2] - count
         for buffer in (*self.total, self.weight):
@@ -134,6 +104,24 @@ class SlabAccumulator:
             buffer[..., kept:] = 0
         self.z = z
         return quantised
+
+
+def lead_over_others(scores: Tensor, channels: Sequence[int]) -> Tensor:
+    """Return by how much classes of a softmax exceed the likeliest other channel.
+
+    Its sigmoid exceeds 0.5 where the class is the likeliest. The class's own probability would
+    leave a voxel of which three classes share most to background.
+
+    Args:
+        scores: (1 + K, …), background first.
+        channels: The wanted classes, as indices.
+
+    Returns:
+        (k, …); negative where another channel is likelier.
+    """
+    best, second = scores.topk(2, dim=0).values
+    wanted = scores[[channel + 1 for channel in channels]]
+    return wanted - torch.where(wanted == best, second, best)
 
 
 @torch.inference_mode()
@@ -146,36 +134,66 @@ def slide(
     overlap: float,
     progress: bool,
 ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """Run the network over `hu` (X, Y, Z) on its own grid and yield finished slabs along Z.
+    """Run a network over a CT and iterate over finished slabs along the last axis.
 
-    channels: the classes to compute, as indices into the network's. Around the volume lies air.
-    Features are computed once a window, whatever the number of classes. Logits are blended, as
-    published, and become probabilities once blended.
+    Around the volume lies air. Logits are blended, as published, and become probabilities once
+    blended.
 
-    Yields (z, slab): slab (K, X, Y, n) holds probabilities × 255 of the slices from z on.
+    Args:
+        network: What is to be run; it is in evaluation mode and on `device`.
+        hu: HU (X, Y, Z), at the spacing of the network and along its axes.
+        channels: The wanted classes, as indices into the network's.
+        device: Where to compute.
+        overlap: Share of a window that its neighbour covers, in [0, 1).
+        progress: Show a bar on standard error.
+
+    Yields:
+        (z, slab): slab (K, X, Y, n) holds probabilities × 255 of the slices from z on.
+
+    Raises:
+        UsageError: The network gives another number of channels than its configuration tells.
     """
-    settings = network.config.preprocessing
+    config = network.config
+    settings = config.preprocessing
+    exclusive = channels if config.activation == "softmax" else None
+    maps = len(channels) if exclusive is None else 1 + len(config.classes)
     shape = hu.shape
-    window = window_size(shape, settings.patch_size, network.backbone.divisor)
+    window = window_size(shape, settings.patch_size, config.divisor)
     image, before = _pad(hu, window, min(low for low, _ in settings.hu_windows))
     inside = [slice(skip, skip + size) for skip, size in zip(before, shape, strict=True)]
     starts = [window_starts(s, w, overlap) for s, w in zip(image.shape, window, strict=True)]
-    nbytes = 4 * len(channels) * image.shape[0] * image.shape[1] * window[2]
-    slab = SlabAccumulator(
-        len(channels), image.shape[:2], window, _accumulator_device(device, nbytes)
-    )
+    nbytes = 4 * maps * image.shape[0] * image.shape[1] * window[2]
+    place = _accumulator_device(device, nbytes)
+    slab = SlabAccumulator(maps, image.shape[:2], window, place, exclusive)
+    weights = next(network.parameters(), None)
+    dtype = torch.float32 if weights is None else weights.dtype
+    mixed = torch.autocast("cuda") if device.type == "cuda" else nullcontext()
     count = len(starts[0]) * len(starts[1]) * len(starts[2])
-    with tqdm(total=count, desc="segment", unit="window", disable=not progress) as bar:
+    hidden = None if progress else True  # None: hidden where no terminal shows it
+    with tqdm(total=count, desc="segment", unit="window", disable=hidden) as bar:
         for index, z in enumerate(starts[2]):
             for x, y in product(starts[0], starts[1]):
                 patch = image[x : x + window[0], y : y + window[1], z : z + window[2]]
-                windowed = window_hu(patch.to(device), settings.hu_windows)[None]
-                slab.add(_logits(network, windowed, channels, device)[0], x, y)
+                normalised = normalise_hu(patch.to(device), settings)[None]
+                with mixed:
+                    logits = network(normalised.to(dtype), channels)
+                _check_logits(network, logits, (1, maps, *window))
+                slab.add(logits[0], x, y)
                 bar.update()
             last = index + 1 == len(starts[2])
             finished = slab.advance(z + window[2] if last else starts[2][index + 1])
             # A volume padded along Z has a single slab, so `inside` fits every slab.
             yield z, finished[:, inside[0], inside[1], inside[2]].cpu().numpy()
+
+
+def _check_logits(network: Network, logits: Tensor, expected: tuple[int, ...]) -> None:
+    if tuple(logits.shape) != expected:
+        config = network.config
+        wanted = "background and all classes" if config.activation == "softmax" else "those asked"
+        raise UsageError(
+            f"{config.name!r} gave logits of shape {tuple(logits.shape)}, not {expected}. With "
+            f"the activation {config.activation}, forward(image, channels) returns {wanted}."
+        )
 
 
 def collect(
@@ -193,39 +211,8 @@ def collect(
     joined = []
     while parts:  # one class after the other, so that the pieces of all never lie beside the wholes
         found = parts.pop(0)
-        joined.append(_join(found) if found else None)
+        joined.append(join(found) if found else None)
     return joined
-
-
-def crop(values: NDArray[np.uint8], offset: Sequence[int] = (0, 0, 0)) -> ProbabilityMap:
-    """The part of an array of probabilities × 255 that matters; `offset` is its first voxel.
-
-    Some probability must reach 0.05.
-    """
-    box = bounding_box(values >= NEGLIGIBLE * QUANTA, margin=1)
-    assert box is not None
-    x, y, z = (part.start + skip for part, skip in zip(box, offset, strict=True))
-    return ProbabilityMap(values[box].copy(), (x, y, z))
-
-
-def _join(parts: Sequence[ProbabilityMap]) -> ProbabilityMap:
-    starts = np.array([part.start for part in parts])
-    stops = np.array([[side.stop for side in part.box] for part in parts])
-    low = starts.min(axis=0)
-    values = np.zeros(stops.max(axis=0) - low, np.uint8)
-    for part in parts:
-        x, y, z = (slice(s.start - o, s.stop - o) for s, o in zip(part.box, low, strict=True))
-        values[x, y, z] = part.values
-    return ProbabilityMap(values, (int(low[0]), int(low[1]), int(low[2])))
-
-
-def _logits(
-    network: Network, image: Tensor, channels: Sequence[int], device: torch.device
-) -> Tensor:
-    mixed = torch.autocast("cuda") if device.type == "cuda" else nullcontext()
-    with mixed:
-        pyramid = network.backbone.encode(image.to(network.prompt_embedding.dtype))
-        return read_out(network, network.backbone.decode(pyramid), pyramid, channels)
 
 
 def _pad(

@@ -1,7 +1,7 @@
-"""What classes that were added to trained weights have of their own, and how all are read out.
+"""Layers that belong to added classes only.
 
-The rows of the trained head are computed apart from the others, in calls of the same size as
-before anything was added: the old classes' logits stay the same, bit for bit.
+A model computes the classes of its own head apart from those of branches, in calls of the same size
+as before anything was added: the logits of the old classes stay the same, bit for bit.
 """
 
 from __future__ import annotations
@@ -9,9 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -23,27 +21,21 @@ _MOST_WIDENED = 4  # times the side decoder's width
 _SIDE_GROUPS = 4  # of its normalisation: the coarsest level may be a single voxel
 
 
-class Readable(Protocol):
-    """What reading out needs of a model."""
-
-    config: ModelConfig
-    head: TextDrivenHead
-    prompt_embedding: Tensor
-    branches: nn.ModuleList
-
-
 class SideDecoder(nn.Module):
-    """A small decoder over the encoder's features: what is added to the backbone's full feature.
+    """A small decoder over the encoder's features; its output is added to the full feature.
 
-    width: channels at the finest of the coarse levels; each coarser one has twice as many, up to
-    four times. Its last layer starts at zero, so that nothing is added before it has learnt
-    something.
+    Its last layer starts at zero, so that nothing is added before it has been trained.
+
+    Args:
+        backbone: Tells the channels and strides of the pyramid.
+        width: Channels at the finest of the coarse levels; each coarser one has twice as many, up
+            to four times.
     """
 
     def __init__(self, backbone: Backbone, width: int) -> None:
         super().__init__()
         strides = backbone.strides
-        # The coarsest say which side of the body this is, and which of many alike vertebrae.
+        # Coarse levels carry position: left or right, and which vertebra.
         self.levels = [i for i, stride in enumerate(strides) if stride > 1] or [len(strides) - 1]
         widths = [width * min(2**place, _MOST_WIDENED) for place in range(len(self.levels))]
         self.project = nn.ModuleList(
@@ -62,7 +54,7 @@ class SideDecoder(nn.Module):
             nn.init.zeros_(tensor)
 
     def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
-        """Features of all levels (B, C, x, y, z) each → (B, full_channels, X, Y, Z)."""
+        """Compute (B, full_channels, X, Y, Z) from the levels of the pyramid (B, C, x, y, z)."""
         feature: Tensor | None = None
         for place in reversed(range(len(self.levels))):
             here = self.project[place](pyramid[self.levels[place]])
@@ -83,9 +75,14 @@ def _side_block(width: int) -> nn.Sequential:
 
 
 class Branch(nn.Module):
-    """One group of added classes; see `BranchSpec` for its kinds.
+    """The layers of one group of added classes.
 
-    Every call takes the head of the model, which classes with nothing but a prompt are read by.
+    Every call takes the head of the model: classes that have only a prompt are computed by it.
+
+    Args:
+        spec: The classes and the kind of the branch.
+        backbone: Tells channels and strides.
+        config: Tells the length of a prompt embedding.
     """
 
     def __init__(self, spec: BranchSpec, backbone: Backbone, config: ModelConfig) -> None:
@@ -117,9 +114,14 @@ class Branch(nn.Module):
         embedding: Tensor,
         rows: Sequence[int] | None = None,
     ) -> Tensor:
-        """full (B, C, X, Y, Z), pyramid, embedding (k, D) → logits (B, k, X, Y, Z).
+        """Compute logits (B, k, X, Y, Z).
 
-        rows: which of the branch's classes the embeddings are of; all if not given.
+        Args:
+            head: The head of the model.
+            full: Full-resolution feature (B, C, X, Y, Z).
+            pyramid: Levels (B, C, x, y, z), finest first.
+            embedding: Prompt embeddings (k, D).
+            rows: Which classes of the branch these are, as indices; None, all.
         """
         reader = self.head or head
         normalised = reader.normalise(self._full(full, pyramid))
@@ -137,7 +139,7 @@ class Branch(nn.Module):
         embedding: Tensor,
         voxels: Tensor,
     ) -> Tensor:
-        """As `forward`, at flat voxel indices (B, M) only: logits (B, k, M)."""
+        """Compute logits (B, k, M) of all its classes at flat voxel indices (B, M) only."""
         reader = self.head or head
         sampled = reader.sample(self._full(full, pyramid), voxels)
         logits = reader.logits_at(sampled, reader.generate(pyramid[-1], embedding))
@@ -151,63 +153,17 @@ class Branch(nn.Module):
 
 
 def trained_rows(config: ModelConfig) -> int:
-    """How many of the classes the weights' own head was trained with: those in no branch."""
-    return len(config.classes) - sum(len(spec.classes) for spec in config.branches)
+    """Return the number of classes that were not added: the head was trained with them."""
+    added = sum(len(spec.classes) for spec in config.branches if not spec.replaces)
+    return len(config.classes) - added
 
 
-def rows_by_branch(config: ModelConfig) -> Iterator[tuple[int, range]]:
-    """Index of each branch, and its channels."""
+def rows_by_branch(config: ModelConfig) -> Iterator[tuple[int, Sequence[int]]]:
+    """Iterate over the index of each branch and its channels; the last one of a channel counts."""
     start = trained_rows(config)
     for index, spec in enumerate(config.branches):
-        yield index, range(start, start + len(spec.classes))
-        start += len(spec.classes)
-
-
-def read_out(
-    network: Readable,
-    full: Tensor,
-    pyramid: Sequence[Tensor],
-    channels: Sequence[int] | None = None,
-) -> Tensor:
-    """Logits (B, K, X, Y, Z) of a model's classes from its features.
-
-    channels: which classes, as indices; all if not given.
-    """
-    wanted = list(range(len(network.config.classes)) if channels is None else channels)
-    embedding = network.prompt_embedding
-    own = trained_rows(network.config)
-    parts: list[Tensor] = []
-    order: list[int] = []
-    trained = [channel for channel in wanted if channel < own]
-    if trained:
-        # Not a copy of the rows where all are wanted: the same memory gives the same sums.
-        rows = embedding[:own] if trained == list(range(own)) else embedding[trained]
-        generated = network.head.generate(pyramid[-1], rows)
-        parts.append(network.head(full, generated))
-        order += trained
-    for index, channels_of in rows_by_branch(network.config):
-        mine = [channel for channel in wanted if channel in channels_of]
-        if mine:
-            branch = network.branches[index]
-            own_rows = [channel - channels_of.start for channel in mine]
-            parts.append(branch(network.head, full, pyramid, embedding[mine], own_rows))
-            order += mine
-    logits = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-    return logits if order == wanted else logits[:, [order.index(channel) for channel in wanted]]
-
-
-def read_out_at(
-    network: Readable, full: Tensor, pyramid: Sequence[Tensor], voxels: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Logits (B, K, M) of all classes at flat voxel indices (B, M), and the features (B, C, M)."""
-    embedding = network.prompt_embedding
-    own = trained_rows(network.config)
-    generated = network.head.generate(pyramid[-1], embedding[:own])
-    sampled = network.head.sample(full, voxels)
-    parts = [network.head.logits_at(sampled, generated)]
-    for index, rows in rows_by_branch(network.config):
-        branch = network.branches[index]
-        assert isinstance(branch, Branch)
-        mine = embedding[rows.start : rows.stop]
-        parts.append(branch.logits_at(network.head, full, pyramid, mine, voxels))
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 1), sampled
+        if spec.replaces:
+            yield index, [config.class_names.index(name) for name in spec.classes]
+        else:
+            yield index, range(start, start + len(spec.classes))
+            start += len(spec.classes)

@@ -17,8 +17,13 @@ CHUNK_VOXELS = 4096  # fits the inner caches: larger chunks measured up to 2.5 t
 class TextDrivenHead(nn.Module):
     """Generates three 1×1×1 convolutions (8→8→8→1) per class and applies them to the features.
 
-    standardise_text: prompts of one template lie close together in most encoders' spaces; the
-    buffers `text_shift` (D) and `text_scale` () then centre and scale them before the first layer.
+    Args:
+        deep_channels: Channels of the bottleneck feature.
+        full_channels: Channels of the full-resolution feature.
+        text_dim: Length of a prompt embedding.
+        standardise_text: Centre and scale the prompts before the first layer, by the buffers
+            `text_shift` (D) and `text_scale` (): in most encoders' spaces, prompts of one template
+            lie close together.
     """
 
     text_shift: Tensor
@@ -63,9 +68,14 @@ class TextDrivenHead(nn.Module):
             self.controller.bias[-1] = -2.0
 
     def generate(self, deep: Tensor, prompt_embedding: Tensor) -> Tensor:
-        """Parameters of every class's convolutions.
+        """Generate the parameters of every class's convolutions.
 
-        deep (B, C, x, y, z): the bottleneck feature; prompt_embedding (K, D) → (B, K, 153).
+        Args:
+            deep: Bottleneck feature (B, C, x, y, z).
+            prompt_embedding: (K, D).
+
+        Returns:
+            (B, K, 153).
         """
         if self.standardise_text:
             prompt_embedding = (prompt_embedding - self.text_shift) * self.text_scale
@@ -80,49 +90,68 @@ class TextDrivenHead(nn.Module):
         return generated
 
     def normalise(self, full: Tensor) -> Tensor:
-        """Features as the classifiers read them; full and result (B, C, X, Y, Z)."""
+        """Normalise features (B, C, X, Y, Z) as the classifiers read them."""
         # Group normalisation of channels-last memory is ten times as slow on a CPU.
         normalised: Tensor = self.feature_projection[:2](full.contiguous())
         return normalised
 
     def sample(self, full: Tensor, voxels: Tensor) -> Tensor:
-        """Normalised features (B, C, M) of the chosen voxels, flat indices (B, M)."""
+        """Return normalised features (B, C, M) at flat voxel indices (B, M)."""
         normalised = self.normalise(full).flatten(2)
         return normalised.gather(2, voxels[:, None].expand(-1, normalised.shape[1], -1))
 
     def logits_at(self, sampled: Tensor, generated: Tensor) -> Tensor:
-        """Logits (B, K, M) from what `sample` returned: losses need not look at every voxel."""
+        """Return logits (B, K, M) of what `sample` returned: a loss need not see every voxel."""
         projected = self.feature_projection[2](sampled[..., None, None]).flatten(2)
         return _apply(projected, generated)
 
     def forward(
         self, full: Tensor, generated: Tensor, chunk_voxels: int | None = CHUNK_VOXELS
     ) -> Tensor:
-        """full (B, C, X, Y, Z) feature and generated (B, K, 153) → logits (B, K, X, Y, Z).
+        """Compute the logits.
 
-        chunk_voxels: as of `read`.
+        Args:
+            full: Full-resolution feature (B, C, X, Y, Z).
+            generated: What `generate` returned, (B, K, 153).
+            chunk_voxels: See `read`.
+
+        Returns:
+            (B, K, X, Y, Z).
         """
         return self.read(self.normalise(full), generated, chunk_voxels)
 
     def read(
         self, normalised: Tensor, generated: Tensor, chunk_voxels: int | None = CHUNK_VOXELS
     ) -> Tensor:
-        """Logits (B, K, X, Y, Z) from normalised features (B, C, X, Y, Z); see `forward`.
+        """Compute the logits from normalised features.
 
-        Without gradients the voxels go through in chunks, so that the memory needed beside the
-        logits does not grow with the volume; `chunk_voxels=None` does them at once.
+        Args:
+            normalised: (B, C, X, Y, Z).
+            generated: What `generate` returned, (B, K, 153).
+            chunk_voxels: Voxels at a time while no gradients are kept, so that the memory beside
+                the logits does not grow with the volume; None, all at once.
+
+        Returns:
+            (B, K, X, Y, Z).
         """
         projected = self.feature_projection[2](normalised).flatten(2)  # (B, 8, N)
         batch, _, voxels = projected.shape
         classes = generated.shape[1]
-        if torch.is_grad_enabled() or chunk_voxels is None:
+        if torch.is_grad_enabled() or chunk_voxels is None or is_recorded():
             logits = _apply(projected, generated)
         else:
-            logits = projected.new_empty(batch, classes, voxels)
+            logits = projected.new_empty((batch, classes, voxels))  # MetaTensor wants a tuple
             for start in range(0, voxels, chunk_voxels):
                 part = slice(start, start + chunk_voxels)
                 logits[..., part] = _apply(projected[..., part], generated)
         return logits.view(batch, classes, *normalised.shape[2:])
+
+
+def is_recorded() -> bool:
+    """Whether a computation is being traced or exported: it must not depend on sizes or values."""
+    compiler = torch.compiler
+    is_exported = getattr(compiler, "is_exporting", compiler.is_compiling)  # torch before 2.7
+    return bool(torch.jit.is_tracing() or is_exported())  # type: ignore[attr-defined, no-untyped-call]
 
 
 def _apply(projected: Tensor, generated: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from foundation.config import check_class_name
 from foundation.errors import UsageError
 from foundation.settings import ByKind
 from foundation.training.sample import Size, Window
+from foundation.training.schedule import ScheduleConfig
 from foundation.training.sources import SOURCES, SourceConfig
 
 if TYPE_CHECKING:
@@ -108,19 +109,6 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         _require(self.learning_rate > 0, f"learning_rate is {self.learning_rate}; not above 0.")
         _require(0 < self.layer_decay <= 1, f"layer_decay is {self.layer_decay}; not in (0, 1].")
-
-
-@dataclass(frozen=True)
-class ScheduleConfig:
-    """How the learning rate goes. warm_up: steps. decay: of the trapezoid, the falling share."""
-
-    kind: Literal["cosine", "trapezoid"] = "cosine"
-    warm_up: int = 0
-    decay: float = 0.5
-
-    def __post_init__(self) -> None:
-        _require(self.warm_up >= 0, f"warm_up is {self.warm_up}; it is a number of steps.")
-        _require(0 <= self.decay <= 1, f"decay is {self.decay}; it is a share in [0, 1].")
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,11 @@ from torch import Tensor, nn
 
 from foundation.config import PROMPT_TEMPLATES, ClassSpec, ModelConfig, Preprocessing, TextSpec
 from foundation.errors import UsageError
-from foundation.hub.convert import check_state, shapes_of
 from foundation.hub.load import from_pretrained
-from foundation.model import UniversalModel
+from foundation.model import UniversalModel, check_state, weights_of
 from foundation.networks.backbones import Backbone
-from foundation.pretraining.config import (
-    ClassConfig,
-    OptimizerConfig,
-    RunConfig,
-)
+from foundation.networks.protocol import require
+from foundation.pretraining.config import ClassConfig, OptimizerConfig, RunConfig
 from foundation.taxonomy import CLASSES, NAMES
 from foundation.text import (
     CLIP_VIT_B_32,
@@ -196,9 +192,11 @@ def initialise(model: UniversalModel, name_or_path: str) -> None:
         WeightsError: its keys or shapes differ; lists them.
     """
     start = from_pretrained(name_or_path)
+    require(start, "logits", "Starting a pretraining")
     check_compatible(start.config.text, model.config.text)
-    check_state(shapes_of(model), start.state_dict(), name_or_path)
-    model.load_state_dict(start.state_dict())
+    own, given = weights_of(model), weights_of(start)
+    check_state({key: tuple(tensor.shape) for key, tensor in own.items()}, given, name_or_path)
+    model.load_state_dict(given, strict=False)  # its classes are those of the run
 
 
 def build_network(config: RunConfig) -> TrainingNetwork:

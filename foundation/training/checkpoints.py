@@ -19,25 +19,36 @@ from foundation.errors import WeightsError
 from foundation.files import replacing_folder
 
 NETWORK, AVERAGE, OPTIMIZER = "model.safetensors", "ema.safetensors", "optimizer.safetensors"
+BEST = "best.safetensors"
 STATE = "state.json"
 _SEPARATOR = "|"  # between a parameter's name and that of a tensor the optimiser keeps for it
 
 
 @dataclass
 class Checkpoint:
-    """What a run goes on from. average: None where the run keeps none. progress: plain values."""
+    """What a run goes on from.
+
+    Args:
+        network: What training changes, by name.
+        average: The running average; None where the run keeps none.
+        optimizer: See `optimizer_state`.
+        progress: Plain values.
+        best: The network at the best validation; None where the run does not return to it.
+    """
 
     network: Mapping[str, Tensor]
     average: Mapping[str, Tensor] | None
     optimizer: Mapping[str, Tensor]
     progress: dict[str, Any]
+    best: Mapping[str, Tensor] | None = None
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint; the previous one stays until this one is complete."""
     tensors = {NETWORK: checkpoint.network, OPTIMIZER: checkpoint.optimizer}
-    if checkpoint.average is not None:
-        tensors[AVERAGE] = checkpoint.average
+    for name, optional in ((AVERAGE, checkpoint.average), (BEST, checkpoint.best)):
+        if optional is not None:
+            tensors[name] = optional
     with replacing_folder(folder) as temporary:
         for name, values in tensors.items():
             save_file(dict(values), temporary / name)
@@ -56,13 +67,12 @@ def load(folder: Path) -> Checkpoint:
     """
     try:
         progress = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        average = folder / AVERAGE
-        return Checkpoint(
-            load_file(folder / NETWORK),
-            load_file(average) if average.is_file() else None,
-            load_file(folder / OPTIMIZER),
-            progress,
+        average, best = (
+            load_file(folder / name) if (folder / name).is_file() else None
+            for name in (AVERAGE, BEST)
         )
+        network, optimizer = load_file(folder / NETWORK), load_file(folder / OPTIMIZER)
+        return Checkpoint(network, average, optimizer, progress, best)
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
         raise WeightsError(
             f"The checkpoint {folder} cannot be read: {error}. Remove it to start again."

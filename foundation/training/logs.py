@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import csv
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from foundation.errors import MissingExtraError
 from foundation.files import replacing
+
+_SECONDS_A_LINE = 60.0  # between lines in a file, where no bar is drawn
 
 
 class Tally:
@@ -28,11 +31,18 @@ class Tally:
         width = len(self.terms) + 1 + len(self.sources)
         self.sums = torch.zeros(2, width, dtype=torch.float32, device=device)
 
-    def add_losses(self, terms: Mapping[str, Tensor], source: Tensor) -> None:
-        """Take in one batch: weighted terms (B,) each, and the index of each scan's source (B,)."""
+    def add_losses(self, terms: Mapping[str, Tensor], source: Tensor | None = None) -> None:
+        """Take in one batch.
+
+        Args:
+            terms: Weighted terms of the loss, (B,) each.
+            source: Index of each scan's source, (B,); None where losses are not told by source.
+        """
         losses = torch.stack([terms[name].detach().float() for name in self.terms])
         self.sums[0, : len(losses)] += losses.sum(1)
         self.sums[1, : len(losses)] += losses.shape[1]
+        if source is None:
+            return
         columns = source.to(self.sums.device) + len(self.terms) + 1
         self.sums[0].index_add_(0, columns, losses.sum(0))
         self.sums[1].index_add_(0, columns, torch.ones_like(losses[0]))
@@ -88,24 +98,48 @@ class Table:
             writer.writerow({"step": step, **text})
 
 
+def bar(
+    items: Iterable[Any] | None = None, *, shown: bool = True, **options: Any
+) -> Any:  # tqdm's types differ between terminal and notebook
+    """Return tqdm's progress bar for a terminal or a notebook; nothing is drawn into a file.
+
+    Args:
+        items: What is counted, if anything.
+        shown: Whether a bar is wanted at all.
+        options: Of tqdm.
+    """
+    return tqdm(items, disable=not (shown and _draws()), **options)
+
+
+def _draws() -> bool:
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
+
+
 class Progress:
-    """One line: the step, and the loss of each source."""
+    """How far a run is: a bar, or a line now and then where standard error is no terminal."""
 
-    def __init__(self, first: int, steps: int, shown: bool) -> None:
-        self.bar: Any = tqdm(
-            initial=first, total=steps, disable=not shown, desc="pretrain", unit="step"
-        )
-        self.started, self.first = time.monotonic(), first
+    def __init__(self, title: str, first: int, steps: int, shown: bool) -> None:
+        self.bar = bar(shown=shown, initial=first, total=steps, desc=title, unit="step")
+        self.title, self.steps, self.done = title, steps, first
+        self.writes_lines = shown and not _draws()
+        self.next_line = time.monotonic() + _SECONDS_A_LINE
 
-    def step(self, count: int = 1) -> None:
+    def step(self) -> None:
         """One more step is done."""
-        self.bar.update(count)
+        self.bar.update()
+        self.done += 1
 
     def show(self, row: Mapping[str, float | None]) -> None:
         """Show the losses of a row of the log."""
         losses = {k.removeprefix("loss/"): v for k, v in row.items() if k.startswith("loss")}
-        text = " ".join(f"{name} {value:.3f}" for name, value in losses.items() if value)
+        self.note(" ".join(f"{name} {value:.3f}" for name, value in losses.items() if value))
+
+    def note(self, text: str) -> None:
+        """Show a few words beside the bar."""
         self.bar.set_postfix_str(text)
+        if self.writes_lines and (self.done == self.steps or time.monotonic() >= self.next_line):
+            print(f"{self.title}: step {self.done} of {self.steps}, {text}", file=sys.stderr)
+            self.next_line = time.monotonic() + _SECONDS_A_LINE
 
     def close(self) -> None:
         """Leave the line as it is."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from foundation.errors import UsageError
 from foundation.taxonomy import CLASSES
 
 # Classes of which a voxel has at most one: not lesions, nor vessels inside the liver.
@@ -19,9 +20,9 @@ def masked_loss(
     annotated: Tensor,
     weight: Tensor,
     balance: float = 0.0,
-    exclusive: Tensor = EXCLUSIVE,
+    exclusive: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Loss terms of a batch, each a mean over its scans; their sum is to be minimised.
+    """Return loss terms of a batch, each a mean over its scans; their sum is to be minimised.
 
     As `scan_losses`, with the weights of the embedded model's training.
     """
@@ -37,23 +38,40 @@ def scan_losses(
     weight: Tensor,
     *,
     balance: float = 0.0,
-    exclusive: Tensor = EXCLUSIVE,
+    exclusive: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Our loss terms of each scan, (B,) each; 0 for a scan that says nothing.
-
-    logits (B, K, M) of M voxels of each scan; target (B, K, M) bool: what they belong to;
-    annotated (B, K) bool: the dataset of this scan labels this class; weight (B, M) in [0, 1].
-    balance: in `exclusive` a voxel counts by (size of its class)^-balance, 0 for all alike; in
-    `binary` the voxels of a class that is not exclusive, of a lesion say, count by (its voxels
-    against all others')^-balance.
-    exclusive (K,) bool: classes of which a voxel has at most one.
+    """Return our loss terms of each scan, (B,) each; 0 for a scan that labels nothing.
 
     `dice` and `binary` are the published pair. Dice here is of each scan and class, and only of
     classes that are present: the empty ones are the binary term's, which has a small weight.
     `exclusive` is ours: a softmax over the annotated exclusive classes, with background at logit
     0. Where one class is alone it decides as the sigmoid does; it lifts off far earlier in
     training, and needs no second head.
+
+    Args:
+        logits: (B, K, M) of M voxels of each scan, or (B, K, X, Y, Z).
+        target: Whether a voxel belongs to a class, bool, of the shape of the logits.
+        annotated: Whether the dataset of a scan labels a class, bool (B, K).
+        weight: Of each voxel, in [0, 1], (B, M) or (B, X, Y, Z).
+        balance: In `exclusive` a voxel counts by (size of its class)^-balance, 0 for all alike; in
+            `binary` the voxels of a class that is not exclusive, of a lesion say, count by (its
+            voxels against all others')^-balance.
+        exclusive: Classes of which a voxel has at most one, bool (K,). If not given, the organs
+            where K is the taxonomy's 32, and none otherwise.
+
+    Raises:
+        UsageError: The shapes do not fit each other, or `annotated` or `exclusive` is not bool.
     """
+    logits, target, weight = _checked(logits, target, annotated, weight)
+    if exclusive is None:
+        exclusive = EXCLUSIVE
+        if len(exclusive) != logits.shape[1]:
+            exclusive = torch.zeros(logits.shape[1], dtype=torch.bool)
+    elif exclusive.dtype != torch.bool or tuple(exclusive.shape) != (logits.shape[1],):
+        raise UsageError(
+            f"exclusive is {_shape(exclusive)}; give a bool for each of the {logits.shape[1]} "
+            "classes."
+        )
     found: dict[str, list[Tensor]] = {"dice": [], "binary": [], "exclusive": []}
     for scan, known in enumerate(annotated):
         if not known.any() or weight[scan].sum() == 0:
@@ -70,15 +88,16 @@ def scan_losses(
 def published_losses(
     logits: Tensor, target: Tensor, annotated: Tensor, weight: Tensor
 ) -> dict[str, Tensor]:
-    """The paper's masked BCE and Dice of each scan, (B,) each; arguments as of `scan_losses`.
+    """Return the paper's masked BCE and Dice of each scan, (B,) each.
 
     Both are means over the scan's annotated classes; a batch is then the mean of its scans. The
     published code takes one mean over all pairs of scan and class in a process, so that there a
     scan with many labels counts more, and what it counts depends on its neighbours in the batch.
     Dice is of each volume and class, smoothed above and below the line, and of present classes
     only: the published one, smoothed below alone, is a constant 1 for an absent class, and until
-    May 2024 was computed for each slice.
+    May 2024 was computed for each slice. Arguments and errors are those of `scan_losses`.
     """
+    logits, target, weight = _checked(logits, target, annotated, weight)
     found: dict[str, list[Tensor]] = {"dice": [], "binary": []}
     for scan, known in enumerate(annotated):
         if not known.any() or weight[scan].sum() == 0:
@@ -88,6 +107,29 @@ def published_losses(
         found["dice"].append(_dice(z.sigmoid(), t, w))
         found["binary"].append(_binary(z, t, w) / len(z))
     return {name: torch.stack(values) for name, values in found.items()}
+
+
+def _checked(
+    logits: Tensor, target: Tensor, annotated: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits and target (B, K, M), weight (B, M), once their shapes are known to be right."""
+    batch, classes, *voxels = logits.shape
+    if not voxels or target.shape != logits.shape or tuple(weight.shape) != (batch, *voxels):
+        raise UsageError(
+            f"Shapes do not fit: logits {tuple(logits.shape)}, target {tuple(target.shape)}, "
+            f"weight {tuple(weight.shape)}. Give logits and target (B, K, M) with weight (B, M), "
+            "or (B, K, X, Y, Z) with (B, X, Y, Z)."
+        )
+    if annotated.dtype != torch.bool or tuple(annotated.shape) != (batch, classes):
+        raise UsageError(
+            f"annotated is {_shape(annotated)}; give bool ({batch}, {classes}): whether the "
+            "dataset of each scan labels each class."
+        )
+    return logits.flatten(2), target.flatten(2), weight.flatten(1)
+
+
+def _shape(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
 
 def _append_zeros(found: dict[str, list[Tensor]], logits: Tensor) -> None:

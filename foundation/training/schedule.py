@@ -1,84 +1,86 @@
-"""The learning rate's way through a run, a function of the step alone."""
+"""Learning-rate schedules: the share of the full rate, a function of the step alone."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-import torch
+from foundation.errors import UsageError
 
-from foundation.errors import MissingExtraError
-from foundation.pretraining.config import ScheduleConfig
+if TYPE_CHECKING:
+    import torch
 
-
-class Schedule(Protocol):
-    """Sets the learning rates of an optimiser whose groups hold their full one in `initial_lr`."""
-
-    def apply(self, step: int) -> None:
-        """Set the rates for step `step`, counted from 0."""
-
-    def decline(self, step: int) -> float:
-        """1 until the rate falls, then the share of it that is left: what else falls with it."""
+_FLOOR = 0.05  # of the full rate, at the end of `cosine_to_floor`
 
 
-class Trapezoid:
-    """Linear warm-up, plateau, and a linear fall to 0 over the last `decay` of the steps."""
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Which way the learning rate goes.
 
-    def __init__(self, optimizer: torch.optim.Optimizer, config: ScheduleConfig, steps: int):
-        self.optimizer, self.config, self.steps = optimizer, config, steps
-
-    def apply(self, step: int) -> None:
-        """As `Schedule.apply`."""
-        rising = min(1.0, (step + 1) / max(1, self.config.warm_up))
-        factor = min(rising, self.decline(step))
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
-
-    def decline(self, step: int) -> float:
-        """As `Schedule.decline`."""
-        falling = max(1, round(self.config.decay * self.steps))
-        return min(1.0, (self.steps - step) / falling)
-
-
-class Cosine:
-    """timm's CosineLRScheduler: linear warm-up from 0, then half a cosine to 0."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer, config: ScheduleConfig, steps: int):
-        try:
-            from timm.scheduler.cosine_lr import CosineLRScheduler
-        except ImportError as error:
-            raise MissingExtraError(
-                "The cosine schedule needs timm, which is not installed: "
-                "pip install 'universal-ct[train]'"
-            ) from error
-        self.optimizer, self.warm_up = optimizer, config.warm_up
-        self.scheduler: Any = CosineLRScheduler(
-            optimizer,
-            t_initial=max(1, steps - config.warm_up),
-            warmup_t=config.warm_up,
-            warmup_prefix=True,
-            t_in_epochs=False,
-        )
-
-    def apply(self, step: int) -> None:
-        """As `Schedule.apply`."""
-        self.scheduler.step_update(step)
-
-    def decline(self, step: int) -> float:
-        """As `Schedule.decline`."""
-        if step < self.warm_up:
-            return 1.0
-        self.apply(step)
-        group = self.optimizer.param_groups[0]
-        return float(group["lr"] / group["initial_lr"])
-
-
-def build_schedule(
-    optimizer: torch.optim.Optimizer, config: ScheduleConfig, steps: int
-) -> Schedule:
-    """The schedule of a run of `steps`.
-
-    Raises:
-        MissingExtraError: the cosine needs timm, which is not installed.
+    Args:
+        kind: `cosine` is timm's: a linear warm-up from 0, then half a cosine to 0. `trapezoid`: a
+            linear warm-up, a plateau and a linear fall to 0. `cosine_to_floor`: half a cosine over
+            all steps, down to a twentieth, times a linear warm-up.
+        warm_up: Steps of the linear rise.
+        decay: Of the trapezoid, the share of the steps in which it falls.
     """
-    kinds: dict[str, type[Cosine] | type[Trapezoid]] = {"cosine": Cosine, "trapezoid": Trapezoid}
-    return kinds[config.kind](optimizer, config, steps)
+
+    kind: Literal["cosine", "trapezoid", "cosine_to_floor"] = "cosine"
+    warm_up: int = 0
+    decay: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.warm_up < 0:
+            raise UsageError(f"warm_up is {self.warm_up}; it is a number of steps.")
+        if not 0 <= self.decay <= 1:
+            raise UsageError(f"decay is {self.decay}; it is a share in [0, 1].")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A schedule of so many steps."""
+
+    config: ScheduleConfig
+    steps: int
+
+    def share(self, step: int) -> float:
+        """Return the share of the full learning rate at `step`, counted from 0."""
+        warm_up = self.config.warm_up
+        if self.config.kind == "cosine" and step < warm_up:
+            return step / warm_up
+        rise = min(1.0, (step + 1) / max(1, warm_up))
+        if self.config.kind == "trapezoid":
+            return min(rise, self.decline(step))
+        if self.config.kind == "cosine_to_floor":
+            return rise * self.decline(step)
+        return self.decline(step)
+
+    def decline(self, step: int) -> float:
+        """Return 1 until the rate falls, then the share that is left: what else falls with it."""
+        warm_up = self.config.warm_up
+        if self.config.kind == "trapezoid":
+            falling = max(1, round(self.config.decay * self.steps))
+            return min(1.0, (self.steps - step) / falling)
+        if self.config.kind == "cosine_to_floor":
+            return _FLOOR + (1 - _FLOOR) * _half_cosine(step, self.steps)
+        if step < warm_up:
+            return 1.0
+        return _half_cosine(step - warm_up, self.steps - warm_up)
+
+    def apply(self, optimizer: torch.optim.Optimizer, step: int, factor: float = 1.0) -> None:
+        """Set the rates of an optimiser whose groups hold their full rate in `initial_lr`.
+
+        Args:
+            optimizer: Its groups get a new `lr`.
+            step: Counted from 0.
+            factor: The rates are multiplied by it, too.
+        """
+        share = self.share(step)
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * share * factor
+
+
+def _half_cosine(step: int, steps: int) -> float:
+    """1 at step 0, 0 at `steps`."""
+    return 0.5 * (1 + math.cos(math.pi * step / max(1, steps)))

@@ -2,73 +2,162 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from tqdm import tqdm
+from torch import Tensor, nn
 
 from foundation.data.store.arrays import StoredCase
 from foundation.errors import UsageError
+from foundation.evaluation.scores import mean_dice, validate
 from foundation.hardware import autocast, trains_in_bfloat16
 from foundation.imaging.frame import window_hu
 from foundation.inference.sliding_window import window_starts
 from foundation.model import UniversalModel
 from foundation.networks.branches import Branch
 from foundation.training.crops import read_crop
+from foundation.training.logs import bar
 from foundation.training.mixture import Mixture
 from foundation.training.sample import PatchGrid, draw_truth
+from foundation.training.trainer import Batch
 from foundation.tuning.objective import Forward
 from foundation.tuning.samples import FewScans, Patch
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from foundation.tuning.methods.base import Method, TuningSettings
+    from foundation.tuning.run import TuningRun
+
 _WITHOUT_NEW = 0.25  # share of the cached windows that show no new class
 _CACHE_OVERLAP = 0.25
-_OF_CACHE = 1  # tells the chance of the cache from that of the steps
+_OF_CACHE = 1  # keeps the random numbers of the cache apart from those of the steps
+_VALIDATION_OVERLAP = 0.25
+_VALIDATION_WINDOWS = 12  # that are cached
 
 
 class Feed(Protocol):
-    """Gives the forward pass of step `step`, which depends on the step and the seed alone."""
+    """Gives the batches of a tuning, which depend on their numbers and the seed alone.
 
-    def __call__(self, step: int) -> Forward:
-        """The network's logits of this step's batch, with gradients, and what they should be."""
-
-
-@dataclass
-class PatchFeed:
-    """Patches of a mixture through the whole network.
-
-    teacher: the old model, asked about its classes at the same voxels; None for nobody.
+    Attributes:
+        network: What a step computes with gradients: the model, or a part of it.
+        classes: Those of the logits' channels.
+        teacher: The old model, where it is asked.
     """
 
-    model: UniversalModel
-    mixture: Mixture
-    grid: PatchGrid
-    batch_size: int
+    network: nn.Module
+    classes: tuple[str, ...]
     teacher: UniversalModel | None
-    device: torch.device
 
-    def __call__(self, step: int) -> Forward:
-        """As `Feed`."""
-        first = step * self.batch_size
-        samples = [self.mixture.sample(first + i, self.grid) for i in range(self.batch_size)]
-        batch = {
+    def batch(self, numbers: Sequence[int]) -> Batch:
+        """Return samples of the run by their numbers, stacked, on the device."""
+
+    def forward(
+        self, network: Callable[..., Any], batch: Batch, accelerator: Accelerator
+    ) -> Forward:
+        """Return the network's logits of a batch, and what they should be."""
+
+    def validate(self, rank: int, processes: int) -> dict[str, Tensor]:
+        """Return sums over this process's share of the validation."""
+
+    def scores(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return the Dice of each class to learn that was seen, from the sums of all processes."""
+
+
+def runs_in_bfloat16(model: Any, size: Sequence[int], device: str | torch.device) -> bool:
+    """Return whether patches of `size` voxels can be learnt from in bfloat16."""
+    stride = model.backbone.strides[-1]
+    return trains_in_bfloat16(device, [side // stride for side in size])
+
+
+def _grid(model: Any, voxels: int) -> PatchGrid:
+    pre = model.config.preprocessing
+    return PatchGrid(pre.patch_size, pre.spacing_mm[0], pre.hu_windows, voxels, model.classes)
+
+
+# --- patches --------------------------------------------------------------------------------------
+
+
+class _AtVoxels(nn.Module):
+    """A model that is asked for its logits at some voxels."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor, voxels: Tensor) -> Tensor:
+        """image (B, C, X, Y, Z), voxels (B, M) flat indices → logits (B, K, M)."""
+        logits: Tensor = self.model.logits_at(image, voxels)[0]
+        return logits
+
+
+class PatchFeed:
+    """Patches of the training scans through the whole network.
+
+    Args:
+        settings: How many voxels a loss looks at.
+        model: What is trained, on the device where it computes.
+        scans: Drawn from, placed on the classes to learn.
+        held_out: The scans to validate on.
+        seed: Of the patches.
+        teacher: The old model, asked about its classes at the same voxels; None for nobody.
+    """
+
+    def __init__(
+        self,
+        settings: TuningSettings,
+        model: Any,  # text-driven or with a plain head: `logits_at` is all that is asked for
+        scans: FewScans,
+        held_out: Sequence[StoredCase],
+        *,
+        seed: int = 1,
+        teacher: UniversalModel | None = None,
+    ) -> None:
+        self.model, self.device = model, model.device
+        self.network: nn.Module = _AtVoxels(model)
+        self.classes, self.learnt, self.held_out = model.classes, scans.new, tuple(held_out)
+        self.mixture = Mixture([scans], seed)
+        self.grid = _grid(model, settings.voxels)
+        self.teacher = None if teacher is None else teacher.to(self.device).eval()
+
+    def batch(self, numbers: Sequence[int]) -> Batch:
+        """As `Feed.batch`."""
+        samples = [self.mixture.sample(number, self.grid) for number in numbers]
+        return {
             key: torch.stack([sample[key] for sample in samples]).to(self.device)
             for key in ("image", "voxels", "target", "annotated", "weight")
         }
+
+    def forward(
+        self, network: Callable[..., Any], batch: Batch, accelerator: Accelerator
+    ) -> Forward:
+        """As `Feed.forward`."""
+        image, voxels = batch["image"], batch["voxels"]
+        logits = network(image, voxels)
         taught = None
-        with autocast(self.device, fast(self.model, self.grid.size, self.device)):
-            logits, _ = self.model.logits_at(batch["image"], batch["voxels"])
-            if self.teacher is not None:
-                with torch.no_grad():
-                    taught, _ = self.teacher.logits_at(batch["image"], batch["voxels"])
-                    taught = taught.float()
-        logits = logits.float()
-        return Forward(logits, batch["target"], batch["annotated"], batch["weight"], taught)
+        if self.teacher is not None:
+            with torch.no_grad(), accelerator.autocast():
+                taught = self.teacher.logits_at(image, voxels)[0].float()
+        return Forward(logits.float(), batch["target"], batch["annotated"], batch["weight"], taught)
+
+    def validate(self, rank: int, processes: int) -> dict[str, Tensor]:
+        """As `Feed.validate`: by the sliding window, without clean-up."""
+        model, mine = self.model.eval(), self.held_out[rank::processes]
+        fast = runs_in_bfloat16(model, self.grid.size, self.device)
+        with autocast(self.device, fast):
+            return {"dice": validate(model, mine, _VALIDATION_OVERLAP, self.learnt)}
+
+    def scores(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """As `Feed.scores`."""
+        return mean_dice(sums["dice"], self.classes)[0]
+
+
+# --- cached features ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -87,36 +176,84 @@ class CachedWindow:
     case: StoredCase
 
 
+class _BranchAtVoxels(nn.Module):
+    """The last branch of a model, over features that are known already."""
+
+    def __init__(self, model: UniversalModel) -> None:
+        super().__init__()
+        self.model = model
+
+    @property
+    def branch(self) -> Branch:
+        """The branch that learns."""
+        branch = self.model.branches[-1]
+        assert isinstance(branch, Branch)
+        return branch
+
+    @property
+    def embedding(self) -> Tensor:
+        """The prompts of its classes, (k, D)."""
+        spec, rows = self.branch.spec, self.model.prompt_embedding
+        if spec.replaces:
+            return rows[[self.model.classes.index(name) for name in spec.classes]]
+        return rows[-len(spec.classes) :]
+
+    def forward(self, full: Tensor, pyramid: Sequence[Tensor], voxels: Tensor) -> Tensor:
+        """full (B, C, X, Y, Z), pyramid, voxels (B, M) flat indices → logits (B, k, M)."""
+        return self.branch.logits_at(self.model.head, full, pyramid, self.embedding, voxels)
+
+
 class CachedFeed:
     """The last branch of a model over cached features: nothing else is computed in a step.
 
+    Half of the windows are as inference will show them, half are turned, stretched and varied.
+
+    Args:
+        run: Its model, its scans and its seed.
+        method: The settings.
+
     Raises:
-        UsageError: no window of these cases shows a new class.
+        UsageError: No window of the training scans shows a new class.
     """
 
-    def __init__(
-        self,
-        model: UniversalModel,
-        windows: Sequence[CachedWindow],
-        new: Sequence[str],
-        voxels: int,
-        seed: int,
-        device: torch.device,
-    ) -> None:
-        self.model, self.windows, self.new = model, windows, tuple(new)
-        self.voxels, self.seed, self.device = voxels, seed, device
-        self.fast = fast(model, model.config.preprocessing.patch_size, device)
-        self.showing = [
-            [i for i, each in enumerate(windows) if shows(each, name)] for name in self.new
+    def __init__(self, run: TuningRun, method: Method) -> None:
+        self.reader = _BranchAtVoxels(run.model)
+        self.network: nn.Module = self.reader
+        self.classes = self.reader.branch.spec.classes
+        self.teacher: UniversalModel | None = None
+        self.model, self.device = run.model, run.model.device
+        self.voxels, self.seed = method.voxels, run.seed
+        self.fast = run.precision(method) == "bfloat16"
+        plain = cache_windows(run, run.data.train, method.windows // 2)
+        varied = cache_patches(run, method, method.windows - method.windows // 2)
+        self.windows = [*plain, *varied]
+        same = {case.key for case in run.data.validation} == {c.key for c in run.data.train}
+        self.held_out = plain if same else self._held_out(run)
+        showing = [
+            [i for i, each in enumerate(self.windows) if shows(each, name)] for name in self.classes
         ]
-        self.others = [i for i in range(len(windows)) if not any(i in s for s in self.showing)]
-        self.showing = [indices for indices in self.showing if indices]
+        self.others = [
+            i for i in range(len(self.windows)) if not any(i in found for found in showing)
+        ]
+        self.showing = [indices for indices in showing if indices]
         if not self.showing:
             raise UsageError("No training scan shows any of the new classes: nothing to learn.")
 
-    def __call__(self, step: int) -> Forward:
-        """As `Feed`; classes are drawn alike, and a window that shows the drawn one."""
-        rng = np.random.default_rng((self.seed, step))
+    def _held_out(self, run: TuningRun) -> list[CachedWindow]:
+        return cache_windows(run, run.data.validation, _VALIDATION_WINDOWS)
+
+    def batch(self, numbers: Sequence[int]) -> Batch:
+        """As `Feed.batch`; classes are drawn alike, and a window that shows the drawn one."""
+        drawn = [self._sample(number) for number in numbers]
+        batch: dict[str, Any] = {
+            key: torch.stack([sample[key] for sample in drawn]).to(self.device)
+            for key in ("voxels", "target", "annotated", "weight")
+        }
+        batch["full"], batch["pyramid"] = self._features([sample["window"] for sample in drawn])
+        return batch
+
+    def _sample(self, number: int) -> dict[str, Any]:
+        rng = np.random.default_rng((self.seed, number))
         pool = self.showing[int(rng.integers(len(self.showing)))]
         if self.others and rng.random() < _WITHOUT_NEW:
             pool = self.others
@@ -125,96 +262,78 @@ class CachedFeed:
         truth = draw_truth(
             window.labels,
             window.known,
-            window.case.membership(self.new),
-            np.isin(self.new, window.case.annotated),
+            window.case.membership(self.classes),
+            np.isin(self.classes, window.case.annotated),
             self.voxels,
             generator,
         )
-        logits = self._logits(window, truth["voxels"])
-        return Forward(
-            logits,
-            truth["target"][None].to(self.device),
-            truth["annotated"][None].to(self.device),
-            truth["weight"][None].to(self.device),
-        )
+        return {"window": window, **truth}
 
-    def _logits(self, window: CachedWindow, voxels: Tensor) -> Tensor:
-        full, pyramid = _whole(window, self.device, self.fast)
-        embedding = self.model.prompt_embedding[-len(self.new) :]
-        branch = self.model.branches[-1]
-        assert isinstance(branch, Branch)
-        with autocast(self.device, self.fast):
-            logits = branch.logits_at(
-                self.model.head, full, pyramid, embedding, voxels[None].to(self.device)
-            )
-        return logits.float()
+    def _features(self, windows: Sequence[CachedWindow]) -> tuple[Tensor, list[Tensor]]:
+        """Features on the device, stacked; in bfloat16 where the network computes in it."""
+        dtype = torch.bfloat16 if self.fast else torch.float32
+        full = torch.stack([window.full for window in windows]).to(self.device, dtype)
+        levels = zip(*(window.pyramid for window in windows), strict=True)
+        return full, [torch.stack(level).to(self.device, dtype) for level in levels]
+
+    def forward(
+        self, network: Callable[..., Any], batch: Batch, accelerator: Accelerator
+    ) -> Forward:
+        """As `Feed.forward`."""
+        logits = network(batch["full"], batch["pyramid"], batch["voxels"])
+        return Forward(logits.float(), batch["target"], batch["annotated"], batch["weight"])
 
     @torch.no_grad()
-    def dice(self, windows: Sequence[CachedWindow]) -> dict[str, float]:
-        """Dice of each new class over windows of other scans, as one volume; absent ones left out.
+    def validate(self, rank: int, processes: int) -> dict[str, Tensor]:
+        """As `Feed.validate`: over windows of other scans, as one volume.
 
         A quick stand-in for segmenting the scans: windows overlap and are not blended.
         """
-        embedding = self.model.prompt_embedding[-len(self.new) :]
-        counts = np.zeros((2, len(self.new)))
-        reference = np.zeros(len(self.new))
-        for window in windows:
-            full, pyramid = _whole(window, self.device, self.fast)
-            with autocast(self.device, self.fast):
-                logits = self.model.branches[-1](self.model.head, full, pyramid, embedding)[0]
-            logits = logits.cpu()
-            annotated = np.isin(self.new, list(window.case.annotated))
-            table = torch.from_numpy(window.case.membership(self.new) & annotated)
-            truth = table[window.labels.long()].movedim(-1, 0) & window.known
-            said = (logits > 0) & window.known & torch.from_numpy(annotated)[:, None, None, None]
-            counts[0] += 2 * (said & truth).sum((1, 2, 3)).numpy()
-            counts[1] += (said.sum((1, 2, 3)) + truth.sum((1, 2, 3))).numpy()
-            reference += truth.sum((1, 2, 3)).numpy()
-        return {
-            name: float(counts[0, i] / counts[1, i])
-            for i, name in enumerate(self.new)
-            if reference[i] > 0
+        sums = {
+            key: torch.zeros(len(self.classes), dtype=torch.float64)
+            for key in ("both", "either", "truth")
         }
+        self.model.eval()
+        for window in self.held_out[rank::processes]:
+            full, pyramid = self._features([window])
+            with autocast(self.device, self.fast):
+                logits = self.reader.branch(self.model.head, full, pyramid, self.reader.embedding)[
+                    0
+                ]
+            annotated = np.isin(self.classes, list(window.case.annotated))
+            table = torch.from_numpy(window.case.membership(self.classes) & annotated)
+            truth = table[window.labels.long()].movedim(-1, 0) & window.known
+            found = (logits.cpu() > 0) & window.known
+            found &= torch.from_numpy(annotated)[:, None, None, None]
+            sums["both"] += 2 * (found & truth).sum((1, 2, 3))
+            sums["either"] += found.sum((1, 2, 3)) + truth.sum((1, 2, 3))
+            sums["truth"] += truth.sum((1, 2, 3))
+        return sums
 
-
-def fast(model: UniversalModel, size: Sequence[int], device: torch.device) -> bool:
-    """Whether patches of `size` voxels can be learnt from in bfloat16."""
-    stride = model.backbone.strides[-1]
-    return trains_in_bfloat16(device, [side // stride for side in size])
-
-
-def _whole(window: CachedWindow, device: torch.device, fast: bool) -> tuple[Tensor, list[Tensor]]:
-    """Features on the device, as a batch of one; in bfloat16 if `fast`."""
-    dtype = torch.bfloat16 if fast else torch.float32
-    full = window.full[None].to(device, dtype)
-    return full, [level[None].to(device, dtype) for level in window.pyramid]
+    def scores(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """As `Feed.scores`."""
+        both, either, truth = (sums[key].tolist() for key in ("both", "either", "truth"))
+        return {name: both[i] / either[i] for i, name in enumerate(self.classes) if truth[i] > 0}
 
 
 def shows(window: CachedWindow, name: str) -> bool:
-    """Whether a class is labelled in the window."""
+    """Return whether a class is labelled in the window."""
     if name not in window.case.annotated:
         return False
     values = np.flatnonzero(window.case.membership([name])[:, 0])
     return bool(np.isin(window.labels.numpy(), values).any())
 
 
-def cache_windows(
-    model: UniversalModel,
-    cases: Sequence[StoredCase],
-    new: Sequence[str],
-    most: int,
-    device: torch.device,
-    progress: bool = True,
-) -> list[CachedWindow]:
-    """Features of up to `most` windows of the scans: those that show most of the new classes.
+def cache_windows(run: TuningRun, cases: Sequence[StoredCase], most: int) -> list[CachedWindow]:
+    """Return the features of up to `most` windows: those that show most of what is learnt.
 
     The windows are those of inference, so that a branch learns from what it will be given.
     """
-    size = model.config.preprocessing.patch_size
+    size = run.model.config.preprocessing.patch_size
     chosen = []
     for number, case in enumerate(cases):
         share = (most * (number + 1)) // len(cases) - (most * number) // len(cases)
-        chosen += [(case, start) for start in choose_windows(case, size, new, max(1, share))]
+        chosen += [(case, s) for s in choose_windows(case, size, run.learnt, max(1, share))]
 
     def windows() -> Iterator[Patch]:
         for case, start in chosen:
@@ -222,46 +341,37 @@ def cache_windows(
             known = inside & ~torch.isin(values, torch.tensor([*case.unknown]))
             yield Patch(case, image, values, known, (list(start), list(size)), None)
 
-    return _cache(model, windows(), len(chosen), device, progress)
+    return _cache(run, windows(), len(chosen))
 
 
-def cache_patches(
-    model: UniversalModel,
-    scans: FewScans,
-    grid: PatchGrid,
-    count: int,
-    seed: int,
-    device: torch.device,
-    progress: bool = True,
-) -> list[CachedWindow]:
-    """Features of random patches of the scans, turned, stretched and varied as `scans` says."""
+def cache_patches(run: TuningRun, method: Method, count: int) -> list[CachedWindow]:
+    """Return the features of random patches, turned, stretched and varied."""
+    scans = FewScans(run.data.train, run.learnt)
+    grid = _grid(run.model, method.voxels)
 
     def patches() -> Iterator[Patch]:
         for number in range(count):
-            rng = np.random.default_rng((seed, _OF_CACHE, number))
+            rng = np.random.default_rng((run.seed, _OF_CACHE, number))
             generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
             yield scans.patch(rng, generator, grid)
 
-    return _cache(model, patches(), count, device, progress)
+    return _cache(run, patches(), count)
 
 
 @torch.no_grad()  # not inference_mode: its tensors cannot take part in a step
-def _cache(
-    model: UniversalModel,
-    patches: Iterator[Patch],
-    count: int,
-    device: torch.device,
-    progress: bool,
-) -> list[CachedWindow]:
-    model.eval()
+def _cache(run: TuningRun, patches: Iterator[Patch], count: int) -> list[CachedWindow]:
+    model, device = run.model.eval(), run.model.device
     branch = model.branches[-1]
     assert isinstance(branch, Branch)
     read = {len(model.backbone.strides) - 1, *(branch.side.levels if branch.side else ())}
-    in_bfloat16 = fast(model, model.config.preprocessing.patch_size, device)
+    pre = model.config.preprocessing
+    in_bfloat16 = runs_in_bfloat16(model, pre.patch_size, device)
     dtype = torch.bfloat16 if in_bfloat16 else torch.float16
     cached = []
-    for patch in tqdm(patches, desc="features", unit="window", total=count, disable=not progress):
-        image = window_hu(patch.hu, model.config.preprocessing.hu_windows)
+    for patch in bar(
+        patches, shown=run.shows_progress, desc="features", unit="window", total=count
+    ):
+        image = window_hu(patch.hu, pre.hu_windows)
         with autocast(device, in_bfloat16):
             pyramid = model.backbone.encode(image[None].to(device))
             full = model.backbone.decode(pyramid)
@@ -281,7 +391,7 @@ def _cache(
 def choose_windows(
     case: StoredCase, size: Sequence[int], new: Sequence[str], most: int
 ) -> list[tuple[int, int, int]]:
-    """First voxels of the windows that hold most of the new classes, and of some that hold none."""
+    """Return first voxels of the windows that hold most of `new`, and of some that hold none."""
     labels = case.read_labels()
     table: NDArray[np.bool_] = np.asarray(case.membership(new).any(1))
     starts = list(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from foundation.training.losses import masked_loss
+from foundation.training.losses import BINARY_WEIGHT, scan_losses
 
 
 @dataclass(frozen=True)
@@ -29,22 +29,31 @@ class Forward:
 def tuning_losses(
     given: Forward, balance: float, *, exclusive: Tensor, distil: float
 ) -> dict[str, Tensor]:
-    """The terms of the loss, each a mean over the scans; their sum is to be minimised.
+    """Return the terms of each scan's loss, (B,) each; the mean of their sum is to be minimised.
 
-    exclusive (K,) bool: classes of which a voxel has at most one. balance: see `scan_losses`.
-    `distil`, weighted by its argument, is the binary cross-entropy against the old model's
-    probabilities, for the old classes that a scan does not label: there only its opinion is known.
+    Args:
+        given: What the network gave.
+        balance: See `scan_losses`.
+        exclusive: Classes of which a voxel has at most one, bool (K,).
+        distil: Weight of the cross-entropy against the old model's probabilities, for the old
+            classes that a scan does not label: there only its opinion is known.
     """
-    terms = masked_loss(
-        given.logits, given.target, given.annotated, given.weight, balance, exclusive
+    terms = scan_losses(
+        given.logits,
+        given.target,
+        given.annotated,
+        given.weight,
+        balance=balance,
+        exclusive=exclusive,
     )
+    terms["binary"] = BINARY_WEIGHT * terms["binary"]
     if given.taught is not None and distil:
         terms["distil"] = distil * distillation(given)
     return terms
 
 
 def distillation(given: Forward) -> Tensor:
-    """Cross-entropy of the old classes against the old model's probabilities, less its least value.
+    """Return the old classes' cross-entropy against the old model's, less its least value, (B,).
 
     Summed over classes and averaged over voxels, as `binary` is; 0 where both models agree.
     """
@@ -56,4 +65,4 @@ def distillation(given: Forward) -> Tensor:
     least = functional.binary_cross_entropy_with_logits(taught, probability, reduction="none")
     asked = ~given.annotated[:, :old, None] & torch.ones_like(losses, dtype=torch.bool)
     weight = given.weight[:, None] * asked
-    return ((losses - least) * weight).sum() / given.weight.sum().clamp_min(1)
+    return ((losses - least) * weight).sum((1, 2)) / given.weight.sum(1).clamp_min(1)

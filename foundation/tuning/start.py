@@ -1,27 +1,30 @@
-"""Where a transfer starts from: weights, or chance in their place; and how it then reads scans."""
+"""Starting points for transfer: pretrained or random weights, a head, and how scans are read."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
-from torch import Tensor
 
 from foundation.adapting.low_rank import plain_state
-from foundation.config import ClassSpec, ModelConfig, Preprocessing
+from foundation.config import Activation, ClassSpec, ModelConfig, NetworkConfig, Preprocessing
 from foundation.errors import UsageError
 from foundation.hub.cards import card_names
 from foundation.hub.load import from_pretrained
-from foundation.model import UniversalModel
+from foundation.model import Model, PlainModel, UniversalModel
 from foundation.networks.backbones import BACKBONES
+from foundation.networks.protocol import require
 from foundation.text import MINILM, class_prompt, encode_prompts, load_bank, mean_and_scale
 from foundation.tuning.tasks import PUBLISHED
 
+HEADS = ("softmax", "sigmoid", "text")
+
 
 def published_preprocessing() -> Preprocessing:
-    """How the published protocol reads scans."""
+    """Return how the published protocol reads scans."""
     return Preprocessing(
         spacing_mm=(PUBLISHED.spacing_mm,) * 3,
         hu_windows=(PUBLISHED.hu_window,),
@@ -30,28 +33,34 @@ def published_preprocessing() -> Preprocessing:
 
 
 def transfer_preprocessing(
-    model: UniversalModel,
+    model: Model,
     *,
     spacing_mm: float | None = None,
     hu_window: tuple[float | None, float | None] = (None, None),
     patch_size: int | None = None,
 ) -> Preprocessing:
-    """The published protocol's where the model's is of that kind, otherwise its own.
+    """Choose how a transfer reads scans.
 
-    Of that kind: one window of HU, at 1.5 mm. spacing_mm, hu_window, patch_size: instead of those;
-    None in the window keeps that end.
+    A model that reads one HU window at the published spacing gets the published preprocessing; any
+    other keeps its own.
+
+    Args:
+        model: Where the transfer starts from.
+        spacing_mm: Another spacing.
+        hu_window: Another (low, high); None keeps that end.
+        patch_size: Another number of voxels along each axis.
 
     Raises:
-        UsageError: a window of HU for a model that reads several; or a value that is not allowed.
+        UsageError: A window for a model that reads several; or a value that is not allowed.
     """
     chosen, published = model.config.preprocessing, published_preprocessing()
-    if len(chosen.hu_windows) == 1 and chosen.spacing_mm == published.spacing_mm:
+    if chosen.channels == 1 and chosen.spacing_mm == published.spacing_mm:
         chosen = published
     if hu_window != (None, None):
-        if len(chosen.hu_windows) > 1:
+        if chosen.channels > 1:
             raise UsageError(
-                f"{model.config.name} reads the HU windows {chosen.hu_windows}, and learnt from "
-                "them; a window of one's own is for weights that read one."
+                f"{model.config.name} reads the HU windows {chosen.hu_windows}, and was trained "
+                "with them; another window is for weights that read one."
             )
         low, high = (
             own if given is None else given
@@ -65,77 +74,111 @@ def transfer_preprocessing(
     return chosen
 
 
-def untrained_by_name(name: str, classes: Sequence[str], seed: int) -> UniversalModel:
-    """An untrained model: of a backbone, read as published, or of weights without what they learnt.
+def random_model(name: str, classes: Sequence[str], seed: int) -> UniversalModel:
+    """Build a text-driven model with random weights.
 
-    name: a key of `BACKBONES`, or what `from_pretrained` takes.
+    Args:
+        name: A backbone, which is read as published; or weights, as `from_pretrained` takes them,
+            whose architecture, classes and preprocessing are kept.
+        classes: Names of the classes, for a backbone.
+        seed: Of the weights.
 
     Raises:
-        UsageError: it is neither. HubError, WeightsError: the weights cannot be loaded.
+        UsageError: `name` is neither.
+        HubError, WeightsError: The weights cannot be loaded.
     """
     if name in BACKBONES:
-        return untrained(name, classes, published_preprocessing(), seed)
-    if name not in card_names() and not Path(name).exists() and "/" not in name:
+        config = ModelConfig(
+            name=f"random {name}",
+            backbone=name,
+            classes=tuple(ClassSpec(each, class_prompt(each, MINILM)) for each in classes),
+            text=MINILM,
+            standardise_text=True,
+            preprocessing=published_preprocessing(),
+        )
+        rows = encode_prompts(MINILM, [spec.prompt for spec in config.classes])
+        shift, scale = mean_and_scale(load_bank().embeddings)
+    elif name in card_names() or Path(name).exists() or "/" in name:
+        trained = from_pretrained(name)
+        require(trained, "logits", "A random start by the name of weights")
+        config = replace(trained.config, name=f"random {trained.config.name}")
+        rows = trained.prompt_embedding
+        if config.standardise_text:
+            shift, scale = trained.head.text_shift, float(trained.head.text_scale)
+    else:
         raise UsageError(
             f"Unknown backbone {name!r}. Choose from {', '.join(BACKBONES)}, or take the "
             f"architecture of weights: {', '.join(card_names())}, a folder, org/name."
         )
-    return untrained_like(from_pretrained(name), seed)
-
-
-def untrained(
-    backbone: str, classes: Sequence[str], preprocessing: Preprocessing, seed: int
-) -> UniversalModel:
-    """A model with the weights that chance gives it, by the name of its backbone.
-
-    Raises:
-        UsageError: no backbone has that name.
-    """
-    specs = tuple(ClassSpec(name, class_prompt(name, MINILM)) for name in classes)
-    config = ModelConfig(
-        name=f"untrained {backbone}",
-        backbone=backbone,
-        classes=specs,
-        text=MINILM,
-        standardise_text=True,
-        preprocessing=preprocessing,
-    )
-    model = _drawn(config, encode_prompts(MINILM, [spec.prompt for spec in specs]), seed)
-    mean, scale = mean_and_scale(load_bank().embeddings)
-    model.head.text_shift.copy_(mean)
-    model.head.text_scale.fill_(scale)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = UniversalModel(config, rows).eval()
+    if config.standardise_text:  # these belong to the text encoder: they are not learnt
+        model.head.text_shift.copy_(shift)
+        model.head.text_scale.fill_(scale)
     return model
 
 
-def untrained_like(model: UniversalModel, seed: int) -> UniversalModel:
-    """The same architecture and preprocessing with the weights that chance gives it."""
-    config = replace(model.config, name=f"untrained {model.config.name}")
-    drawn = _drawn(config, model.prompt_embedding.cpu(), seed)
-    if config.standardise_text:  # of the text encoder, not learnt
-        drawn.head.text_shift.copy_(model.head.text_shift)
-        drawn.head.text_scale.copy_(model.head.text_scale)
-    return drawn
+def transfer_model(
+    start: Model,
+    classes: Sequence[str],
+    head: str = "softmax",
+    *,
+    preprocessing: Preprocessing | None = None,
+    seed: int = 0,
+) -> Model:
+    """Copy the backbone of a model under a head for other classes.
 
+    Args:
+        start: Pretrained, or a `random_model`.
+        classes: Names of the classes.
+        head: "softmax" or "sigmoid", a new head without text; "text", the model's own text-driven
+            head with the prompts of the classes.
+        preprocessing: In place of the model's own; with as many HU windows.
+        seed: Of the weights of a new head.
 
-def _drawn(config: ModelConfig, prompt_embedding: Tensor, seed: int) -> UniversalModel:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return UniversalModel(config, prompt_embedding).eval()
-
-
-def keep_head(
-    model: UniversalModel, classes: Sequence[str], preprocessing: Preprocessing
-) -> UniversalModel:
-    """A copy of a model, backbone and text-driven head, that is told other classes by prompts.
+    Returns:
+        The model, in evaluation mode; `start` is not changed.
 
     Raises:
-        MissingExtraError, HubError, WeightsError: a prompt is not in the bank, and the weights'
-            text encoder cannot be used.
+        UsageError: Another number of HU windows, no class, an unknown head, or the head is to be
+            kept of a model without text.
+        MissingExtraError, HubError, WeightsError: A prompt is not in the bank, and the text encoder
+            of the weights cannot be used.
     """
-    text = model.config.text
-    specs = tuple(ClassSpec(name, class_prompt(name, text)) for name in classes)
-    config = replace(model.config, classes=specs, branches=(), preprocessing=preprocessing)
-    told = UniversalModel(config, encode_prompts(text, [spec.prompt for spec in specs]))
-    told.backbone.load_state_dict(plain_state(model.backbone))
-    told.head.load_state_dict(plain_state(model.head))
-    return told.eval()
+    config = start.config
+    chosen = config.preprocessing if preprocessing is None else preprocessing
+    if chosen.channels != config.preprocessing.channels:
+        raise UsageError(
+            f"{config.name} reads {config.preprocessing.channels} HU windows, not "
+            f"{chosen.channels}: {chosen.hu_windows}. Give as many, or keep its own."
+        )
+    if not classes:
+        raise UsageError("No class to learn was given; name at least one.")
+    if head not in HEADS:
+        raise UsageError(f"Unknown head {head!r}; choose softmax, sigmoid or text.")
+    model: Model
+    if head == "text":
+        require(start, "logits", "Keeping the text-driven head")
+        assert isinstance(start, UniversalModel)
+        text = start.config.text
+        specs = tuple(ClassSpec(name, class_prompt(name, text)) for name in classes)
+        own = replace(start.config, classes=specs, branches=(), preprocessing=chosen)
+        model = UniversalModel(own, encode_prompts(text, [spec.prompt for spec in specs]))
+        model.head.load_state_dict(plain_state(start.head))
+    else:
+        plain = NetworkConfig(
+            name=config.name,
+            classes=tuple(ClassSpec(name) for name in classes),
+            preprocessing=chosen,
+            activation=cast(Activation, head),
+            backbone=config.backbone,
+            backbone_options=config.backbone_options,
+            licence=config.licence,
+            licence_notice=config.licence_notice,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = PlainModel(plain)
+    model.backbone.load_state_dict(plain_state(start.backbone))
+    return model.eval()

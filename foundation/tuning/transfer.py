@@ -2,34 +2,46 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import cast
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from foundation.config import Preprocessing
+from foundation.config import Activation, Preprocessing
 from foundation.errors import UsageError
-from foundation.evaluation.validation import mean_dice, validate
-from foundation.model import UniversalModel
-from foundation.networks.plain_head import Activation, LinearNetwork
+from foundation.model import Model, PlainModel
+from foundation.networks.encoder import check_patch
 from foundation.training.losses import published_losses, scan_losses
-from foundation.training.mixture import Mixture
-from foundation.training.sample import PatchGrid
+from foundation.training.trainer import Trainer, accelerator_for
 from foundation.tuning.data import TuningData
-from foundation.tuning.feeds import PatchFeed
-from foundation.tuning.methods import Method
+from foundation.tuning.feeds import PatchFeed, runs_in_bfloat16
+from foundation.tuning.methods.base import TuningSettings
 from foundation.tuning.objective import Forward, tuning_losses
+from foundation.tuning.run import TuningTask, identity
 from foundation.tuning.samples import FewScans
-from foundation.tuning.setup import identity
 from foundation.tuning.tasks import PUBLISHED
-from foundation.tuning.tuner import Parameters, Tuner
 
-_VALIDATION_OVERLAP = 0.25
+_FEWEST_STEPS = 10  # between validations, where there are so many
 _TEXT_BALANCE = 0.3  # of the text-driven head, as in every other method
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferSettings(TuningSettings):
+    """Settings of a transfer.
+
+    Args:
+        head: text, softmax or sigmoid.
+    """
+
+    name: ClassVar[str] = "transfer"
+
+    head: str
 
 
 def transfer_method(
@@ -40,27 +52,32 @@ def transfer_method(
     batch_size: int = 1,
     learning_rate: float = PUBLISHED.learning_rate,
     voxels: int | None = None,
-) -> Method:
-    """The published training, at any length: a tenth warms up, a twentieth passes per validation.
+) -> TransferSettings:
+    """Plan the published training at any length: a tenth warms up, 20 validations.
 
     All weights learn at one rate; nothing stops early. Deviations: the cosine ends at a twentieth
     of the rate, gradients are clipped, and `FewScans` places four of five patches on a class, every
     class alike, where the published crops are on a voxel of any class two times of three.
-    head: text, softmax or sigmoid. voxels: of a patch, that the loss looks at; all if not given.
+
+    Args:
+        head: text, softmax or sigmoid.
+        preprocessing: Tells the size of a patch.
+        steps: Optimiser steps.
+        batch_size: Patches in a batch.
+        learning_rate: Of all weights.
+        voxels: Of a patch, that the loss looks at; all if not given.
 
     Raises:
-        UsageError: a number that is not above 0.
+        UsageError: A number that is not above 0.
     """
     if voxels is not None and voxels < 1:
         raise UsageError(f"voxels is {voxels}; it must be 1 or more.")
-    return Method(
-        name=head,
-        branch="prompt",
-        trains="all",
-        protects="mask",
+    every = steps * PUBLISHED.validate_every // PUBLISHED.epochs
+    return TransferSettings(
+        head=head,
         steps=steps,
         batch_size=batch_size,
-        validate_every=max(1, steps * PUBLISHED.validate_every // PUBLISHED.epochs),
+        validate_every=max(every, min(steps, _FEWEST_STEPS)),
         patience=max(1, steps) + 1,  # more validations than there are
         learning_rate=learning_rate,
         weight_decay=PUBLISHED.weight_decay,
@@ -70,22 +87,30 @@ def transfer_method(
     )
 
 
-def linear_losses(given: Forward, balance: float, *, activation: Activation) -> dict[str, Tensor]:
-    """Terms of the loss of a linear head, each a mean over the scans; their sum is to be minimised.
+def plain_losses(given: Forward, balance: float, *, activation: Activation) -> dict[str, Tensor]:
+    """Compute the loss of a head without text; the sum of its terms is to be minimised.
 
-    softmax: Dice of the classes' probabilities, and cross-entropy over background and classes
-    (`exclusive`), with `balance` as in `scan_losses`; logits are relative to background. sigmoid:
-    Dice and binary cross-entropy. What a scan does not label is left out of both: of the softmax
-    too, as if the class did not exist. Deviation from the published loss: Dice is of the classes
-    alone that the patch shows; there, background counts as one of them, and an absent class is a
-    constant.
+    With a softmax: Dice of the classes' probabilities, and cross-entropy over background and
+    classes (`exclusive`). With sigmoids: Dice and binary cross-entropy. A class that a scan does
+    not label is left out of both, and of the softmax too, as if it did not exist. Deviation from
+    the published loss: Dice is of the classes alone that the patch shows; there, background counts
+    as one of them, and an absent class is a constant.
+
+    Args:
+        given: What the model gave for some scans, and what they label.
+        balance: See `scan_losses`.
+        activation: Of the head.
+
+    Returns:
+        Terms of each scan by name, (B,) each.
     """
     if activation == "sigmoid":
         terms = published_losses(given.logits, given.target, given.annotated, given.weight)
     else:
-        every = torch.ones(given.logits.shape[1], dtype=torch.bool, device=given.logits.device)
+        scores = given.logits.float()
+        every = torch.ones(scores.shape[1] - 1, dtype=torch.bool, device=scores.device)
         terms = scan_losses(
-            given.logits,
+            scores[:, 1:] - scores[:, :1],  # relative to background
             given.target,
             given.annotated,
             given.weight,
@@ -93,78 +118,78 @@ def linear_losses(given: Forward, balance: float, *, activation: Activation) -> 
             exclusive=every,
         )
         del terms["binary"]
-    return {name: values.mean() for name, values in terms.items()}
+    return terms
 
 
 def build_transfer(
-    network: LinearNetwork | UniversalModel,
+    network: Model,
     data: TuningData,
-    method: Method,
+    settings: TransferSettings,
     folder: Path,
     *,
     seed: int,
     device: torch.device,
     progress: bool = True,
-) -> Tuner:
-    """The tuning of all of a network on all of its classes; see `Tuner` for what `folder` receives.
+) -> Trainer:
+    """Prepare the training of all of a network on all of its classes.
 
-    Classes that no training scan shows are allowed: what a scan says of them is that they are
-    absent, where it labels them.
+    A class that no training scan shows is allowed: where a scan labels it, it is absent.
+
+    Args:
+        network: Is trained in place.
+        data: The scans.
+        settings: See `transfer_method`.
+        folder: Receives the state and the logs; see `Trainer`.
+        seed: Of the patches.
+        device: Where to compute.
+        progress: Show how far it is.
 
     Raises:
-        UsageError: the patch does not fit the backbone; or `folder` holds another tuning.
+        UsageError: The patch does not fit the backbone, the network reads scans in a way that
+            training cannot, or `folder` holds another tuning.
     """
-    check_patch(network)
-    network.to(device).train()
-    pre, classes = network.config.preprocessing, network.config.class_names
-    # Feed, validation and identity ask for no more than both have: config, classes, `logits_at`.
-    model = cast(UniversalModel, network)
-    grid = PatchGrid(pre.patch_size, pre.spacing_mm[0], pre.hu_windows, method.voxels, classes)
-    scans = FewScans(data.train, classes)
-    feed = PatchFeed(model, Mixture([scans], seed), grid, method.batch_size, None, device)
-
-    def check() -> dict[str, float]:
-        totals = validate(model.eval(), data.validation, _VALIDATION_OVERLAP, classes)
-        model.train()
-        return mean_dice(totals, classes)[0]
-
-    tensors = dict(network.named_parameters())
-    for tensor in tensors.values():
-        tensor.requires_grad_(True)
-    known = identity(model, data, classes, method, seed)
+    pre = network.config.preprocessing
+    check_patch(pre.patch_size, network.backbone, network.config.backbone)
+    check_readable(pre)
+    classes = network.config.class_names
+    network.to(device).requires_grad_(True)
+    known = identity(network, data, classes, settings, seed)
     # As JSON gives it back: lists for tuples.
-    known["preprocessing"] = {k: _plain(v) for k, v in asdict(pre).items()}
-    if isinstance(network, LinearNetwork):
-        losses = partial(linear_losses, activation=network.activation)
+    known["preprocessing"] = json.loads(json.dumps(asdict(pre)))
+    terms: tuple[str, ...] = ("dice", "binary", "exclusive")
+    losses: Callable[[Forward, float], dict[str, Tensor]]
+    if isinstance(network, PlainModel):
+        losses = partial(plain_losses, activation=network.config.activation)
+        terms = ("dice", "binary" if network.config.activation == "sigmoid" else "exclusive")
     else:
         exclusive = torch.ones(len(classes), dtype=torch.bool, device=device)
         losses = partial(tuning_losses, exclusive=exclusive, distil=0.0)
-    return Tuner(
-        network,
-        Parameters(tensors, dict.fromkeys(tensors, method.learning_rate)),
-        feed,
-        losses,
-        method,
-        check,
-        folder,
-        known,
-        progress=progress,
+    fast = runs_in_bfloat16(network, pre.patch_size, device)
+    task = TuningTask(
+        model=network,
+        settings=settings,
+        feed=PatchFeed(
+            settings, network, FewScans(data.train, classes), data.validation, seed=seed
+        ),
+        rates={name: settings.learning_rate for name, _ in network.named_parameters()},
+        objective=losses,
+        terms=terms,
+        classes=classes,
+        identity=known,
     )
+    accelerator = accelerator_for("bfloat16" if fast else "float32", device)
+    return task.trainer(accelerator, folder, seed=seed, progress=progress)
 
 
-def check_patch(network: LinearNetwork | UniversalModel) -> None:
-    """Refuse a patch that the backbone cannot take.
+def check_readable(pre: Preprocessing) -> None:
+    """Refuse what inference can read and the reading of training scans cannot.
 
     Raises:
-        UsageError: a side is no multiple of its divisor, or all are the coarsest stride.
+        UsageError: Another orientation than RAS, another spacing along another axis, or HU that
+            are not scaled to [0, 1].
     """
-    size, backbone = network.config.preprocessing.patch_size, network.backbone
-    if any(n % backbone.divisor for n in size) or all(n <= backbone.strides[-1] for n in size):
+    if pre.orientation != "RAS" or len(set(pre.spacing_mm)) > 1 or pre.hu_mean_std:
         raise UsageError(
-            f"The patch is {size} voxels; {network.config.backbone} needs multiples of "
-            f"{backbone.divisor}, one side of them {2 * backbone.strides[-1]} or more."
+            f"Training reads scans in RAS, at one spacing, with HU windows scaled to [0, 1]; here "
+            f"are {pre.orientation}, {pre.spacing_mm} mm, hu_mean_std {pre.hu_mean_std}."
         )
-
-
-def _plain(value: object) -> object:
-    return [_plain(each) for each in value] if isinstance(value, tuple | list) else value

@@ -8,7 +8,8 @@ import torch
 from tiny import logits, tiny_model
 
 from foundation import add_class, from_pretrained, text
-from foundation.adapting.classes import nearest_classes, zero_shot_note
+from foundation.adapting.classes import add_classes, nearest_classes, zero_shot_note
+from foundation.config import ClassSpec
 from foundation.errors import MissingExtraError, UsageError
 from foundation.hub.saved import save_pretrained
 from foundation.model import UniversalModel
@@ -60,7 +61,8 @@ def test_adding_a_class_tells_what_to_expect_and_changes_nothing_else(
     assert model.config.classes[-1].parent == "spleen"
     assert torch.equal(logits(model)[:, :3], before)
     assert state.keys() == model.state_dict().keys()
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in state.items())
+    now = {**model.state_dict(), "prompt_embedding": model.prompt_embedding[:3]}  # it got a row
+    assert all(torch.equal(value, now[name]) for name, value in state.items())
 
 
 def test_method_and_function_are_one(model: UniversalModel, no_encoder: None) -> None:
@@ -93,9 +95,9 @@ def test_embeddings_of_another_encoder_are_refused(model: UniversalModel, no_enc
         add_class(model, "stent", embedding=own)
     with pytest.raises(UsageError, match=r"shape \(3,\); .*one vector of 384"):
         add_class(model, "stent", embedding=torch.zeros(3), text=MINILM)
-    add_class(model, "stent", prompt="A stent", parent="aorta", embedding=own, text=MINILM)
+    add_class(model, "stent", prompt="A stent", parent="liver", embedding=own, text=MINILM)
     assert torch.equal(model.prompt_embedding[-1], own)
-    assert model.config.classes[-1].parent == "aorta"
+    assert model.config.classes[-1].parent == "liver"
 
 
 CHANGES = (
@@ -115,6 +117,50 @@ def test_a_class_is_added_once(model: UniversalModel, no_encoder: None) -> None:
 def test_a_class_without_a_word_is_refused(name: str, prompt: str | None) -> None:
     model = tiny_model()
     before = model.classes
-    with pytest.raises(UsageError, match=r"(name|prompt) of a class is"):
+    with pytest.raises(UsageError, match=r"needs a (name|prompt)"):
         model.add_class(name, prompt=prompt, embedding=torch.zeros(4), text=model.config.text)
     assert model.classes == before
+
+
+@pytest.mark.parametrize("name", ["", "  "])
+def test_a_class_needs_a_name(model: UniversalModel, no_encoder: None, name: str) -> None:
+    with pytest.raises(UsageError, match="needs a name"):
+        add_class(model, name)
+    with pytest.raises(UsageError, match="needs a name"):
+        add_classes(model, [ClassSpec(name, "A CT of nothing")])
+    assert model.classes == tiny_model().classes
+
+
+def test_another_name_of_a_known_class_is_a_class_of_its_own(
+    model: UniversalModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    model.add_class("liver lesion", embedding=torch.randn(MINILM.dim), text=MINILM)
+    assert model.classes == (*tiny_model().classes, "liver lesion")
+    assert caplog.messages == [
+        "liver lesion is another name of liver_tumor, a class that the model has. It is added as a "
+        "class of its own."
+    ]
+
+
+def test_a_parent_is_a_class_of_the_model_or_comes_with_it(model: UniversalModel) -> None:
+    rows = torch.randn(2, MINILM.dim)
+    psoas, abscess = ClassSpec("psoas", "A"), ClassSpec("psoas abscess", "B", "psoas")
+    with pytest.raises(UsageError, match=r"parent of 'psoas abscess' must be.*Unknown class"):
+        add_classes(model, [abscess], embeddings=rows[:1])
+    own = replace(psoas, parent="psoas")
+    with pytest.raises(UsageError, match="parent of 'psoas' must be"):
+        add_classes(model, [own], embeddings=rows[:1])
+    assert model.classes == tiny_model().classes and len(model.prompt_embedding) == 3
+    add_classes(model, [psoas, abscess], embeddings=rows)
+    given = [ClassSpec("cyst", "C", "Hepatic"), ClassSpec("scar", "D", "Liver")]
+    with pytest.raises(UsageError, match="parent of 'cyst'"):
+        add_classes(model, given, embeddings=rows)
+    add_classes(model, given[1:], embeddings=rows[:1])
+    parents = [spec.parent for spec in model.config.classes[3:]]
+    assert parents == [None, "psoas", "liver"], "by its own name"
+
+
+def test_one_of_two_sides_is_enough_for_a_parent() -> None:
+    model = from_pretrained("universal-ct")
+    add_class(model, "cortical cyst", parent="kidney", embedding=torch.zeros(384), text=MINILM)
+    assert model.config.classes[-1].parent == "kidney"

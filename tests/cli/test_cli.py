@@ -1,6 +1,7 @@
 """The command line: exit codes, files, JSON, and what it does not import."""
 
 import csv
+import errno
 import hashlib
 import http.server
 import json
@@ -19,10 +20,8 @@ import pytest
 from tiny import tiny_model
 
 from foundation.cli.main import main
-from foundation.errors import UsageError
 from foundation.hub import example as demo
 from foundation.hub.saved import save_pretrained
-from foundation.inference.folder import find_cases
 from foundation.model import UniversalModel
 from foundation.taxonomy import NAMES
 
@@ -80,7 +79,7 @@ def test_light_verbs_answer_without_heavy_imports(args: tuple[str, ...]) -> None
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
 def test_a_closed_pipe_is_no_error() -> None:
-    command = f'"{sys.executable}" -m foundation.cli.main classes | head -n 1'
+    command = f'"{sys.executable}" -m foundation.cli classes | head -n 1'
     result = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
     assert result.stdout.startswith("index")
     assert result.stderr == ""
@@ -115,7 +114,7 @@ def test_info_describes_published_weights(capsys: pytest.CaptureFixture[str]) ->
 )
 def test_wrong_usage_exits_with_2(args: tuple[str, ...], said: str) -> None:
     result = subprocess.run(
-        [sys.executable, "-m", "foundation.cli.main", *args],
+        [sys.executable, "-m", "foundation.cli", *args],
         capture_output=True,
         text=True,
         check=False,
@@ -183,7 +182,7 @@ def test_one_ct_leaves_masks_names_volumes_and_picture(segment: Segment, tmp_pat
     assert mask.shape == (30, 26, 28)
     assert (mask.affine == np.diag([6.0, 6, 6, 1])).all()
     assert (folder / "preview.png").read_bytes().startswith(b"\x89PNG")
-    labels = json.loads((folder / "labels.json").read_text())
+    labels = json.loads((folder / "segmentation.json").read_text())
     assert [each["name"] for each in labels["labels"].values()] == [
         "liver",
         "spleen",
@@ -235,11 +234,11 @@ def test_earlier_results_are_kept_skipped_or_replaced(
     assert segment(ct, "-o", out, "--per-class", "-q") == 0
     masks = sorted(path.name for path in (out / "a" / "segmentations").iterdir())
     assert masks == ["liver.nii.gz", "liver_tumor.nii.gz", "spleen.nii.gz"]
-    before = (out / "a" / "labels.json").stat().st_mtime_ns
+    before = (out / "a" / "segmentation.json").stat().st_mtime_ns
     assert segment(ct, "-o", out, "-q") == 2
     assert "--overwrite or --skip-existing" in capsys.readouterr().err
     assert segment(ct, "-o", out, "--skip-existing", "-q") == 0
-    assert (out / "a" / "labels.json").stat().st_mtime_ns == before
+    assert (out / "a" / "segmentation.json").stat().st_mtime_ns == before
     assert segment(ct, "-o", out, "--overwrite", "--per-class", "-c", "spleen", "-q") == 0
     # A mask of the earlier run would contradict the new sidecar.
     masks = sorted(path.name for path in (out / "a" / "segmentations").iterdir())
@@ -262,23 +261,90 @@ def test_masks_of_others_are_never_touched(
     assert {path.name for path in ct.parent.iterdir()} == {"ct.nii.gz", "segmentations"}
 
 
-def test_a_run_that_breaks_off_does_not_look_finished(
-    segment: Segment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_masks_and_tables_of_others_are_no_result_of_ours(
+    segment: Segment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ct, out = write_ct(tmp_path / "a.nii.gz"), tmp_path / "out"
-    assert segment(ct, "-o", out, "-q", "--preview", "--format", "both") == 0
+    """A CT with an expert's masks and a table of the same names as ours; no option is given."""
+    folder = tmp_path / "data" / "p0"
+    write_ct(folder / "ct.nii.gz")
+    (folder / "segmentations").mkdir()
+    for name in ("volumes.csv", "segmentation.nii.gz", "segmentations/liver.nii.gz"):
+        (folder / name).write_bytes(b"the expert's")
+    before = contents(folder)
+    for options in ((), ("--overwrite",), ("--skip-existing",)):
+        assert segment(tmp_path / "data", "-o", tmp_path / "data", *options) == 2
+        assert "is not universal-ct's" in capsys.readouterr().err
+    assert contents(folder) == before
 
-    def full_disk(*_: object, **__: object) -> None:
-        raise OSError("No space left on device")
+
+@pytest.mark.parametrize("option", [None, "--skip-existing", "--overwrite"])
+def test_a_training_set_is_no_result_of_ours(
+    option: str | None, segment: Segment, tmp_path: Path
+) -> None:
+    """labels.json is the training format's; it is neither a result nor replaced by one."""
+    folder = tmp_path / "scans" / "s1"
+    write_ct(folder / "ct.nii.gz")
+    (folder / "labels.nii.gz").write_bytes(b"drawn by hand")
+    (folder / "labels.json").write_text('{"1": "liver"}')
+    before = contents(folder)
+    options = [option] if option else []
+    assert segment(tmp_path / "scans", "-o", tmp_path / "scans", "-q", *options) == 0
+    after = contents(folder)
+    assert {name: after[name] for name in before} == before
+    assert set(after) - set(before) == {"segmentation.nii.gz", "segmentation.json", "volumes.csv"}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_a_full_disk_costs_no_earlier_result_and_ends_the_run(
+    segment: Segment,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    cts = [write_ct(tmp_path / f"{name}.nii.gz") for name in "abc"]
+    assert segment(*cts, "-o", out, "-q", "--preview", "--format", "both") == 0
+    before = contents(out)
+    written: list[object] = []
+
+    def full_disk(path: Path, *_: object) -> None:
+        written.append(path)
+        Path(path).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as broken:
         broken.setattr("foundation.imaging.result.write_mask", full_disk)
-        assert segment(ct, "-o", out, "-q", "--overwrite", "--per-class") == 1
-    assert not (out / "a" / "labels.json").exists()
-    assert not list((out / "a" / "segmentations").iterdir())
-    assert segment(ct, "-o", out, "-q", "--skip-existing") == 0
-    assert (out / "a" / "labels.json").exists()
-    assert not (out / "a" / "preview.png").exists()  # it showed the earlier masks
+        options = ("-o", out, "-q", "--overwrite", "--per-class", "--json")
+        assert segment(*cts, *options) == 1
+    assert contents(out) == before, "nothing of an earlier result is lost, and nothing is left over"
+    assert len(written) == 1, "the other CTs are not computed in vain"
+    said = capsys.readouterr()
+    place = str(out / "a" / "segmentations" / "liver.nii.gz")
+    assert "No space left on device" in said.err and place in said.err
+    results = json.loads(said.out)["results"]
+    assert [each["status"] for each in results] == ["failed"] * 3
+    assert "not tried" in results[2]["error"]
+    assert segment(*cts, "-o", out, "-q", "--skip-existing") == 0
+
+
+def test_what_is_replaced_leaves_nothing_of_the_earlier_result(
+    segment: Segment, tmp_path: Path
+) -> None:
+    ct, out = write_ct(tmp_path / "a.nii.gz"), tmp_path / "out"
+    assert segment(ct, "-o", out, "-q", "--preview", "--format", "both") == 0
+    assert segment(ct, "-o", out, "-q", "--overwrite", "--per-class", "-c", "spleen") == 0
+    assert set(contents(out)) == {
+        "a/segmentation.json",
+        "a/segmentations/spleen.nii.gz",
+        "a/volumes.csv",
+    }, "a mask or a picture of the earlier run would contradict the new sidecar"
 
 
 def test_wrong_requests_stop_before_any_work(
@@ -297,27 +363,6 @@ def test_wrong_requests_stop_before_any_work(
     assert segment(tmp_path / "empty", "-o", out) == 2
     assert "holds no CT" in capsys.readouterr().err
     assert not out.exists()
-
-
-def test_case_names_and_places(tmp_path: Path) -> None:
-    for name in ("x/ct.nii.gz", "flat/a_0000.nii.gz", "flat/b.nii", "flat/.hidden.nii.gz"):
-        write_ct(tmp_path / name)
-    (tmp_path / "flat" / "notes.txt").write_text("")
-    cases = find_cases([tmp_path / "x", tmp_path / "flat"], tmp_path / "out")
-    assert [case.name for case in cases] == ["x", "a", "b"]
-    assert cases[0].output == tmp_path / "out" / "x"
-    again = find_cases([tmp_path / "flat" / "b.nii", tmp_path / "flat"], tmp_path / "out")
-    assert [case.name for case in again] == ["b", "a"]  # no CT twice
-    write_ct(tmp_path / "other" / "b.nii.gz")
-    with pytest.raises(UsageError, match="would all be written to"):
-        find_cases([tmp_path / "flat", tmp_path / "other"], tmp_path / "out")
-    write_ct(tmp_path / "other" / "B.nii.gz")
-    with pytest.raises(UsageError, match="would all be written to"):
-        find_cases([tmp_path / "flat" / "b.nii", tmp_path / "other" / "B.nii.gz"], tmp_path)
-    dotted = find_cases([tmp_path / "scan.dcm.nii.gz", tmp_path / "c.nii.nii.gz"], tmp_path / "out")
-    assert [case.files.sidecar.parent.name for case in dotted] == ["scan.dcm", "c"]
-    with pytest.raises(UsageError, match="is one file"):
-        find_cases([tmp_path / "flat"], tmp_path / "out.nii.gz")
 
 
 def test_ctrl_c_is_130(
@@ -340,9 +385,14 @@ def test_a_doubtful_ct_gets_a_warning_in_plain_words(
     path = write_ct(tmp_path / "mr.nii.gz")
     image = nib.load(path)
     nib.save(nib.Nifti1Image(image.get_fdata() + 1200, image.affine), path)
-    assert segment(path, "-o", tmp_path / "out") == 0
-    said = capsys.readouterr().err
-    assert "warning: " in said and "VolumeWarning" not in said
+    for options in ((), ("-q", "--overwrite")):  # a doubt is no progress
+        assert segment(path, "-o", tmp_path / "out", "--json", *options) == 0
+        said = capsys.readouterr()
+        assert "warning: " in said.err and "VolumeWarning" not in said.err
+        (result,) = json.loads(said.out)["results"]
+        assert "an MR, or a CT stored without its intercept" in result["warnings"][0]
+    content = json.loads((tmp_path / "out" / "mr" / "segmentation.json").read_text())
+    assert content["warnings"] == result["warnings"]
 
 
 # --- demo ---------------------------------------------------------------------------------------
@@ -448,8 +498,8 @@ def test_demo_on_the_real_ct(
     out = tmp_path / "out"
     assert run_demo(model_folder, out) == 0
     assert (out / "demo_ct.nii.gz").read_bytes() == server[1]
-    names = {"demo_ct.nii.gz", "segmentation.nii.gz", "labels.json", "volumes.csv", "preview.png"}
-    assert files_in(out) == names
+    names = {"demo_ct.nii.gz", "segmentation.nii.gz", "segmentation.json", "volumes.csv"}
+    assert files_in(out) == {*names, "preview.png"}
     said = capsys.readouterr()
     assert "Segmenting a real CT: a test." in said.err
     assert said.out.startswith("class")

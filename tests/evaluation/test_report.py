@@ -136,7 +136,23 @@ def test_few_scans_have_no_intervals() -> None:
     assert re.search(r"\(0\.9\d\d to 0\.9\d\d\)", many)
     assert not re.search(r"\(0\.\d\d\d to", few)
     assert "Fewer than three scans: no intervals" in few
-    assert "only the very same border voxels count" in many  # 2 mm on a grid of 3 mm
+    assert "a border that is one voxel off counts as wrong" in many  # 2 mm on a grid of 3 mm
+
+
+def test_a_change_that_three_digits_do_not_show_has_no_sign_and_no_colour(tmp_path: Path) -> None:
+    unchanged = report(scores({"liver": -0.0001, "spleen": 0.0001}))
+    text = page(unchanged)
+    assert "0.000</td>" in text
+    assert "−0.000" not in text and "+0.000" not in text
+    assert 'class="down"' not in text and 'class="up"' not in text
+    write_report(tmp_path, report(scores({"liver": -0.00001})))
+    assert "-0.0000" not in (tmp_path / "report.csv").read_text()
+
+
+def test_a_network_without_old_classes_has_no_part_on_forgetting() -> None:
+    text = page(replace(report(scores({})), old=(), before_is="an untrained head"))
+    assert "Forgetting" not in text and "forgotten" not in text
+    assert "before: an untrained head; after: tuned" in text
 
 
 def test_forgetting_that_was_not_measured_is_said() -> None:

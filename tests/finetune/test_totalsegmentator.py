@@ -25,12 +25,10 @@ from foundation.errors import UsageError
 from foundation.evaluation.scores import Score, Scores
 from foundation.hub.saved import load_folder
 from foundation.model import UniversalModel
-from foundation.networks.plain_head import load_linear
 from foundation.text import MINILM
-from foundation.tuning.methods import Method
+from foundation.training.trainer import Trainer
 from foundation.tuning.tasks import TASKS, get_task
-from foundation.tuning.transfer import transfer_method
-from foundation.tuning.tuner import Tuner
+from foundation.tuning.transfer import TransferSettings, transfer_method
 
 PATH = REPOSITORY / "finetune" / "totalsegmentator.py"
 
@@ -111,7 +109,7 @@ def test_what_a_run_leaves(
     subset = json.loads((out / "subsets.json").read_text())["subsets"]["2"]
     assert splits["train"] == sorted(f"masks/{id_}" for id_ in subset)
     assert (splits["validation"], splits["test"]) == (["masks/s0004"], ["masks/s0005"])
-    saved = (load_folder if head == "text" else load_linear)(out / "model")
+    saved = load_folder(out / "model")
     assert saved.config.class_names == classes
     if head == "text":
         assert saved.config.classes[0].prompt == "A computerized tomography of a esophagus"
@@ -120,23 +118,23 @@ def test_what_a_run_leaves(
 def test_started_again_it_goes_on_to_the_same_weights(
     recipe: ModuleType, learn: Learn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def often(*given: Any, **options: Any) -> Method:
+    def often(*given: Any, **options: Any) -> TransferSettings:
         return replace(transfer_method(*given, **options), save_every=2, validate_every=3)
 
     monkeypatch.setattr(recipe, "transfer_method", often)
     options = {"steps": 6, "learning_rate": 1e-2}
     learn(tmp_path / "unbroken", **options)
-    step = Tuner._train_step
+    step = Trainer.train_step
     seen: list[int] = []
     last = 5
 
-    def counted(self: Tuner) -> None:
+    def counted(self: Trainer, batches: Any) -> None:
         if self.step == last:
             raise KeyboardInterrupt
         seen.append(self.step)
-        step(self)
+        step(self, batches)
 
-    monkeypatch.setattr(Tuner, "_train_step", counted)
+    monkeypatch.setattr(Trainer, "train_step", counted)
     with pytest.raises(KeyboardInterrupt):
         learn(tmp_path / "broken", **options)
     assert seen == [0, 1, 2, 3, 4] and not (tmp_path / "broken" / "model").exists()
@@ -144,7 +142,7 @@ def test_started_again_it_goes_on_to_the_same_weights(
     last = 6
     learn(tmp_path / "broken", **options)
     assert seen == [4, 5]
-    one, other = (load_linear(tmp_path / run / "model") for run in ("unbroken", "broken"))
+    one, other = (load_folder(tmp_path / run / "model") for run in ("unbroken", "broken"))
     state = other.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in one.state_dict().items())
     with pytest.raises(UsageError, match="other settings"):

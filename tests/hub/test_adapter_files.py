@@ -2,42 +2,51 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from hub_server import HubServer
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from tiny import logits, tiny_model
 from torch import nn
 
 from foundation import from_pretrained
-from foundation.adapting import low_rank as lora
-from foundation.adapting.classes import add_classes
-from foundation.config import ClassSpec
-from foundation.data.naming import NewClass
-from foundation.errors import HubError, MissingExtraError, UsageError, WeightsError
-from foundation.hub.adapter_files import (
-    ADAPTER,
-    ADAPTER_FILES,
-    ADAPTER_WEIGHTS,
-    active_adapter,
-    adapters,
+from foundation.adapting import low_rank
+from foundation.adapting.adapters import (
     add_adapter,
-    load_adapter,
+    default_name,
+    delete_adapter,
     merge_adapter,
-    push_adapter_to_hub,
-    save_adapter,
     set_adapter,
 )
-from foundation.hub.cards import PACKAGE, Card
-from foundation.hub.saved import CARD, SUMS, save_pretrained, write_sums
+from foundation.adapting.classes import add_classes
+from foundation.config import ClassSpec
+from foundation.errors import HubError, MissingExtraError, UsageError, WeightsError
+from foundation.hub.adapter_files import read_config, save_adapter
+from foundation.hub.cards import PACKAGE, Card, Results
+from foundation.hub.load import load_adapter, model_card
+from foundation.hub.saved import (
+    ADAPTER_FILES,
+    ADDED_CLASSES,
+    CARD,
+    PEFT_CONFIG,
+    PEFT_WEIGHTS,
+    SUMS,
+    UNIVERSAL_CT,
+    load_folder,
+    save_pretrained,
+    write_sums,
+)
+from foundation.hub.upload import push_adapter, push_to_hub
 from foundation.model import UniversalModel
 from foundation.networks.backbones import build_backbone
-from foundation.tuning.finetune import with_classes
+from foundation.text import class_prompt
 from foundation.tuning.methods import get_method
 
-pytest.importorskip("peft")
+peft = pytest.importorskip("peft")
 
 
 def grown(kind: str, *names: str) -> UniversalModel:
@@ -112,7 +121,7 @@ def test_several_adapters_take_turns(tmp_path: Path) -> None:
     add_adapter(model, "devices", rank=1, alpha=4.0)
     train(model, 1)
     devices = logits(model)
-    assert adapters(model) == ("spine", "devices") and active_adapter(model) == "devices"
+    assert model.adapters.names == ("spine", "devices") and model.adapters.active == "devices"
     assert model.classes[3:] == ("stent",)
     set_adapter(model, "spine")
     assert model.classes[3:] == ("L1", "L2") and torch.equal(logits(model), spine)
@@ -141,7 +150,10 @@ def test_a_saved_adapter_comes_back(kind: str, tmp_path: Path) -> None:
         torch.testing.assert_close(logits(fresh), said, atol=tolerance, rtol=tolerance)
     card = Card.parse("spine", (folder / CARD).read_text(), CARD)
     assert card.weights["adapter_of"] == "tiny"
-    assert card.weights["base_sha256"] == json.loads((folder / ADAPTER).read_text())["base_sha256"]
+    assert (
+        card.weights["base_sha256"]
+        == json.loads((folder / UNIVERSAL_CT).read_text())["base_sha256"]
+    )
 
 
 def test_an_adapter_without_classes_comes_back(tmp_path: Path) -> None:
@@ -156,12 +168,12 @@ def test_an_adapter_without_classes_comes_back(tmp_path: Path) -> None:
 def test_copies_of_the_head_are_not_stored(tmp_path: Path) -> None:
     large = "branches.0.head.controller.weight"
     model = adapted()
-    with_copies = save_adapter(model, tmp_path / "small") / ADAPTER_WEIGHTS
+    with_copies = save_adapter(model, tmp_path / "small") / ADDED_CLASSES
     assert large not in lora_names(with_copies)
     with torch.no_grad():  # trained all the same, as by who asks for all of its gradients
         model.get_parameter("branches.0.head.controller.base_layer.weight").mul_(1.5)
     folder = save_adapter(model, tmp_path / "large", dtype=None)
-    assert large in lora_names(folder / ADAPTER_WEIGHTS)
+    assert large in lora_names(folder / ADDED_CLASSES)
     fresh = tiny_model()
     load_adapter(fresh, folder)
     torch.testing.assert_close(logits(fresh), logits(model))
@@ -170,8 +182,10 @@ def test_copies_of_the_head_are_not_stored(tmp_path: Path) -> None:
 def test_an_adapter_of_the_embedded_weights_is_small(tmp_path: Path) -> None:
     """As the method `lora` makes it, for five classes."""
     lora = get_method("lora")
-    wanted = [NewClass(f"vertebra L{number}") for number in range(1, 6)]
-    model = with_classes(from_pretrained("universal-ct"), wanted, lora, seed=1)
+    model = from_pretrained("universal-ct")
+    names = [f"vertebra L{number}" for number in range(1, 6)]
+    specs = [ClassSpec(name, class_prompt(name)) for name in names]
+    add_classes(model, specs, kind="side", width=lora.width)
     add_adapter(model, "spine", rank=lora.rank)
     train(model)
     folder = save_adapter(model, tmp_path / "spine")
@@ -188,7 +202,7 @@ def test_merging_gives_a_plain_model(kind: str, tmp_path: Path) -> None:
     model = adapted(kind)
     said = logits(model)
     merged = merge_adapter(model)
-    assert torch.equal(logits(model), said) and active_adapter(model) == "spine"
+    assert torch.equal(logits(model), said) and model.adapters.active == "spine"
     assert not any("lora" in name or "base_layer" in name for name in merged.state_dict())
     torch.testing.assert_close(logits(merged), said, atol=1e-4, rtol=1e-4)
     set_adapter(model, None)
@@ -205,8 +219,8 @@ def test_another_base_is_refused(tmp_path: Path) -> None:
     before = logits(other)
     with pytest.raises(UsageError, match="'spine' was made for 'tiny' with weights"):
         load_adapter(other, folder)
-    assert not adapters(other) and torch.equal(logits(other), before)
-    assert not lora.has_adapters(other)
+    assert not other.adapters.names and torch.equal(logits(other), before)
+    assert not low_rank.has_adapters(other)
 
 
 def test_a_base_stored_in_half_precision_is_the_same_base(tmp_path: Path) -> None:
@@ -220,7 +234,7 @@ def test_what_an_adapter_brings_must_be_new(tmp_path: Path) -> None:
     model = grown("prompt", "L2")
     with pytest.raises(UsageError, match="brings L2, which the model has already"):
         load_adapter(model, folder)
-    assert not lora.has_adapters(model), "nothing half-loaded"
+    assert not low_rank.has_adapters(model), "nothing half-loaded"
     model = tiny_model()
     load_adapter(model, folder)
     with pytest.raises(UsageError, match="has an adapter 'spine' already"):
@@ -244,7 +258,7 @@ def test_wrong_requests_say_so(options: dict[str, object], message: str) -> None
         set_adapter(model, "y")
     with pytest.raises(UsageError, match="no adapter None"):
         merge_adapter(model)
-    assert not lora.has_adapters(model)
+    assert not low_rank.has_adapters(model)
 
 
 def test_classes_of_the_base_stay_with_it(tmp_path: Path) -> None:
@@ -275,7 +289,7 @@ def test_classes_added_while_an_adapter_speaks_go_with_it(tmp_path: Path) -> Non
 
 def test_damage_is_noticed(tmp_path: Path) -> None:
     folder = save_adapter(adapted(), tmp_path / "spine")
-    weights = folder / ADAPTER_WEIGHTS
+    weights = folder / PEFT_WEIGHTS
     content = weights.read_bytes()
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(WeightsError, match="damaged"):
@@ -286,30 +300,32 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("file", "change", "message"),
     [
-        ({"rank": 3}, "another shape of backbone.*save or download"),
-        ({"colour": "red"}, "unknown field"),
-        ({"branches": []}, r"has the unknown branches\.0"),
-        ({"format_version": 2}, "another format version"),
+        (PEFT_CONFIG, {"r": 3}, "another shape of backbone.*save or download"),
+        (PEFT_CONFIG, {"use_dora": True}, "do not belong together"),
+        (PEFT_CONFIG, {"base_model_name_or_path": "another"}, "do not belong together"),
+        (UNIVERSAL_CT, {"colour": "red"}, "unknown key 'colour'"),
+        (UNIVERSAL_CT, {"branches": []}, r"has the unknown branches\.0"),
+        (UNIVERSAL_CT, {"format_version": 2}, "format_version is 2"),
     ],
 )
 def test_an_adapter_is_read_strictly(
-    change: dict[str, object], message: str, tmp_path: Path
+    file: str, change: dict[str, object], message: str, tmp_path: Path
 ) -> None:
     folder = save_adapter(adapted(), tmp_path / "spine")
-    raw = json.loads((folder / ADAPTER).read_text())
-    (folder / ADAPTER).write_text(json.dumps({**raw, **change}))
+    raw = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps({**raw, **change}))
     write_sums(folder, ADAPTER_FILES)
     model = tiny_model()
     with pytest.raises(WeightsError, match=f"(?i){message}"):
         load_adapter(model, folder)
-    assert not lora.has_adapters(model)
+    assert not low_rank.has_adapters(model)
 
 
 def test_adapters_travel_through_the_hub(server: HubServer, tmp_path: Path) -> None:
     model = adapted("side")
-    url = push_adapter_to_hub(model, "lab/spine", token="hf_tests", dtype=None)
+    url = push_adapter(model, "lab/spine", token="hf_tests", dtype=None)
     assert "/lab/spine/commit/" in url
     assert set(server.repositories["lab/spine"].files("main")) == {*ADAPTER_FILES, SUMS, CARD}
     fresh = tiny_model()
@@ -328,9 +344,9 @@ def test_adapters_of_weights_that_must_not_be_changed_stay_private(
     model = tiny_model(licence="cc-by-nc-nd-4.0")
     add_adapter(model, "mine")
     with pytest.raises(UsageError, match="private=True"):
-        push_adapter_to_hub(model, "lab/mine", token="hf_tests")
+        push_adapter(model, "lab/mine", token="hf_tests")
     assert not server.log
-    push_adapter_to_hub(model, "lab/mine", token="hf_tests", private=True)
+    push_adapter(model, "lab/mine", token="hf_tests", private=True)
     assert server.repositories["lab/mine"].private
 
 
@@ -339,7 +355,7 @@ def test_peft_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model()
     with pytest.raises(MissingExtraError, match=r"universal-ct\[tune\]"):
         add_adapter(model, "spine")
-    assert not adapters(model)
+    assert not model.adapters.names
 
 
 @pytest.mark.parametrize("name", ["unet", "mednext"])
@@ -350,17 +366,18 @@ def test_other_backbones_take_adapters(name: str) -> None:
     image = torch.rand(1, 1, *(2 * backbone.divisor,) * 3)
     with torch.no_grad():
         before = backbone.decode(backbone.encode(image))
-        lora.inject(backbone, "a", 2, 2.0)
+        low_rank.inject(backbone, "a", 2, 2.0)
         assert torch.equal(backbone.decode(backbone.encode(image)), before)
-        assert {k: tuple(v.shape) for k, v in lora.tensors(backbone, "a").items()} == lora.shapes(
-            backbone, 2
-        )
-        for tensor in lora.tensors(backbone, "a").values():
+        assert {
+            k: tuple(v.shape) for k, v in low_rank.tensors(backbone, "a").items()
+        } == low_rank.shapes(backbone, 2)
+        for tensor in low_rank.tensors(backbone, "a").values():
             tensor.add_(0.01)
         changed = backbone.decode(backbone.encode(image))
         assert not torch.allclose(changed, before)
+        low_rank.merge(backbone, "a")
         merged = build_backbone(name, 1).eval()
-        merged.load_state_dict(lora.plain_state(backbone, "a"))
+        merged.load_state_dict(backbone.state_dict())
         torch.testing.assert_close(
             merged.decode(merged.encode(image)), changed, atol=1e-4, rtol=1e-4
         )
@@ -377,4 +394,190 @@ def test_layers_that_peft_would_change_wrongly_are_left() -> None:
             "linear": nn.Linear(4, 4),
         }
     )
-    assert set(lora.adaptable(module)) == {"plain", "linear"}
+    assert set(low_rank.adaptable(module)) == {"plain", "linear"}
+
+
+def test_peft_itself_loads_it(tmp_path: Path) -> None:
+    """The base's classes are what they are with our own loading; peft knows no others."""
+    folder = save_adapter(adapted("side"), tmp_path / "spine", dtype=None)
+    ours, base = tiny_model(), tiny_model()
+    load_adapter(ours, folder)
+    with_peft = peft.PeftModel.from_pretrained(base, str(folder))
+    image = torch.linspace(0, 1, 16**3).view(1, 1, 16, 16, 16)
+    with torch.no_grad():
+        theirs = with_peft(image)
+    assert not torch.allclose(theirs, logits(tiny_model()), atol=1e-3), "the adapter does something"
+    assert torch.equal(theirs, logits(ours)[:, :3])
+    config = peft.LoraConfig.from_pretrained(str(folder))
+    assert (config.r, config.base_model_name_or_path) == (2, "tiny")
+
+
+def with_adapter(base: UniversalModel, name: str = "spine") -> UniversalModel:
+    """A model with a trained adapter, which brings a class."""
+    grow(base, "head", "L1")
+    add_adapter(base, name)
+    train(base)
+    return base
+
+
+def test_an_adapter_loads_with_its_base_from_a_folder(tmp_path: Path) -> None:
+    saved = save_pretrained(tiny_model(), tmp_path / "bases" / "tiny")
+    model = with_adapter(from_pretrained(saved))
+    model.config = replace(model.config, name="runs-folder")  # a tuning names its model so
+    folder = save_adapter(model, tmp_path / "run" / "adapter", dtype=None)
+    for given in (folder, tmp_path / "run"):
+        loaded = from_pretrained(given)
+        assert loaded.adapters.active == "spine" and loaded.classes == model.classes
+        torch.testing.assert_close(logits(loaded), logits(model))
+    config = read_config(folder)
+    assert (config.base, config.base_source) == ("tiny", "")
+    assert str(tmp_path) not in (folder / PEFT_CONFIG).read_text() + (folder / CARD).read_text()
+    card = model_card(tmp_path / "run")
+    assert "base_model" not in card.metadata, "a folder is no id"
+    assert "Base model: `tiny`. SHA-256 of its" in card.text and config.base_sha256 in card.text
+    moved = folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(HubError, match=r"made for 'tiny' \(weights .*load_adapter\('.*where'\)"):
+        from_pretrained(moved)
+    again = from_pretrained(saved)
+    again.load_adapter(moved)
+    torch.testing.assert_close(logits(again), logits(model))
+
+
+def test_an_adapter_refuses_a_base_that_has_changed(tmp_path: Path) -> None:
+    saved = save_pretrained(tiny_model(), tmp_path / "tiny")
+    folder = save_adapter(with_adapter(from_pretrained(saved)), tmp_path / "adapter")
+    save_pretrained(tiny_model(1), saved)
+    with pytest.raises(UsageError, match=r"made for 'tiny' with weights .*put the adapter on"):
+        from_pretrained(folder)
+
+
+def test_an_adapter_of_known_weights_names_them(tmp_path: Path) -> None:
+    model = from_pretrained("universal-ct")
+    model.add_adapter("contrast")
+    train(model)
+    results = Results("hospital-a", "test", 3, dice={"liver": 0.95}, agreement={"spleen": 0.9})
+    model.save_adapter(tmp_path / "contrast", results=results, notes="## Thanks\n\nTo all.")
+    loaded = from_pretrained(tmp_path / "contrast")
+    assert (loaded.config.name, loaded.adapters.names) == ("universal-ct", ("contrast",))
+    assert torch.allclose(patch_logits(loaded), patch_logits(model), atol=0.2)
+    card = model_card(tmp_path / "contrast")
+    assert card.metadata["base_model"] == "universal-ct"
+    assert card.metadata["base_model_relation"] == "adapter"
+    assert card.licence == "apache-2.0-and-that-of-the-data"
+    index = ModelCard(card.render(), ignore_metadata_errors=False).data.eval_results
+    found = {(each.metric_name, each.metric_value, each.dataset_split) for each in index}
+    assert found == {("Dice, liver", 0.95, "test"), ("Dice agreement, spleen", 0.9, "test")}
+    assert "| liver | 0.950 |" in card.text and "agreement, not accuracy" in card.text
+    assert "| spleen | 0.900 |" in card.text
+    assert card.text.endswith("## Thanks\n\nTo all.\n")
+
+
+def patch_logits(model: UniversalModel) -> torch.Tensor:
+    with torch.no_grad():
+        image = torch.linspace(0, 1, 2 * 64 * 32**2).view(1, 2, 64, 32, 32)
+        result: torch.Tensor = model(image, [0, 5])
+    return result
+
+
+def test_adapters_of_the_hub_load_with_their_base(server: HubServer, tmp_path: Path) -> None:
+    push_to_hub(tiny_model(), "lab/tiny", token="hf_tests", revision="v1")
+    push_to_hub(tiny_model(1), "lab/tiny", token="hf_tests")
+    model = with_adapter(from_pretrained("lab/tiny@v1"))
+    model.push_adapter("lab/spine", token="hf_tests", dtype=None, revision="first")
+    config = json.loads(server.repositories["lab/spine"].files("first")[PEFT_CONFIG])
+    assert (config["base_model_name_or_path"], config["revision"]) == ("lab/tiny", "v1")
+    for where, options in (("lab/spine@first", {}), ("lab/spine", {"revision": "first"})):
+        loaded = from_pretrained(where, **options)
+        torch.testing.assert_close(logits(loaded), logits(model))
+    assert model_card("lab/spine@first").metadata["base_model"] == "lab/tiny"
+    server.log.clear()
+    from_pretrained("lab/spine@first", local_files_only=True)
+    assert not server.log, "the cache is enough"
+    del server.repositories["lab/tiny"]
+    with pytest.raises(HubError, match=r"base 'tiny' of the adapter 'spine' cannot be loaded"):
+        from_pretrained("lab/spine@first", cache_dir=tmp_path / "empty")
+
+
+def test_pushing_an_adapter_of_a_folder_says_what_others_lack(
+    server: HubServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved = save_pretrained(tiny_model(), tmp_path / "base")
+    push_adapter(with_adapter(from_pretrained(saved)), "lab/spine", token="hf_tests")
+    assert "base of this adapter, tiny, is only on this machine" in caplog.text
+    files = server.repositories["lab/spine"].files("main")
+    assert json.loads(files[UNIVERSAL_CT])["base_folder"] == ""
+    with pytest.raises(HubError, match="was in a folder and is not there"):
+        from_pretrained("lab/spine")
+
+
+def test_models_and_adapters_are_told_apart(tmp_path: Path) -> None:
+    adapter = save_adapter(adapted(), tmp_path / "run" / "adapter")
+    whole = save_pretrained(tiny_model(), tmp_path / "whole")
+    with pytest.raises(UsageError, match="is a whole model, not an adapter: from_pretrained"):
+        load_adapter(tiny_model(), whole)
+    with pytest.raises(UsageError, match="is an adapter, not a whole model: from_pretrained"):
+        load_folder(adapter)
+    whole.rename(tmp_path / "run" / "model")
+    with pytest.raises(UsageError, match="holds a model and an adapter"):
+        from_pretrained(tmp_path / "run")
+    for path in adapter.iterdir():
+        if path.name not in (PEFT_CONFIG, PEFT_WEIGHTS):
+            path.unlink()
+    with pytest.raises(WeightsError, match=r"no universal_ct.json: peft saved this adapter"):
+        load_adapter(tiny_model(), adapter)
+
+
+def test_a_deleted_adapter_leaves_the_model_as_it_was() -> None:
+    model = adapted("side")
+    model.set_adapter(None)
+    grow(model, "head", "stent")
+    model.add_adapter("devices", classes=["stent"])
+    devices = logits(model)
+    model.delete_adapter("spine")
+    assert model.adapters.names == ("devices",) and torch.equal(logits(model), devices)
+    model.delete_adapter()
+    assert not model.adapters.names and not low_rank.has_adapters(model)
+    plain = tiny_model()
+    assert model.config == plain.config and torch.equal(logits(model), logits(plain))
+    assert model.state_dict().keys() == plain.state_dict().keys()
+    with pytest.raises(UsageError, match="no adapter 'spine'; it has none"):
+        delete_adapter(model, "spine")
+
+
+def test_a_merged_model_is_another_model(tmp_path: Path) -> None:
+    saved = save_pretrained(tiny_model(), tmp_path / "tiny", dtype=torch.float16)
+    model = with_adapter(from_pretrained(saved))
+    merged = model.merge_adapter()
+    assert merged.config.name == "tiny-spine" and not merged.adapters.names
+    assert merge_adapter(model, new_name="mine").config.name == "mine"
+    folder = save_pretrained(merged, tmp_path / "merged", dtype=torch.float16)
+    card = model_card(folder)
+    assert card.text.startswith("# tiny-spine\n") and card.weights["classes"] == 4
+    assert card.weights["base"]["name"] == "tiny" and "Base model: `tiny`" in card.text
+    assert all(tensor.requires_grad for tensor in merged.parameters())
+
+
+def test_reading_what_an_adapter_says_needs_no_peft(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    saved = save_pretrained(tiny_model(), tmp_path / "tiny")
+    folder = save_adapter(with_adapter(from_pretrained(saved)), tmp_path / "spine")
+    monkeypatch.setitem(sys.modules, "peft", None)
+    assert read_config(folder).name == "spine"
+    with pytest.raises(MissingExtraError, match="Adapters need peft"):
+        from_pretrained(folder)
+
+
+def test_adapters_of_wrapped_models_are_saved(tmp_path: Path) -> None:
+    model = adapted()
+    wrapped = nn.DataParallel(torch.compile(model))  # type: ignore[arg-type]
+    fresh = tiny_model()
+    load_adapter(nn.DataParallel(fresh), save_adapter(wrapped, tmp_path / "spine", dtype=None))
+    torch.testing.assert_close(logits(fresh), logits(model))
+
+
+def test_an_adapter_is_named_after_its_classes() -> None:
+    assert default_name(["vertebra L1 (lumbar)"]) == "vertebra-L1-lumbar"
+    assert default_name(["L1", "L2", "L3"]) == "L1-and-2-more"
+    for classes in (["?"], ["psoas abscess"]):
+        add_adapter(tiny_model(), default_name(classes))

@@ -8,6 +8,7 @@ import torch
 from monai.networks.nets import BasicUNetPlusPlus, SegResNet
 from published import empty_state, published_keys, published_state
 from safetensors.torch import save_file
+from tiny import tiny_model
 
 from foundation.config import ModelConfig
 from foundation.errors import UsageError, WeightsError
@@ -51,6 +52,15 @@ LAYOUTS = {
     "under model": ("swin_unetr", lambda s: {"model": distributed(s)}),
     "bare": ("unet", lambda s: s),
     "bare and flat": ("swin_unetr", flat),
+    "compiled and distributed": (
+        "unet",
+        lambda s: {"net": distributed(renamed(s, lambda key: f"_orig_mod.{key}"))},
+    ),
+    "by Lightning, compiled": (
+        "swin_unetr",
+        lambda s: {"state_dict": renamed(s, lambda key: f"model._orig_mod.{key}")},
+    ),
+    "under model_state_dict": ("unet", lambda s: {"model_state_dict": s}),
     "distributed twice": ("unet", lambda s: distributed(distributed(s))),
     "with the output layer of Swin UNETR": (
         "swin_unetr",
@@ -98,7 +108,8 @@ def test_every_published_layout_converts_and_loads_strictly(layout, models):
     assert converted.prompt_embedding.shape == (32, 512)
     assert converted.prompt_embedding.dtype == torch.float32
     assert not any(t.dtype == torch.float16 for t in converted.state.values())
-    models[backbone].load_state_dict(converted.state, strict=True)
+    state = {**converted.state, "prompt_embedding": converted.prompt_embedding}
+    models[backbone].load_state_dict(state, strict=True)
 
 
 @pytest.mark.parametrize("layout", BACKBONES_ONLY)
@@ -128,7 +139,7 @@ def test_values_land_where_their_names_say(models):
     assert torch.equal(ours["head.controller.weight"], state["controller.weight"].flatten(1))
     assert torch.equal(converted.prompt_embedding, state["organ_embedding"])
     kept = [key for key in state if "running_" not in key and "num_batches" not in key]
-    assert len(ours) + 1 == len(kept)
+    assert len(ours) == len(kept)
 
 
 @pytest.mark.parametrize(
@@ -303,3 +314,8 @@ def test_files_that_are_no_checkpoint_say_what_they_are(tmp_path, capsys):
         with pytest.raises(WeightsError, match=message):
             read_checkpoint(tmp_path / name)
     assert "code ran" not in capsys.readouterr().out
+
+
+def test_our_own_bare_weights_say_what_they_lack():
+    with pytest.raises(WeightsError, match=r"without its configuration.*save_pretrained"):
+        convert_state_dict({"state_dict": tiny_model().state_dict()})

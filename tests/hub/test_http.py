@@ -17,8 +17,9 @@ import foundation.hub.load as hub
 from foundation.errors import HubError, UsageError, WeightsError
 from foundation.hub.cards import Card
 from foundation.hub.download import Access
-from foundation.hub.load import from_pretrained, model_card, push_to_hub
+from foundation.hub.load import from_pretrained, model_card
 from foundation.hub.saved import CARD, CONFIG, REQUIRED, WEIGHTS, save_pretrained
+from foundation.hub.upload import push_to_hub
 
 NAME = "lab/tiny"
 TOKEN = "hf_tests"

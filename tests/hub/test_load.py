@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -10,15 +11,17 @@ import torch
 from published import empty_state
 from safetensors.torch import load_file, save_file
 from tiny import logits, tiny_model
+from torch import nn
 
 import foundation.hub.load as hub
 import foundation.hub.saved as saved
+from foundation.config import Origin
 from foundation.errors import HubError, UsageError, WeightsError
 from foundation.files import file_sha256
 from foundation.hub import convert
-from foundation.hub.cards import Card
+from foundation.hub.cards import Base, Card, Results
 from foundation.hub.load import from_pretrained, model_card
-from foundation.hub.saved import CARD, CONFIG, PROMPTS, REQUIRED, SUMS, WEIGHTS
+from foundation.hub.saved import CARD, CONFIG, PROMPTS, REQUIRED, SUMS, WEIGHTS, base_of
 from foundation.hub.saved import save_pretrained as save
 from foundation.model import Encoder, UniversalModel
 
@@ -195,9 +198,12 @@ def test_embeddings_that_do_not_say_their_origin_do_not_load(folder: Path) -> No
     ("change", "message"),
     [
         ({"backbone": "vgg"}, r"builds no model: Unknown backbone 'vgg'"),
-        ({"colour": 1}, r"unknown field \['colour'\]"),
+        ({"colour": 1}, "unknown key 'colour'"),
         ({"format_version": 99}, "format version"),
-        ({"preprocessing": {"overlap": 2}}, r"does not describe a model: overlap must lie"),
+        (
+            {"preprocessing": {"overlap": 2}},
+            "a model: preprocessing: overlap must lie",
+        ),
         ({"preprocessing": {"hu_windows": [[1, 2, 3]]}}, "does not describe a model"),
     ],
 )
@@ -331,3 +337,64 @@ def test_segment_loads_a_model_once(folder: Path, monkeypatch: pytest.MonkeyPatc
     assert torch.equal(logits(seen[2]), logits(tiny_model(1)))
     hub.segment("ct.nii.gz", tiny_model(2))
     assert torch.equal(logits(seen[3]), logits(tiny_model(2)))
+
+
+def test_dtype_may_be_given_by_its_name(folder: Path) -> None:
+    assert from_pretrained(folder, dtype="float16").prompt_embedding.dtype is torch.float16
+    for wrong in ("half", torch.int8, "int8"):
+        with pytest.raises(UsageError, match=r"dtype is .*(half|int8).*float16, bfloat16"):
+            from_pretrained(folder, dtype=wrong)
+
+
+def test_wrapped_models_are_saved_as_the_models_inside(tmp_path: Path) -> None:
+    plain, inside = tiny_model(), tiny_model()
+    inside.backbone = torch.compile(inside.backbone)  # type: ignore[assignment]
+    compiled: nn.Module = torch.compile(plain)  # type: ignore[assignment]
+    wrapped = (compiled, nn.DataParallel(plain), nn.DataParallel(compiled), inside)
+    for number, each in enumerate(wrapped):
+        loaded = from_pretrained(save(each, tmp_path / str(number)))
+        assert torch.equal(logits(loaded), logits(plain))
+    with pytest.raises(UsageError, match="This is a Encoder, not a Model"):
+        save(plain.encoder, tmp_path / "encoder")
+    assert not (tmp_path / "encoder").exists()
+
+
+def test_unchanged_weights_keep_their_card(tmp_path: Path) -> None:
+    model = from_pretrained("universal-ct")
+    for dtype in (None, torch.float16):
+        save(model, tmp_path / "copy", dtype=dtype)
+        assert model_card(tmp_path / "copy") == replace(
+            model_card("universal-ct"), name=str(tmp_path / "copy")
+        )
+    assert from_pretrained(tmp_path / "copy").origin == Origin(
+        "universal-ct", "", str(tmp_path / "copy")
+    )
+    with torch.no_grad():
+        next(model.parameters()).mul_(1.01)
+    changed = model_card(save(model, tmp_path / "changed"))
+    assert changed.metadata["model-index"][0]["results"] == []
+    assert changed.metadata["base_model"] == "universal-ct"
+    assert changed.metadata["base_model_relation"] == "finetune"
+    assert changed.metadata["license"] == "other"
+    assert "The scans and labels that were trained on may add terms" in changed.text
+    results = Results("mine", "validation", 2, {"liver": 0.5}, {"liver": 0.25}, 3.0)
+    given = model_card(save(model, tmp_path / "changed", results=results))
+    assert "| liver | 0.500 | 0.250 |" in given.text and "tolerance of 3 mm" in given.text
+
+
+def test_the_base_of_a_card_may_be_given(tmp_path: Path) -> None:
+    base = base_of(from_pretrained("universal-ct"))
+    card = model_card(save(tiny_model(name="mine"), tmp_path / "mine", base=base))
+    assert card.weights["base"] == asdict(base) and base.source == "universal-ct"
+    published = Base("universal-ct-unet", "universal-ct-unet", "0" * 64)
+    card = model_card(save(tiny_model(name="mine"), tmp_path / "mine", base=published))
+    assert card.metadata["base_model"] == "ljwztc/CLIP-Driven-Universal-Model"
+
+
+def test_the_folder_of_a_run_stands_for_what_it_holds(tmp_path: Path) -> None:
+    save(tiny_model(), tmp_path / "run" / "model")
+    assert torch.equal(logits(from_pretrained(tmp_path / "run")), logits(tiny_model()))
+    assert model_card(tmp_path / "run").text.startswith("# tiny\n")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(WeightsError, match="is not a complete saved model"):
+        from_pretrained(tmp_path / "empty")

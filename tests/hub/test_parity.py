@@ -7,7 +7,7 @@ import torch
 from published import PARITY, hashed, parity_input, published_state
 
 from foundation.hub.convert import convert_state_dict, published_config
-from foundation.model import UniversalModel
+from foundation.model import build_model
 from foundation.networks.backbones import build_backbone
 
 TOLERANCE = 1e-4
@@ -21,9 +21,8 @@ def model(request):
     constants = {f"backbone.{key.removeprefix('net.')}": value for key, value in own.items()}
     converted = convert_state_dict({"net": published_state(request.param, constants)})
     assert converted.backbone == request.param
-    model = UniversalModel(published_config(request.param), converted.prompt_embedding)
-    model.load_state_dict(converted.state, strict=True)
-    return model.eval()
+    config = published_config(request.param)
+    return build_model(config, converted.state, converted.prompt_embedding, "the recipe")
 
 
 def close(actual, expected, what):

@@ -1,5 +1,8 @@
 """The preview shows the right slices, the right way round, in true proportions."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import matplotlib
 import nibabel as nib
 import numpy as np
@@ -9,7 +12,7 @@ from matplotlib.image import imread
 from foundation.errors import UsageError
 from foundation.imaging import preview
 from foundation.imaging.legend import colour, display_name
-from foundation.imaging.preview import informative_slices, save_preview
+from foundation.imaging.preview import arrange, informative_slices, save_preview
 from foundation.imaging.volumes import read_ct
 
 SHAPE = (40, 30, 20)
@@ -97,6 +100,21 @@ def test_slices_show_most_structures():
     areas[1, :, 7] = 5  # and a small one
     assert informative_slices([tuple(a) for a in areas], (10, 10, 10)) == (7, 7, 7)
     assert informative_slices([], (10, 8, 6)) == (5, 4, 3)
+
+
+def test_the_panels_of_a_slab_are_below_each_other():
+    width, height, grid = arrange([1.1, 6.0, 5.5], 14.0)
+    assert (grid["nrows"], grid["ncols"]) == (3, 1)
+    assert width == 7 and min(grid["height_ratios"]) > 1  # inches: side by side they had 1.1
+    assert height > sum(grid["height_ratios"])  # room for the titles
+    assert arrange([1.1, 0.9, 0.8], 14.0)[2]["nrows"] == 1
+
+
+def test_a_dollar_in_a_name_is_a_dollar(tmp_path, monkeypatch):
+    ct, masks = ct_and_masks()
+    ct = replace(ct, path=Path("$\\frac$.nii.gz"))
+    seen, _ = drawn(ct, {"$\\frac$": masks["liver"]}, tmp_path, monkeypatch)
+    assert seen["legend"][0][0].startswith("$\\frac$")
 
 
 def test_no_masks_and_many_masks_draw(tmp_path, monkeypatch):

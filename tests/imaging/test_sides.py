@@ -9,8 +9,15 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from foundation.imaging.body import body_mask, midline_from_body, midline_from_labels
-from foundation.imaging.sides import LEFT, RIGHT, UNDECIDED, nearest_side, split_sides
+from foundation.imaging.body import FOREGROUND_HU, body_box, midline_from_ct, midline_from_labels
+from foundation.imaging.sides import (
+    LEFT,
+    RIGHT,
+    UNDECIDED,
+    correct_sides,
+    nearest_side,
+    split_sides,
+)
 from foundation.synthesis import phantom
 
 MM = 4.0
@@ -37,7 +44,7 @@ def ct_of(seed: int) -> np.ndarray:
 
 
 def middle_of(hu: np.ndarray) -> float | None:
-    return midline_from_body(*body_mask(hu, MM))
+    return midline_from_ct(hu, MM)
 
 
 def true_middle(seed: int) -> float:
@@ -92,6 +99,36 @@ def test_a_scan_that_cuts_off_both_flanks_keeps_its_middle() -> None:
     found = middle_of(hu[first : wide[-1] - cut])
     assert found is not None
     assert abs(found + first - true_middle(1)) * MM < 12
+
+
+def boxed(x: tuple[int, int], y: tuple[int, int] = (5, 25)) -> np.ndarray:
+    hu = np.full((40, 30, 20), -1000, np.float32)
+    hu[slice(*x), slice(*y)] = 40
+    return hu
+
+
+def test_the_middle_is_that_of_the_body_not_of_the_scan() -> None:
+    body, table = boxed((10, 31)), boxed((0, 36), (0, 1))
+    assert midline_from_ct(body, MM) == pytest.approx(20)
+    assert midline_from_ct(np.maximum(body, table), MM) == pytest.approx(20)
+
+
+def test_no_middle_where_the_scan_cuts_the_body_off() -> None:
+    assert midline_from_ct(boxed((0, 30)), MM) is None
+    assert midline_from_ct(boxed((10, 40)), MM) is None
+
+
+def test_the_middle_does_not_depend_on_the_grid() -> None:
+    hu = ct_of(0)
+    fine = hu.repeat(2, axis=0).repeat(4, axis=2)  # 2, 4 and 1 mm
+    middle, found = middle_of(hu), midline_from_ct(fine, (MM / 2, MM, MM / 4))
+    assert middle is not None and found == pytest.approx(2 * middle, abs=1)
+
+
+def test_the_box_around_the_body() -> None:
+    box = body_box(boxed((10, 31)))
+    assert box == (slice(10, 31), slice(5, 25), slice(0, 20))
+    assert body_box(np.full((4, 4, 4), FOREGROUND_HU, np.float32)) is None
 
 
 @pytest.mark.parametrize(
@@ -251,3 +288,60 @@ def test_a_lesion_takes_the_side_of_the_labelled_organ_beside_it() -> None:
     sides = nearest_side(near_right, right, left)
     assert (sides[near_right] == RIGHT).all()
     assert not nearest_side(near_right, right & False, left & False).any()
+
+
+# --- two names --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("organ", ["kidney", "adrenal_gland", "lung", "femur_head"])
+@pytest.mark.parametrize("mixed", ["correct", "swapped", "all right", "all left", "twice", "bands"])
+def test_organs_go_to_the_side_they_lie_on(organ: str, mixed: str) -> None:
+    for seed in SEEDS:
+        right, left = both(seed, organ)
+        whole, none = right | left, right & False
+        bands = np.broadcast_to(np.arange(right.shape[2]) // 3 % 2 == 0, right.shape)
+        given = {
+            "correct": (right, left),
+            "swapped": (left, right),
+            "all right": (whole, none),
+            "all left": (none, whole),
+            "twice": (whole, whole),  # the prompts of two sides are nearly the same
+            "bands": (np.where(bands, right, left), np.where(bands, left, right)),
+        }[mixed]
+        middle = middle_of(ct_of(seed))
+        assert middle is not None
+        found = correct_sides(*given, MM, middle, cut_at_waist=organ == "lung")
+        assert np.array_equal(found[0] | found[1], whole) and not (found[0] & found[1]).any()
+        correct = ((found[0] & right).sum() + (found[1] & left).sum()) / whole.sum()
+        assert correct > 0.98, (organ, seed, correct)
+
+
+def test_names_keep_touching_organs_apart() -> None:
+    right, left, tongue = (np.zeros((40, 20, 20), bool) for _ in range(3))
+    right[20:36, 5:15, 5:15] = True
+    left[4:20, 5:15, 5:15] = True
+    tongue[14:20, 8:11, 8:11] = True  # of the right lung, into the left one
+    right, left = right | tongue, left & ~tongue
+    assert ndimage.label(right | left)[1] == 1
+    found = correct_sides(right, left, MM, 19.5, cut_at_waist=True)
+    assert np.array_equal(found[0], right) and np.array_equal(found[1], left)
+    cut = split_sides(right | left, MM, 19.5, cut_at_waist=True)  # without names they are one
+    assert not np.array_equal(cut == RIGHT, right)
+
+
+def test_a_component_that_spans_both_sides_is_divided() -> None:
+    mask = np.zeros((40, 20, 20), bool)
+    mask[4:36, 5:15, 5:15] = True
+    right, left = correct_sides(mask, mask & False, MM, 19.5, cut_at_waist=True)
+    assert right[20:36, 5:15, 5:15].all() and left[4:20, 5:15, 5:15].all()
+    assert (right | left).sum() == mask.sum()
+
+
+def test_correcting_sides_loses_no_voxel() -> None:
+    random = np.random.default_rng(0).random((40, 30, 20))
+    right, left = random > 0.8, (random < 0.1) | (random > 0.95)
+    found = correct_sides(right, left, 1.5, 19.5, cut_at_waist=False)
+    assert np.array_equal(found[0] | found[1], right | left)
+    assert not (found[0] & found[1]).any()
+    empty = correct_sides(right & False, left & False, 1.5, 19.5, cut_at_waist=False)
+    assert not empty[0].any() and not empty[1].any()

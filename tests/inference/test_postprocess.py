@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from foundation.inference.postprocess import PAIRS, by_side, largest, midline, partners, postprocess
+from foundation.inference.postprocess import PAIRS, largest, partners, postprocess
 
 SHAPE = (40, 30, 20)
 MM = (1.5, 1.5, 1.5)
@@ -135,30 +135,6 @@ def test_without_a_midline_sides_stay_as_the_network_gave_them():
 def test_one_half_of_a_pair_alone_keeps_its_largest():
     cleaned = clean({"kidney_left": LEFT | box((30, 32), (20, 22), (2, 4))})
     assert np.array_equal(cleaned["kidney_left"], LEFT)
-
-
-def test_by_side_loses_no_voxel():
-    random = np.random.default_rng(0).random(SHAPE)
-    right, left = random > 0.9, random < 0.1
-    new_right, new_left = by_side(right, left, MIDDLE)
-    assert np.array_equal(new_right | new_left, right | left)
-
-
-# --- the middle of the body ----------------------------------------------------------------------
-
-
-def test_midline_is_the_middle_of_the_body_not_of_the_scan():
-    table = box((0, 40), (0, 1), (0, 20))
-    table[:, :, :] &= np.arange(SHAPE[0])[:, None, None] < 36
-    body = box((10, 31), (5, 25), (0, 20))
-    assert midline(body) == pytest.approx(20)
-    assert midline(body | table) == pytest.approx(20)
-
-
-def test_no_midline_where_the_scan_cuts_the_body_off():
-    assert midline(box((0, 30), (5, 25), (0, 20))) is None
-    assert midline(box((10, 40), (5, 25), (0, 20))) is None
-    assert midline(EMPTY) is None
 
 
 # --- tumours -------------------------------------------------------------------------------------

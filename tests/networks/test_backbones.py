@@ -8,17 +8,13 @@ import pytest
 import torch
 
 from foundation.config import ClassSpec, ModelConfig, Preprocessing, TextSpec
-from foundation.errors import UsageError
+from foundation.errors import UsageError, WeightsError
 from foundation.hub.load import from_pretrained
 from foundation.hub.saved import save_pretrained
 from foundation.model import UniversalModel
-from foundation.networks.backbones import (
-    BACKBONES,
-    Backbone,
-    LegacyPatchMerging,
-    build_backbone,
-    default_dints_paths,
-)
+from foundation.networks.backbones import BACKBONES, Backbone, build_backbone, register_backbone
+from foundation.networks.backbones.dints import default_dints_paths
+from foundation.networks.backbones.swin_unetr import LegacyPatchMerging
 
 # The smallest that leaves more than one voxel at the bottleneck; no two backbones need larger.
 SMALL = {"unet": (24, 16, 16), "segresnet": (24, 16, 16), "lite_unet": (64, 32, 32)}
@@ -119,6 +115,8 @@ def test_encoder_and_decoder_share_no_layer_and_leave_none_out(model):
             hook.remove()
     assert not encoder & used
     assert encoder | used == owners.keys()
+    shared = set(map(id, model.encoder.parameters()))
+    assert shared == {id(p) for name in encoder for p in owners[name].parameters(recurse=False)}
 
 
 def test_gradient_reaches_every_parameter(model):
@@ -203,10 +201,21 @@ def test_dints_takes_another_architecture():
             build_backbone("dints", 1, paths=wrong)
 
 
-def test_a_new_backbone_is_a_class_and_a_row(monkeypatch, tmp_path):
+@pytest.fixture
+def registry():
+    """Backbones that a test registers are forgotten after it."""
+    before = dict(BACKBONES)
+    yield BACKBONES
+    BACKBONES.clear()
+    BACKBONES.update(before)
+
+
+def test_a_new_backbone_is_one_class(registry, tmp_path):
     """What a newcomer writes; everything else works with it as it is."""
 
+    @register_backbone("shallow")
     class Shallow(Backbone):
+        encoder_parts = ("fine", "coarse")
         channels, strides, full_channels, divisor = (16, 32), (1, 2), 16, 2
 
         def __init__(self, in_channels=1):
@@ -222,13 +231,26 @@ def test_a_new_backbone_is_a_class_and_a_row(monkeypatch, tmp_path):
         def decode(self, pyramid):
             return pyramid[0] + self.up(pyramid[1])
 
-    monkeypatch.setitem(BACKBONES, "shallow", Shallow)
+    assert registry["shallow"] is Shallow
     new = UniversalModel(config("shallow"), torch.randn(len(CLASSES), 16)).eval()
     new = from_pretrained(save_pretrained(new, tmp_path / "new"))
     assert [level.shape[1] for level in new.encoder(torch.rand(1, 2, 8, 8, 8))] == [16, 32]
     hu = torch.linspace(-1000, 300, 10 * 12 * 14).reshape(10, 12, 14).numpy()
     result = new.segment((hu, torch.eye(4).numpy()), progress=False)
     assert set(result.volumes_ml) == {"liver", "spleen", "aorta"}
+    with pytest.raises(UsageError, match=r"There is a backbone 'shallow' already: .*Shallow"):
+        register_backbone("shallow")(Shallow)
+    Shallow.encoder_parts = ()
+    with pytest.raises(UsageError, match=r"Shallow has no encoder_parts\. Name the submodules"):
+        register_backbone("shallower")(Shallow)
+    assert "shallower" not in registry
+
+
+def test_a_saved_model_with_a_backbone_that_is_not_there_says_what_to_do(registry, tmp_path, model):
+    folder = save_pretrained(model, tmp_path / "saved")
+    del registry[model.config.backbone]
+    with pytest.raises(WeightsError, match="must be registered before"):
+        from_pretrained(folder)
 
 
 def test_building_a_backbone_is_silent(capsys):
@@ -239,7 +261,11 @@ def test_building_a_backbone_is_silent(capsys):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("resnet", {}, "Unknown backbone 'resnet'. Choose from: lite_unet"),
+        (
+            "resnet",
+            {},
+            r"'resnet'\. Did you mean 'segresnet'\? Choose from: dints, lite_unet",
+        ),
         ("unet", {"depth": 5}, "'unet' cannot be built"),
         ("mednext", {"variant": "XL"}, "Unknown MedNeXt variant 'XL'. Choose from: S, B, M, L"),
     ],

@@ -45,6 +45,8 @@ def test_old_logits_stay_bit_for_bit(kind: str, tmp_path: Path) -> None:
     trained(model)
     after = logits(model)
     assert after.shape[1] == 6 and torch.equal(after[:, :3], before)
+    rows = state.pop("prompt_embedding")
+    assert torch.equal(model.state_dict()["prompt_embedding"][:3], rows)
     assert all(torch.equal(model.state_dict()[name], value) for name, value in state.items())
     loaded = from_pretrained(save_pretrained(model, tmp_path / "grown"))
     assert loaded.config == model.config

@@ -10,7 +10,6 @@ from tiny_store import tiny_config
 from torch import nn
 
 from foundation.networks.backbones import build_backbone
-from foundation.pretraining.config import ScheduleConfig
 from foundation.pretraining.network import build_network, build_optimizer, learning_rates
 from foundation.pretraining.reading import load_config
 from foundation.taxonomy import CLASSES
@@ -23,7 +22,7 @@ from foundation.training.depth import (
 from foundation.training.ema import Average
 from foundation.training.logs import Table, Tally
 from foundation.training.losses import EXCLUSIVE, published_losses, scan_losses
-from foundation.training.schedule import build_schedule
+from foundation.training.schedule import Schedule, ScheduleConfig
 
 K = len(CLASSES)
 TINY = {"widths": [16, 16, 16], "full": 16}
@@ -37,10 +36,10 @@ def optimizer(*rates: float) -> torch.optim.Optimizer:
 
 def rates_of(config: ScheduleConfig, steps: int, *full: float) -> list[list[float]]:
     adam = optimizer(*full)
-    schedule = build_schedule(adam, config, steps)
+    schedule = Schedule(config, steps)
     found = []
     for step in range(steps):
-        schedule.apply(step)
+        schedule.apply(adam, step)
         found.append([group["lr"] for group in adam.param_groups])
     return found
 
@@ -49,8 +48,7 @@ def rates_of(config: ScheduleConfig, steps: int, *full: float) -> list[list[floa
 
 
 def test_the_cosine_is_timms() -> None:
-    from timm.scheduler import CosineLRScheduler
-
+    CosineLRScheduler = pytest.importorskip("timm.scheduler").CosineLRScheduler  # noqa: N806
     steps, warm_up, full = 40, 8, 0.3
     reference_adam = optimizer(full)
     reference = CosineLRScheduler(
@@ -76,16 +74,16 @@ def test_the_trapezoid_rises_stays_and_falls() -> None:
 
 @pytest.mark.parametrize("kind", ["cosine", "trapezoid"])
 def test_what_declines_is_whole_in_the_warm_up(kind: str) -> None:
-    schedule = build_schedule(optimizer(0.1, 0.2), ScheduleConfig(kind, 5, 0.5), 20)
+    adam, schedule = optimizer(0.1, 0.2), Schedule(ScheduleConfig(kind, 5, 0.5), 20)
     declines = [schedule.decline(step) for step in range(20)]
     assert declines[:6] == [1.0] * 6
     assert declines == sorted(declines, reverse=True) and 0 < declines[-1] < 0.2
     # A rate set for a step does not depend on what was asked in between.
-    schedule.apply(3)
-    before = [group["lr"] for group in schedule.optimizer.param_groups]
+    schedule.apply(adam, 3)
+    before = [group["lr"] for group in adam.param_groups]
     schedule.decline(15)
-    schedule.apply(3)
-    assert [group["lr"] for group in schedule.optimizer.param_groups] == before
+    schedule.apply(adam, 3)
+    assert [group["lr"] for group in adam.param_groups] == before
 
 
 # --- average --------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from tiny_runs import assert_same_gradients, assert_same_run, go, rows, state
 from tiny_store import tiny_config, write_store
 
 from foundation.errors import UsageError, WeightsError
-from foundation.pretraining.run import Engine
+from foundation.training.trainer import Trainer
 
 # --- interruptions --------------------------------------------------------------------------------
 
@@ -25,15 +25,15 @@ from foundation.pretraining.run import Engine
 def test_an_interrupted_run_ends_as_the_unbroken_one(
     at: int, store: Path, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = Engine.train_step
+    step = Trainer.train_step
 
-    def broken(self: Engine, samples: Any) -> None:
+    def broken(self: Trainer, samples: Any) -> None:
         if self.step == at:
             raise KeyboardInterrupt
         step(self, samples)
 
     run = tmp_path / "run"
-    monkeypatch.setattr(Engine, "train_step", broken)
+    monkeypatch.setattr(Trainer, "train_step", broken)
     with pytest.raises(KeyboardInterrupt):
         go(tiny_config(store), run)
     assert (run / "last").is_dir() == (at >= 2)

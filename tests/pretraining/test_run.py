@@ -15,19 +15,19 @@ from foundation import from_pretrained
 from foundation.cli import pretrain as command
 from foundation.data.store.arrays import Store
 from foundation.errors import MissingExtraError, UniversalCTError, UsageError, WeightsError
-from foundation.evaluation.validation import validate_case
-from foundation.pretraining import run as engine
+from foundation.evaluation.scores import score_case
+from foundation.pretraining import run as module
 from foundation.pretraining.reading import load_config
-from foundation.pretraining.run import Engine, pretrain
+from foundation.pretraining.run import Pretraining, pretrain
 from foundation.pretraining.sources import batches, grid_of
 from foundation.taxonomy import NAMES
 from foundation.training.mixture import Mixture
+from foundation.training.trainer import Trainer, accelerator_for
 
 
-def made(config: dict[str, Any], run: Path, *overrides: str) -> Engine:
-    """An engine that has not trained yet."""
-    read = load_config(config, overrides)
-    return Engine(read, engine.accelerator_for(read, cpu=True), run, progress=False)
+def made(config: dict[str, Any], run: Path, *overrides: str) -> Pretraining:
+    """A run that has not trained yet."""
+    return Pretraining(load_config(config, overrides), accelerator_for("float32", "cpu"), run)
 
 
 # --- a run ----------------------------------------------------------------------------------------
@@ -80,14 +80,14 @@ def test_the_loss_falls(store: Path, tmp_path: Path) -> None:
 # --- gradients ------------------------------------------------------------------------------------
 
 
-def first_batch(run: Engine, count: int = 2) -> dict[str, torch.Tensor]:
+def first_batch(run: Pretraining, count: int = 2) -> dict[str, torch.Tensor]:
     from torch.utils.data import default_collate
 
     grid = engine_grid(run)
     return default_collate([run.mixture.sample(number, grid) for number in range(count)])
 
 
-def engine_grid(run: Engine) -> Any:
+def engine_grid(run: Pretraining) -> Any:
     return grid_of(run.config, run.config.stages[-1], run.classes)
 
 
@@ -105,7 +105,7 @@ def test_masked_classes_have_gradients_of_exactly_zero(
             logits.append(output)
 
     run.network.register_forward_hook(keep)
-    terms = run._losses(batch, balance=0.5)
+    terms = run.losses(run.network, batch, 0, run.accelerator)
     sum(values.sum() for values in terms.values()).backward()
     for output in logits:
         assert not output.grad[~batch["annotated"]].any()
@@ -145,17 +145,17 @@ def test_validation_keeps_the_best_model(
         return totals
 
     held = {"03/case_0", "10_09/case_1"}
-    monkeypatch.setattr(engine, "validate", scripted)
+    monkeypatch.setattr(module, "validate", scripted)
     seen: list[bytes] = []
     validation = {"every": 2, "hold_out": sorted(held), "overlap": 0.25}
-    save = Engine._save_model
+    save = Pretraining._save_model
 
-    def saving(self: Engine, name: str) -> Path:
-        folder = save(self, name)
-        seen.append((name.encode()) + str(self.step).encode())
+    def saving(self: Pretraining, trainer: Trainer, name: str) -> Path:
+        folder = save(self, trainer, name)
+        seen.append((name.encode()) + str(trainer.step).encode())
         return folder
 
-    monkeypatch.setattr(Engine, "_save_model", saving)
+    monkeypatch.setattr(Pretraining, "_save_model", saving)
     go(tiny_config(store, validation=validation), tmp_path / "run")
     assert seen == [b"best2", b"best4", b"model6"]
     table = rows(tmp_path / "run" / "validation.csv")
@@ -170,8 +170,8 @@ def test_validation_keeps_the_best_model(
 
 def test_dice_of_a_stored_case(store: Path, unbroken: Path) -> None:
     model, case = from_pretrained(unbroken / "model"), Store(store).case("03/case_2")
-    found = validate_case(model, case, overlap=0.0)
-    assert set(found) == {"liver"} and 0 <= found["liver"] <= 1
+    (found,) = score_case(model, case, overlap=0.0, postprocess=False)
+    assert found.name == "liver" and 0 <= found.dice <= 1
     head = model.head.controller
     with torch.no_grad():  # everything is liver: Dice is 2 |liver| / (|known| + |liver|)
         head.weight.zero_()
@@ -181,7 +181,8 @@ def test_dice_of_a_stored_case(store: Path, unbroken: Path) -> None:
     known = labels != case.unknown[0]
     liver = (labels == 1).sum()
     expected = 2 * liver / (known.sum() + liver)
-    assert validate_case(model, case, overlap=0.0)["liver"] == pytest.approx(expected, rel=1e-6)
+    (found,) = score_case(model, case, overlap=0.0, postprocess=False)
+    assert found.dice == pytest.approx(expected, rel=1e-6)
 
 
 def test_held_out_cases_are_not_trained_on(store: Path, tmp_path: Path) -> None:
@@ -200,16 +201,16 @@ def test_a_last_stage_trains_on_held_out_cases_and_keeps_the_model_before(
     stages = [{**first, "steps": 2}, {**second, "steps": 4, "all_cases": True}]
     validation = {"hold_out": [held], "every": 1}
     config = tiny_config(store, stages=stages, validation=validation)
-    step, validated = Engine.train_step, []
-    monkeypatch.setattr(Engine, "_validate", lambda self, board: validated.append(self.step))
+    step, validated = Trainer.train_step, []
+    monkeypatch.setattr(Trainer, "_validate", lambda self: validated.append(self.step))
 
-    def broken(self: Engine, samples: Any) -> None:
+    def broken(self: Trainer, samples: Any) -> None:
         if self.step == 3:
             raise KeyboardInterrupt
         step(self, samples)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Engine, "train_step", broken)
+        patched.setattr(Trainer, "train_step", broken)
         with pytest.raises(KeyboardInterrupt):
             go(config, tmp_path / "run")
     before = load_file(tmp_path / "run/held_out/model.safetensors")
@@ -266,14 +267,14 @@ def test_channels_last_resumes_bit_for_bit(
 ) -> None:
     config = tiny_config(store, channels_last=True)
     go(config, tmp_path / "one")
-    step = Engine.train_step
+    step = Trainer.train_step
 
-    def broken(self: Engine, samples: Any) -> None:
+    def broken(self: Trainer, samples: Any) -> None:
         if self.step == 4:
             raise KeyboardInterrupt
         step(self, samples)
 
-    monkeypatch.setattr(Engine, "train_step", broken)
+    monkeypatch.setattr(Trainer, "train_step", broken)
     with pytest.raises(KeyboardInterrupt):
         go(config, tmp_path / "two")
     monkeypatch.undo()
@@ -284,12 +285,12 @@ def test_channels_last_resumes_bit_for_bit(
 def test_an_endless_loss_stops_the_run(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    losses = Engine._losses
+    losses = Pretraining.losses
 
-    def endless(self: Engine, batch: Any, balance: float) -> dict[str, torch.Tensor]:
-        return {k: v * float("nan") for k, v in losses(self, batch, balance).items()}
+    def endless(self: Pretraining, *given: Any) -> dict[str, torch.Tensor]:
+        return {k: v * float("nan") for k, v in losses(self, *given).items()}
 
-    monkeypatch.setattr(Engine, "_losses", endless)
+    monkeypatch.setattr(Pretraining, "losses", endless)
     with pytest.raises(UsageError, match=r"The loss is nan at step 1: lower optimizer"):
         go(tiny_config(store), tmp_path)
     assert not (tmp_path / "last").exists()
@@ -323,7 +324,7 @@ def test_the_command(
         seen.update(options, config=config)
         return Path("model")
 
-    monkeypatch.setattr(engine, "pretrain", fake)
+    monkeypatch.setattr(module, "pretrain", fake)
     line = ["pretrain", "unet", "a=1", "--store", "s", "seed=3", "-o", "r", "--smoke"]
     assert command.run(parser.parse_args(line)) == 0
     assert (

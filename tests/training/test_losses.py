@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from foundation.errors import UsageError
 from foundation.taxonomy import CLASSES, by_name
 from foundation.training.losses import (
     BINARY_WEIGHT,
@@ -187,3 +188,40 @@ def test_a_voxel_of_weight_3_counts_as_three_voxels() -> None:
         published_losses(logits[..., repeated], target[..., repeated], annotated, ones),
     )
     torch.testing.assert_close(paper["dice"], same["dice"], rtol=1e-5, atol=1e-6)
+
+
+# --- what may be given ----------------------------------------------------------------------------
+
+
+def test_volumes_are_what_their_voxels_are() -> None:
+    logits, target, annotated, weight = batch(voxels=24)
+    for losses in (scan_losses, published_losses):
+        flat = losses(logits, target, annotated, weight)
+        cubes = (tensor.unflatten(-1, (2, 3, 4)) for tensor in (logits, target, weight))
+        in_space, where, weighed = cubes
+        for name, values in losses(in_space, where, annotated, weighed).items():
+            assert torch.equal(values, flat[name])
+
+
+def test_any_number_of_classes_can_be_learnt() -> None:
+    """Which of them exclude each other is not known: none do, unless it is said."""
+    logits, target, annotated, weight = (t[:, :3] if t.dim() > 1 else t for t in batch())
+    weight = torch.ones(2, 40)
+    found = scan_losses(logits, target, annotated, weight)
+    none = torch.zeros(3, dtype=torch.bool)
+    for name, values in scan_losses(logits, target, annotated, weight, exclusive=none).items():
+        assert torch.equal(values, found[name])
+    assert not found["exclusive"].any() and found["binary"].any()
+    assert set(masked_loss(logits, target, annotated, weight)) == set(found)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    logits, target, annotated, weight = batch()
+    with pytest.raises(UsageError, match=r"annotated is float32 \(2, 32\); give bool"):
+        scan_losses(logits, target, annotated.float(), weight)
+    with pytest.raises(UsageError, match=r"Shapes do not fit: .* weight \(2, 39\)"):
+        published_losses(logits, target, annotated, weight[:, 1:])
+    with pytest.raises(UsageError, match="Shapes do not fit"):
+        scan_losses(logits.unflatten(-1, (2, 4, 5)), target, annotated, weight)
+    with pytest.raises(UsageError, match="give a bool for each of the 32 classes"):
+        scan_losses(logits, target, annotated, weight, exclusive=torch.ones(3, dtype=torch.bool))

@@ -13,7 +13,7 @@ from foundation import from_pretrained
 from foundation.adapting import classes as prompts
 from foundation.config import Preprocessing
 from foundation.data.naming import NewClass
-from foundation.hub.adapter_files import load_adapter
+from foundation.hub.load import load_adapter
 from foundation.model import UniversalModel
 from foundation.tuning.finetune import finetune
 

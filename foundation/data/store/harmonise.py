@@ -22,8 +22,7 @@ from scipy import ndimage
 from foundation.data.meaning import Value, in_order, meaning
 from foundation.errors import VolumeError, listed
 from foundation.imaging.body import (
-    body_mask,
-    midline_from_body,
+    midline_from_ct,
     midline_from_labels,
 )
 from foundation.imaging.frame import Frame
@@ -253,7 +252,7 @@ def _split_pairs(state: _State) -> None:
 
 def _middle(state: _State) -> float | None:
     if state.ct is not None:
-        middle = midline_from_body(*body_mask(state.ct, state.spacing_mm))
+        middle = midline_from_ct(state.ct, state.spacing_mm)
         if middle is not None:
             return middle
     names = [(*value.tissues, *value.classes) for value in state.values]

@@ -14,7 +14,7 @@ from scipy import ndimage
 from foundation.data.meaning import in_order
 from foundation.data.store.arrays import BACKGROUND, CASE, CENTRES, CT, LABELS, write_array
 from foundation.data.store.harmonise import Harmonised
-from foundation.imaging.body import BODY_HU, body_mask
+from foundation.imaging.body import TISSUE_HU, body_mask
 
 MOST_CENTRES = 2000
 PERCENTILES = (0.5, 5.0, 25.0, 50.0, 75.0, 95.0, 99.5)
@@ -71,7 +71,7 @@ def _voxels(case: Harmonised) -> dict[str, int]:
 
 def _percentiles(ct: NDArray[np.int16]) -> dict[str, float]:
     """Of the HU of all tissue; of everything where there is only air."""
-    tissue = ct[ct > BODY_HU]
+    tissue = ct[ct > TISSUE_HU]
     values = np.percentile(tissue if tissue.size else ct, PERCENTILES)
     return {f"{p:g}": round(float(v), 1) for p, v in zip(PERCENTILES, values, strict=True)}
 
@@ -108,8 +108,8 @@ def _body(case: Harmonised) -> NDArray[np.bool_]:
     """Roughly the body: from the CT; without one the box around all that is labelled."""
     inside = np.zeros(case.labels.shape, bool)
     if case.ct is not None:
-        mask, step = body_mask(case.ct, case.spacing_mm)
-        for axis in range(3):
+        mask, steps = body_mask(case.ct, case.spacing_mm)
+        for axis, step in enumerate(steps):
             mask = mask.repeat(step, axis)
         return np.asarray(mask[tuple(slice(size) for size in case.labels.shape)])
     for box in ndimage.find_objects((case.labels > 0).astype(np.uint8)):

@@ -1,0 +1,88 @@
+"""`universal-ct info`: the card and the configuration of a model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from foundation.cli.shared import add_json, add_verb, print_json
+from foundation.errors import UsageError
+
+if TYPE_CHECKING:
+    from foundation.config import NetworkConfig
+    from foundation.hub.cards import Card
+
+
+def add_arguments(verbs: Any) -> None:
+    """Add the verb."""
+    verb = add_verb(verbs, "info", "the card and the configuration of a model")
+    verb.add_argument("model", metavar="MODEL", help="a name, a saved folder, or org/name")
+    add_json(verb)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the card and the configuration."""
+    from foundation.config import ModelConfig
+    from foundation.taxonomy import NAMES
+
+    card, config = _described(args.model)
+    if args.json:
+        content: dict[str, Any] = {"name": card.name, "card": dict(card.metadata)}
+        if config is not None:
+            content["config"] = json.loads(config.to_json())
+        print_json({**content, "text": card.text})
+        return 0
+    about = card.weights
+    names = config.class_names if config else ()
+    if config is None and card.source:
+        names = NAMES  # published weights get their configuration when converted: all the classes
+    where = f"{card.source.repo}: {card.source.file}" if card.source else None
+    facts: list[tuple[str, Any]] = [
+        ("model", card.name),
+        ("summary", about.get("summary")),
+        ("backbone", about.get("backbone")),
+        ("parameters", about.get("parameters")),
+        ("licence", card.licence),
+        ("classes", about.get("classes")),
+        ("names", ", ".join(names) or None),
+        ("source", where),
+    ]
+    if config is not None:
+        pre = config.preprocessing
+        facts += [
+            ("text encoder", config.text.encoder if isinstance(config, ModelConfig) else None),
+            ("spacing", " × ".join(f"{mm:g}" for mm in pre.spacing_mm) + " mm"),
+            ("windows", ", ".join(f"{low:g} to {high:g} HU" for low, high in pre.hu_windows)),
+            ("patch", " × ".join(map(str, pre.patch_size)) + " voxels"),
+            ("overlap", f"{pre.overlap:g}"),
+            ("threshold", f"{pre.threshold:g}"),
+        ]
+    print("\n".join(f"{name + ':':<14}{value}" for name, value in facts if value is not None))
+    print(f"\n{card.text.rstrip()}")
+    return 0
+
+
+def _described(name: str) -> tuple[Card, NetworkConfig | None]:
+    """A model's card, and its configuration where that is on this machine; without its weights."""
+    from foundation.config import read_config
+    from foundation.hub.cards import Card, card_names, read_card
+
+    folder = Path(name).expanduser()
+    if name in card_names():
+        card = read_card(name)
+        folder = card.folder
+    elif folder.is_dir():
+        path = folder / "README.md"
+        if not path.is_file():
+            raise UsageError(f"{folder} is no saved model: it has no README.md.")
+        card = Card.parse(folder.name, path.read_text(encoding="utf-8"), str(path))
+    else:
+        from foundation.hub.load import model_card
+
+        return model_card(name), None
+    path = folder / "config.json"
+    if not path.is_file():
+        return card, None
+    return card, read_config(path.read_text(encoding="utf-8"), str(path))

@@ -1,0 +1,80 @@
+"""A CT as a network reads it: oriented, resampled, and its HU normalised."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from foundation.config import Preprocessing
+from foundation.imaging.frame import Frame, window_hu
+from foundation.imaging.volumes import Source, Volume, read_ct
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+RAS = "RAS"
+
+
+def preprocess(ct: Source, preprocessing: Preprocessing) -> Tensor:
+    """Read a CT as the input of a network.
+
+    Args:
+        ct: Path of a NIfTI file, nibabel image, (array in HU, affine), or `Volume`.
+        preprocessing: Of the network.
+
+    Returns:
+        (C, X, Y, Z) float32, along the axes of `preprocessing.orientation`, at its spacing.
+
+    Raises:
+        VolumeError: The CT cannot be read.
+    """
+    import torch  # listing files and data must not wait for it
+
+    volume = read_ct(ct)
+    hu = frame_of(volume, preprocessing).to_network(volume.array)
+    turned = np.ascontiguousarray(reorient(hu, RAS, preprocessing.orientation))
+    return normalise_hu(torch.from_numpy(turned), preprocessing)
+
+
+def frame_of(volume: Volume, preprocessing: Preprocessing) -> Frame:
+    """Return the RAS grid at a network's spacing, and how it lies on the grid of `volume`."""
+    spacing_mm = [0.0, 0.0, 0.0]
+    for axis, mm in zip(ras_axes(preprocessing.orientation), preprocessing.spacing_mm, strict=True):
+        spacing_mm[axis] = mm
+    return Frame.of(volume, spacing_mm)
+
+
+def ras_axes(orientation: str) -> tuple[int, ...]:
+    """Return for each axis of `orientation` the axis of RAS that it runs along."""
+    return tuple(int(axis) for axis in nib.orientations.axcodes2ornt(orientation)[:, 0])
+
+
+def reorient(array: NDArray, source: str, target: str) -> NDArray:
+    """Permute and flip the axes of an array (X, Y, Z).
+
+    Args:
+        array: Along the axes of `source`.
+        source: NIfTI axis codes, such as "RAS".
+        target: NIfTI axis codes of the result.
+
+    Returns:
+        A view of the array, along the axes of `target`.
+    """
+    start, end = (nib.orientations.axcodes2ornt(codes) for codes in (source, target))
+    turned: NDArray = nib.apply_orientation(array, nib.orientations.ornt_transform(start, end))
+    return turned
+
+
+def normalise_hu(hu: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Normalise HU (X, Y, Z) to the channels of a network's input (C, X, Y, Z)."""
+    import torch
+
+    if not preprocessing.hu_mean_std:
+        return window_hu(hu, preprocessing.hu_windows)
+    channels = zip(preprocessing.hu_windows, preprocessing.hu_mean_std, strict=True)
+    return torch.stack(
+        [(hu.clamp(low, high) - mean) / deviation for (low, high), (mean, deviation) in channels]
+    )
