@@ -8,7 +8,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from foundation.tuning.generated import SMOKE_CLASS, write_scans
 from hub_server import HubServer
 
 from foundation import from_pretrained
@@ -16,6 +15,7 @@ from foundation.cli.main import main
 from foundation.hub.adapter_files import read_config
 from foundation.hub.load import model_card
 from foundation.hub.saved import save_pretrained
+from foundation.synthesis import SMOKE_CLASS, write_scans
 
 pytest.importorskip("peft")
 
