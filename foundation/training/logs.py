@@ -58,7 +58,7 @@ class Tally:
         self.sums[1, len(self.terms)] += 1
 
     def row(self, sums: Tensor) -> dict[str, float | None]:
-        """Return means of `sums`, which all processes have added up; None for sources never drawn."""
+        """Return means of the `sums` of all processes; None for sources that were never drawn."""
         names = [*self.terms, "norm", *(f"loss/{name}" for name in self.sources)]
         totals, counts = sums.tolist()
         means = {
