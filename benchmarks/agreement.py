@@ -21,12 +21,9 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from foundation import from_pretrained
-from foundation.evaluation.scores import dice
-from foundation.files import replacing
-from foundation.hub.cards import Card
-from foundation.imaging.result import Segmentation
-from foundation.taxonomy import NAMES, TOTALSEGMENTATOR
+from foundation import CLASSES, Card, Segmentation, from_pretrained
+from foundation.evaluation import score_masks
+from foundation.taxonomy import TOTALSEGMENTATOR
 
 # The organs of the development target; the mean over them is what runs are compared by.
 TARGET = (
@@ -41,28 +38,31 @@ TARGET = (
 
 
 def reference_masks(labels: Path) -> dict[str, np.ndarray]:
-    """Class name → bool mask of every class that the label map's names can speak of."""
+    """Class name → bool mask, of every class that the names of the labels stand for."""
     names = json.loads((labels.parent / "labels.json").read_text())
     label_map = np.asanyarray(nib.load(labels).dataobj)
+    known = [each.name for each in CLASSES]
     values: dict[str, list[int]] = {}
     for value, label in names.items():
         name = TOTALSEGMENTATOR.get(label, label)
-        if name in NAMES:
+        if name in known:
             values.setdefault(name, []).append(int(value))
-    return {name: np.isin(label_map, values[name]) for name in NAMES if name in values}
+    return {name: np.isin(label_map, values[name]) for name in known if name in values}
 
 
 def compare(segmentation: Segmentation, reference: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Dice and volumes of each class that the labels know; Dice None where they are empty."""
-    voxel_ml = segmentation.volume.voxel_ml
+    """Dice and volumes of each class that the labels name; Dice None where they are empty."""
+    ct = segmentation.volume
+    both = {name: truth for name, truth in reference.items() if name in segmentation.classes}
+    rows = score_masks("", segmentation.mask, both.items(), ct.spacing_mm)
+    dice = {row.name: row.dice for row in rows}
     return {
         name: {
-            "dice": dice(segmentation.mask(name), truth),
+            "dice": dice.get(name),
             "volume_ml": round(segmentation.volumes_ml[name], 1),
-            "reference_ml": round(float(truth.sum()) * voxel_ml, 1),
+            "reference_ml": round(float(truth.sum()) * ct.voxel_ml, 1),
         }
-        for name, truth in reference.items()
-        if name in segmentation.classes
+        for name, truth in both.items()
     }
 
 
@@ -107,8 +107,7 @@ def write_card(path: Path, result: dict[str, Any]) -> None:
     _, next_heading, after = rest.partition("\n## ")
     text = f"{before}{heading}\n{table(result)}\n{next_heading}{after}"
     updated = Card(card.name, {**card.metadata, "model-index": index}, text)
-    with replacing(path) as temporary:
-        temporary.write_text(updated.render(), encoding="utf-8")
+    path.write_text(updated.render(), encoding="utf-8")
 
 
 def main() -> None:
@@ -145,8 +144,7 @@ def main() -> None:
     }
     print(table(result), file=sys.stderr)
     if given.json:
-        with replacing(given.json) as temporary:
-            temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        given.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     if given.card:
         write_card(given.card, result)
 

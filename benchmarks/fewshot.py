@@ -20,14 +20,9 @@ import csv
 import json
 from pathlib import Path
 
-from foundation import finetune, from_pretrained
-from foundation.evaluation.charts import Curve
-from foundation.evaluation.report import Report, write_report
-from foundation.files import replacing
-from foundation.model import UniversalModel
-from foundation.tuning.finetune import Tuned
-from foundation.tuning.start import untrained_like
-from foundation.tuning.tasks import fewshot_subsets, write_subsets
+from foundation import Tuned, UniversalModel, finetune, from_pretrained
+from foundation.evaluation import Curve, Report, write_report
+from foundation.tuning import fewshot_subsets, random_model, write_subsets
 
 CLASSES = ("vertebra L1", "vertebra L2", "vertebra L3", "left hip", "right hip")
 STARTS = ("pretrained", "scratch")
@@ -50,7 +45,7 @@ def tune(start: str, model: UniversalModel, scans: Path, args: argparse.Namespac
     options = {**own, "layer_decay": 1.0} if scratch else {"probe": args.probe}
     steps = args.steps + (args.probe if scratch else 0)
     return finetune(
-        untrained_like(model, args.seed) if scratch else model,
+        random_model(args.model, (), args.seed) if scratch else model,
         scans,
         args.classes,
         output=args.output / f"{start}_{scans.name.rpartition('_')[2]}",
@@ -93,10 +88,7 @@ def main() -> None:
             print(json.dumps({"start": start, "scans": shots, "dice": found[start][shots]}))
             if start == "pretrained":
                 last = tuned
-    with (
-        replacing(args.output / "fewshot.csv") as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as file,
-    ):
+    with (args.output / "fewshot.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["scans", *STARTS])
         table.writerows([n, *(f"{found[s][n]:.4f}" for s in STARTS)] for n in subsets)

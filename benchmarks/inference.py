@@ -22,13 +22,12 @@ import torch
 from scipy import ndimage
 
 from foundation import from_pretrained
-from foundation.files import replacing
-from foundation.synthesis import phantom, render_ct
+from foundation.synthesis import generate, render_ct
 
 
 def large_ct(size: list[int], spacing_mm: list[float]) -> tuple[np.ndarray, np.ndarray]:
     """A phantom's CT (int16 HU) on a grid of `size` voxels, and its affine."""
-    body = phantom.generate(0, 4.0)
+    body = generate(0, 4.0)
     hu = render_ct(body.label_map, body.names, 4.0, np.random.default_rng(0))
     step = np.asarray(spacing_mm) / 4.0
     offset = (np.asarray(hu.shape) - np.asarray(size) * step) / 2
@@ -76,8 +75,7 @@ def main() -> None:
     }
     print(json.dumps(report, indent=2), file=sys.stderr)
     if given.json:
-        with replacing(given.json) as temporary:
-            temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        given.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

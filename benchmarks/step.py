@@ -2,7 +2,7 @@
 
     python benchmarks/step.py [--head text|linear] [--patch 96] [--batch 2] [KEY=VALUE ...]
 
-Ours: the shipped configuration's step: text-driven head on a sample of the voxels, as the engine
+Ours: the shipped configuration's step: text-driven head on a sample of the voxels, as training
 runs it (KEY=VALUE changes it, e.g. precision=bfloat16). Plain: MONAI's DynUNet of the same widths
 with the stride-2 stem, the same head on every voxel (or, with --head linear, nothing but one 1×1×1
 convolution), the same loss and optimiser, float32, default memory format. Both on the same image,
@@ -24,12 +24,13 @@ import torch
 from monai.networks.nets import DynUNet
 from torch import Tensor, nn
 
+from foundation import CLASSES
 from foundation.hardware import keep_freed_memory
 from foundation.networks.head import TextDrivenHead
 from foundation.pretraining.reading import load_config
-from foundation.pretraining.run import Engine, accelerator_for
-from foundation.taxonomy import CLASSES
+from foundation.pretraining.run import Pretraining
 from foundation.training.losses import masked_loss
+from foundation.training.trainer import accelerator_for
 
 WIDTHS = (24, 48, 96, 192, 256)  # of LiteUNet
 TEXT_DIM = 384  # of MiniLM
@@ -130,11 +131,12 @@ def main() -> None:
     ours = random_batch(given.patch, given.batch, channels, sampled)
     every = random_batch(given.patch, given.batch, channels, given.patch**3)
     with tempfile.TemporaryDirectory() as folder:
-        engine = Engine(config, accelerator_for(config, cpu=True), Path(folder), progress=False)
+        run = Pretraining(config, accelerator_for(config.precision, "cpu"), Path(folder))
+        trainer = run.trainer(progress=False)
     text = torch.randn(len(CLASSES), TEXT_DIM) if given.head == "text" else None
     plain = PlainMonai(channels, len(CLASSES), text)
     steps = {
-        "universal-ct": lambda: engine.train_step([ours]),
+        "universal-ct": lambda: trainer.train_step([ours]),
         "plain MONAI": plain_step(plain, every),
     }
     keep_freed_memory()  # as `pretrain` does on a CPU; both versions profit
@@ -148,7 +150,7 @@ def main() -> None:
         rates[name].append(given.steps * given.batch / (time.perf_counter() - start))
     medians = {name: statistics.median(values) for name, values in rates.items()}
     parameters = {
-        "universal-ct": sum(p.numel() for p in engine.network.parameters()),
+        "universal-ct": sum(p.numel() for p in run.network.parameters()),
         "plain MONAI": sum(p.numel() for p in plain.parameters()),
     }
     report = {

@@ -31,8 +31,7 @@ from foundation.data.store.arrays import Store
 from foundation.data.store.harmonise import Harmonised
 from foundation.data.store.manifest import ManifestWriter
 from foundation.data.store.writing import write_case
-from foundation.files import replacing
-from foundation.synthesis import phantom, render_ct
+from foundation.synthesis import generate, render_ct
 
 COARSE_MM = 4.0
 NOISE_HU = 12.0  # of a single voxel; what is smooth compresses too well
@@ -53,7 +52,7 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 
 def large_phantom(size: list[int]) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
     """A phantom stretched to `size` voxels: int16 HU, uint8 labels, and what the labels are."""
-    body = phantom.generate(0, COARSE_MM)
+    body = generate(0, COARSE_MM)
     rng = np.random.default_rng(0)
     hu = render_ct(body.label_map, body.names, COARSE_MM, rng)
     factors = np.asarray(size) / hu.shape
@@ -170,8 +169,7 @@ def main() -> None:
     }
     print(json.dumps(report, indent=2))
     if given.json:
-        with replacing(given.json) as temporary:
-            temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        given.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

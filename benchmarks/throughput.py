@@ -2,7 +2,7 @@
 
     python benchmarks/throughput.py CONFIG [--store DIR] [--steps N] [KEY=VALUE ...]
 
-Both run the engine's own step, on the same device and in alternating rounds; the second is fed the
+Both run the trainer's own step, on the same device and in alternating rounds; the second is fed the
 same few batches again and again. Prints samples per second of both, and what share of the compute
 step's throughput the training has. The target is 95 %.
 """
@@ -23,18 +23,18 @@ from torch import Tensor
 
 from foundation.hardware import keep_freed_memory
 from foundation.pretraining.reading import load_config, with_store
-from foundation.pretraining.run import Engine, accelerator_for
-from foundation.pretraining.sources import batches
+from foundation.pretraining.run import Pretraining
+from foundation.training.trainer import Trainer, accelerator_for
 
 Batch = dict[str, Tensor]
 
 
-def seconds_of(engine: Engine, samples: Iterator[Batch], steps: int, accumulation: int) -> float:
+def seconds_of(trainer: Trainer, batches: Iterator[list[Batch]], steps: int) -> float:
     """Wall time of `steps` optimiser steps."""
     _wait()
     start = time.perf_counter()
     for _ in range(steps):
-        engine.train_step([next(samples) for _ in range(accumulation)])
+        trainer.train_step(next(batches))
     _wait()
     return time.perf_counter() - start
 
@@ -67,22 +67,23 @@ def main() -> None:
     first_step = sum(stage.steps for stage in config.stages[:-1])
     stage = config.stages[-1]
     with tempfile.TemporaryDirectory() as folder:
-        engine = Engine(config, accelerator_for(config, given.cpu), Path(folder), progress=False)
-        if engine.accelerator.device.type == "cpu":
+        device = "cpu" if given.cpu else None
+        run = Pretraining(config, accelerator_for(config.precision, device), Path(folder))
+        if run.accelerator.device.type == "cpu":
             keep_freed_memory()  # as `pretrain` does
-        engine.step = first_step
-        loader = batches(engine.mixture, config, engine.classes, first_step=first_step)
-        kept = list(itertools.islice(loader, max(2, stage.accumulation)))
-        seconds_of(engine, loader, given.warm_up, stage.accumulation)
+        trainer = run.trainer(progress=False)
+        trainer.step = first_step
+        loader = run.batches(first_step, rank=0, processes=1)
+        kept = list(itertools.islice(loader, 2))
+        seconds_of(trainer, loader, given.warm_up)
         rates: dict[str, list[float]] = {"training": [], "compute": []}
         samples = given.steps * stage.batch_size * stage.accumulation
         for _ in range(given.rounds):
             for name, source in (("training", loader), ("compute", itertools.cycle(kept))):
-                taken = seconds_of(engine, source, given.steps, stage.accumulation)
-                rates[name].append(samples / taken)
+                rates[name].append(samples / seconds_of(trainer, source, given.steps))
                 # What was fetched ahead while the other was measured is used up, not measured.
                 if name == "compute":
-                    seconds_of(engine, loader, _ahead(config.workers), stage.accumulation)
+                    seconds_of(trainer, loader, _ahead(config.workers))
     medians = {name: statistics.median(values) for name, values in rates.items()}
     report = {
         "config": given.config,
@@ -92,7 +93,7 @@ def main() -> None:
         "samples_per_second": {name: round(value, 3) for name, value in medians.items()},
         "percent_of_compute": round(100 * medians["training"] / medians["compute"], 1),
         "threads": torch.get_num_threads(),
-        "device": str(engine.accelerator.device),
+        "device": str(run.accelerator.device),
         "torch": torch.__version__,
     }
     print(json.dumps(report, indent=2))

@@ -7,7 +7,7 @@ SCANS and TEST hold a folder per case, as `universal-ct add-class` reads them (`
 synthesise.py` makes such scans). The training scans are first written anew at 512×512×200 voxels.
 Then `head` and `full` learn the same classes from the same scans and are measured on the same test
 scans. The plateau is the first validation within 0.01 of the best one; its time counts from the
-call of `finetune`, reading and preparing of the scans and features included. Last, an adapter of
+loading of the model, reading and preparing of the scans and features included. Last, an adapter of
 `lora` is saved and loaded: its size in percent of the model's, and the seconds to load it. Run it
 alone on the machine, with an empty OUT. Targets: 90 s, 90 %, 2 %, 0.2 s.
 """
@@ -28,14 +28,9 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from foundation import finetune, from_pretrained
-from foundation.adapting.adapters import add_adapter
-from foundation.evaluation.scores import Scores
+from foundation import from_pretrained, save_pretrained
 from foundation.hardware import keep_freed_memory
-from foundation.hub.adapter_files import save_adapter
-from foundation.hub.load import load_adapter
-from foundation.hub.saved import save_pretrained
-from foundation.tuning import finetune as api
+from foundation.tuning import AFTER, BEFORE, TuningRun, get_method
 
 CLASSES = ("vertebra L1", "vertebra L2", "vertebra L3", "left hip", "right hip")
 SHAPE = (512, 512, 200)
@@ -76,68 +71,51 @@ class Watch(threading.Thread):
 
 def tune(method: str, args: argparse.Namespace, **settings: Any) -> dict[str, Any]:
     """Tune by one method; times, and Dice of the new classes on the test scans."""
-    run = args.output / method
-    measuring: list[float] = []
-
-    def evaluate(*given: Any, **options: Any) -> Scores:
-        start = time.perf_counter()
-        scores = measured(*given, **options)
-        measuring.append(time.perf_counter() - start)
-        return scores
-
-    measured, api.evaluate = api.evaluate, evaluate
-    watch = Watch(run / "tuning" / "validation.csv")
+    folder = args.output / method
+    watch = Watch(folder / "tuning" / "validation.csv")
     watch.start()
-    tuned = finetune(
-        args.model,
-        args.output / "scans",
-        args.classes,
-        output=run,
-        method=method,
-        test=args.test,
-        **settings,
-    )
+    run = TuningRun(from_pretrained(args.model), get_method(method, **settings), folder)
+    run.read(args.output / "scans", args.classes, test=args.test)
+    start = time.perf_counter()
+    before = run.measure(BEFORE)
+    measuring = time.perf_counter() - start
+    run.train()
+    after = run.measure(AFTER)
     total = time.perf_counter() - watch.start_time
     watch.done.set()
-    api.evaluate = measured
     with watch.table.open(newline="", encoding="utf-8") as file:
         rows = [(int(row["step"]), float(row["mean"])) for row in csv.DictReader(file)]
     best = max(mean for _, mean in rows)
     place = next(i for i, (_, mean) in enumerate(rows) if mean >= best - NEAR)
-    before, after = (scores.mean(tuned.new) or 0.0 for scores in (tuned.before, tuned.after))
-    old_before, old_after = (s.mean(tuned.old) or 0.0 for s in (tuned.before, tuned.after))
+    new, old = run.learnt, run.old
     return {
         "plateau_step": rows[place][0],
-        "plateau_s": round(watch.seen[place + 1] - measuring[0], 1),
-        "measured_before_in_s": round(measuring[0], 1),
+        "plateau_s": round(watch.seen[place + 1] - measuring, 1),
+        "measured_before_in_s": round(measuring, 1),
         "steps": rows[-1][0],
         "total_s": round(total, 1),
-        "dice_before": round(before, 4),
-        "dice": round(after, 4),
-        "old_before": round(old_before, 4),
-        "old": round(old_after, 4),
+        "dice_before": round(before.mean(new) or 0.0, 4),
+        "dice": round(after.mean(new) or 0.0, 4),
+        "old_before": round(before.mean(old) or 0.0, 4),
+        "old": round(after.mean(old) or 0.0, 4),
     }
 
 
 def adapter(args: argparse.Namespace, rounds: int = 9) -> dict[str, float]:
     """Size of an adapter with the classes, and the median time to load it."""
-    from foundation.data.naming import NewClass
-    from foundation.tuning.finetune import with_classes
-    from foundation.tuning.methods import get_method
-
-    base = from_pretrained(args.model)
-    wanted = [NewClass(name) for name in args.classes]
-    tuned = with_classes(base, wanted, get_method("lora"), seed=1)
-    add_adapter(tuned, "benchmark", rank=get_method("lora").rank, seed=1)
-    folder = save_adapter(tuned, args.output / "adapter")
-    whole = save_pretrained(base, args.output / "base", dtype=torch.float16)
+    method = get_method("lora")
+    run = TuningRun(from_pretrained(args.model), method, args.output / "lora")
+    run.read(args.output / "scans", args.classes)  # gives the model the classes
+    run.model.add_adapter("benchmark", rank=method.rank)
+    folder = run.model.save_adapter(args.output / "adapter")
+    whole = save_pretrained(run.base, args.output / "base", dtype=torch.float16)
     seconds = []
     for _ in range(rounds):
         model = from_pretrained(args.model)
         start = time.perf_counter()
-        load_adapter(model, folder)
+        model.load_adapter(folder)
         seconds.append(time.perf_counter() - start)
-    sizes = [path.stat().st_size for path in (folder, whole) for path in [_weights(path)]]
+    sizes = [_weights(path).stat().st_size for path in (folder, whole)]
     return {
         "kB": round(sizes[0] / 1000),
         "percent_of_model": round(100 * sizes[0] / sizes[1], 2),

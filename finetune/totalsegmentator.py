@@ -296,7 +296,7 @@ def report_of(
     """What report.html and report.csv are made of."""
     classes = get_task(settings.task).in_version(settings.version)
     unseen = [name for name in classes if not data.counts(name)["train"]]
-    new_head = "Before is an untrained head on the backbone: chance, no prompt."
+    untrained = "an untrained head on the backbone, no prompt"
     absent = f"No training scan shows {listed(unseen, 24)}: in the mean they count all the same."
     return Report(
         title=f"TotalSegmentator {settings.version}, {settings.task}: {base.config.name}",
@@ -312,12 +312,12 @@ def report_of(
         old=(),
         before=scores[0],
         after=scores[1],
+        before_is="by the prompt alone" if settings.head == "text" else untrained,
         training=(Curve("validation Dice", validation_curve(settings.output / "tuning")),),
         cases=data.test,
         masks=settings.output / "masks",
         notes=(
             *data.notes,
-            *([] if settings.head == "text" else [new_head]),
             *([absent] if unseen else []),
         ),
     )

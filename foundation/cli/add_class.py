@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from typing import Any
 
-from foundation.cli.shared import intermix, prints_results
+from foundation.cli.shared import (
+    add_device,
+    add_json,
+    add_model,
+    add_verb,
+    intermix,
+    print_json,
+    prints_results,
+    say,
+)
 from foundation.errors import UsageError
 from foundation.tuning.methods import METHODS
 
@@ -32,20 +39,14 @@ foundation add-class ….
 """
 
 
-def add_arguments(subparsers: Any) -> argparse.ArgumentParser:
-    """Add the verb to the parser; `run` takes what it parsed."""
-    verb: argparse.ArgumentParser = subparsers.add_parser(
-        "add-class",
-        help=_TEXT,
-        description=f"{_TEXT}.",
-        epilog=_MORE.format(methods=_described()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(verbs: Any) -> None:
+    """Add the verb."""
+    verb = add_verb(verbs, "add-class", _TEXT, _MORE.format(methods=_described()))
     add = verb.add_argument
     add("classes", nargs="+", metavar="CLASS", help='names, e.g. "vertebra L1"')
     add("--data", required=True, metavar="DIR", help="labelled scans to learn from")
     add("-o", "--output", required=True, metavar="OUT", help="folder of model and report")
-    add("-m", "--model", default="universal-ct", help="to start from (default: %(default)s)")
+    add_model(verb)
     add("--method", choices=[*METHODS], default="head", help="see below (default: %(default)s)")
     text = "what the files call a class, where that is not its name"
     add("--label", action="append", default=[], metavar="CLASS=LABEL", help=text)
@@ -67,12 +68,9 @@ def add_arguments(subparsers: Any) -> argparse.ArgumentParser:
     add("--tolerance", type=float, default=2.0, metavar="MM", help="of the surface Dice")
     add("--seed", type=int, default=1, help="of splits and training (default: %(default)s)")
     add("--name", help="of the new model")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    add("--json", action="store_true", help="the result as JSON on standard output")
-    add("-q", "--quiet", action="store_true", help="no progress; only the folder is printed")
-    add("--debug", action="store_true", help="tracebacks and all warnings")
+    add_device(verb)
+    add_json(verb)
     intermix(verb)
-    return verb
 
 
 def _described() -> str:
@@ -110,10 +108,10 @@ def run(args: argparse.Namespace) -> int:
     if not prints_results():
         return 0
     if args.json:
-        print(json.dumps(tuned.summary(), indent=2))
+        print_json(tuned.summary())
         return 0
     if not args.quiet:
-        print(f"{tuned.table()}\nReport: {tuned.report}\nSaved to:", file=sys.stderr, flush=True)
+        say(f"{tuned.table()}\nReport: {tuned.report}\nSaved to:")
     print(tuned.saved)
     return 0
 

@@ -8,18 +8,19 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from foundation.cli.shared import add_common, add_json, add_verb
+
 if TYPE_CHECKING:
     from foundation.data.check import Report
 
 _MOST_FAULTS = 50  # shown; --json has them all
 
 
-def add_arguments(verbs: Any) -> argparse.ArgumentParser:
-    """Add the verb `datasets`, which lists, and below it `check`; returns its parser."""
+def add_arguments(verbs: Any) -> None:
+    """Add the verb `datasets`, which lists, and below it `check`."""
     text = "the datasets that can be trained on: licence, where to get them, and a check of yours"
-    parser: argparse.ArgumentParser = verbs.add_parser("datasets", help=text, description=text)
-    parser.add_argument("--json", action="store_true", help="JSON instead of text")
-    _add_common(parser)
+    parser = add_verb(verbs, "datasets", text)
+    add_json(parser)
     below = parser.add_subparsers(dest="action", metavar="ACTION")
     text = "find a dataset's cases in a folder, count its labels, and say what is wrong"
     check = below.add_parser("check", help=text, description=f"{text}. Exits with 1 on faults.")
@@ -28,9 +29,8 @@ def add_arguments(verbs: Any) -> argparse.ArgumentParser:
     check.add_argument("--limit", type=int, metavar="N", help="read only the first N cases")
     # No default of its own, which would undo an option given before the word `check`.
     unset = argparse.SUPPRESS
-    check.add_argument("--json", action="store_true", default=unset, help="JSON instead of text")
-    _add_common(check, unset)
-    return parser
+    add_json(check, unset)
+    add_common(check, unset)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,12 +41,6 @@ def run(args: argparse.Namespace) -> int:
         MissingExtraError: DICOM, and SimpleITK is not installed.
     """
     return _check(args) if args.action == "check" else _list(args)
-
-
-def _add_common(parser: argparse.ArgumentParser, default: Any = False) -> None:
-    add = parser.add_argument
-    add("-q", "--quiet", action="store_true", default=default, help="only errors and results")
-    add("--debug", action="store_true", default=default, help="tracebacks and all warnings")
 
 
 def _list(args: argparse.Namespace) -> int:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
+from foundation.cli.shared import add_json, add_verb, print_json
 from foundation.errors import UsageError
 
-_TEXT = "bring labelled datasets into one store to train from"
 _MORE = """DATASET is an id or name of `universal-ct datasets`, or a YAML file of your own.
 
 Run it again to continue: finished cases whose files and settings are the same are left alone. A
@@ -18,15 +17,9 @@ case that cannot be read is named and skipped; the exit code is then 1.
 """
 
 
-def add_arguments(subparsers: Any) -> argparse.ArgumentParser:
-    """Add the verb to the parser; `run` takes what it parsed."""
-    verb: argparse.ArgumentParser = subparsers.add_parser(
-        "prepare",
-        help=_TEXT,
-        description=f"{_TEXT}.",
-        epilog=_MORE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(verbs: Any) -> None:
+    """Add the verb."""
+    verb = add_verb(verbs, "prepare", "bring labelled datasets into one store to train from", _MORE)
     add = verb.add_argument
     add("datasets", nargs="+", metavar="DATASET=DIR", help="a dataset and the folder it lies in")
     add("-o", "--output", required=True, metavar="STORE", help="folder of the store")
@@ -37,10 +30,7 @@ def add_arguments(subparsers: Any) -> argparse.ArgumentParser:
     add("--overwrite", action="store_true", help="prepare finished cases again")
     text = "refuse data whose files differ from those in this manifest.json"
     add("--manifest", metavar="FILE", help=text)
-    add("--json", action="store_true", help="a report as JSON on standard output")
-    add("-q", "--quiet", action="store_true", help="no progress bar")
-    add("--debug", action="store_true", help="tracebacks and all warnings")
-    return verb
+    add_json(verb)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -68,8 +58,8 @@ def run(args: argparse.Namespace) -> int:
             "skipped": list(report.skipped),
             "failed": dict(report.failed),
         }
-        print(json.dumps(content, indent=2))
-    elif not args.quiet:
+        print_json(content)
+    else:
         print(
             f"{len(report.prepared)} prepared, {len(report.skipped)} unchanged, "
             f"{len(report.failed)} failed: {report.store}"

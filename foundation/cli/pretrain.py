@@ -5,21 +5,17 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from foundation.cli.shared import intermix, prints_results
+from foundation.cli.shared import add_verb, intermix, prints_results
 from foundation.errors import UsageError
 
-VERB = "pretrain"
+_MORE = """Started again with the same --output, it goes on where it stopped. For many GPUs:
+torchrun --nproc-per-node N -m foundation pretrain CONFIG …, or accelerate launch.
+"""
 
 
-def add_arguments(subparsers: Any) -> None:
-    """Add the verb to a parser of verbs."""
-    verb = subparsers.add_parser(
-        VERB,
-        help="train a model from a configuration; goes on with an interrupted run",
-        description="Train a model from a configuration. Started again with the same --output, it "
-        "goes on where it stopped. For many GPUs: torchrun --nproc-per-node N -m foundation "
-        "pretrain CONFIG …, or accelerate launch.",
-    )
+def add_arguments(verbs: Any) -> None:
+    """Add the verb."""
+    verb = add_verb(verbs, "pretrain", "train a model from a configuration", _MORE)
     add = verb.add_argument
     add("config", metavar="CONFIG", help="a YAML file, or the name of a shipped configuration")
     add("overrides", nargs="*", metavar="KEY=VALUE", help="e.g. optimizer.learning_rate=1e-3")
@@ -27,8 +23,6 @@ def add_arguments(subparsers: Any) -> None:
     add("-o", "--output", metavar="RUN", help="folder of the run (default: runs/NAME)")
     add("--smoke", action="store_true", help="two steps on generated data on the CPU")
     add("--cpu", action="store_true", help="leave GPUs alone")
-    add("-q", "--quiet", action="store_true", help="no progress line")
-    add("--debug", action="store_true", help="tracebacks and all warnings")
     intermix(verb)
 
 

@@ -70,6 +70,20 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 or mps")
 
 
+def intermix(verb: argparse.ArgumentParser) -> None:
+    """Let operands also follow options; argparse offers that to whole command lines only."""
+    plain = verb.parse_known_args
+
+    def intermixed(args: Any = None, namespace: Any = None) -> Any:
+        verb.parse_known_args = plain  # type: ignore[method-assign]  # which it calls itself
+        try:
+            return verb.parse_known_intermixed_args(args, namespace)
+        finally:
+            verb.parse_known_args = intermixed  # type: ignore[method-assign]
+
+    verb.parse_known_args = intermixed  # type: ignore[method-assign]
+
+
 # --- models ---------------------------------------------------------------------------------------
 
 
@@ -96,6 +110,11 @@ def ready_device(name: str) -> str:
 
 
 # --- messages -------------------------------------------------------------------------------------
+
+
+def prints_results() -> bool:
+    """Return whether this process prints results: the first of those that torchrun starts."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def say(text: str) -> None:
@@ -139,22 +158,3 @@ def messages(args: argparse.Namespace) -> Iterator[None]:
             yield
         finally:
             logger.removeHandler(handler)
-
-
-def intermix(verb: argparse.ArgumentParser) -> None:
-    """Let operands also follow options; argparse offers that to whole command lines only."""
-    plain = verb.parse_known_args
-
-    def intermixed(args: Any = None, namespace: Any = None) -> Any:
-        verb.parse_known_args = plain  # type: ignore[method-assign]  # which it calls itself
-        try:
-            return verb.parse_known_intermixed_args(args, namespace)
-        finally:
-            verb.parse_known_args = intermixed  # type: ignore[method-assign]
-
-    verb.parse_known_args = intermixed  # type: ignore[method-assign]
-
-
-def prints_results() -> bool:
-    """Return whether this process prints results: the first of those that torchrun starts."""
-    return int(os.environ.get("RANK", "0")) == 0

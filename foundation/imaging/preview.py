@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from foundation.errors import UsageError
 from foundation.files import replacing
 from foundation.imaging.frame import Frame
-from foundation.imaging.legend import colours, display_name
+from foundation.imaging.legend import RGB, colours, display_name
 from foundation.imaging.volumes import Volume
 
 HU_WINDOW = (-160.0, 240.0)  # soft tissue
@@ -40,20 +40,12 @@ class Masks(Protocol):
     def present(self) -> tuple[str, ...]:
         """Names of the classes to show."""
 
+    @property
+    def colours(self) -> dict[str, RGB]:
+        """Colour of each class."""
+
     def mask(self, name: str) -> NDArray[np.bool_]:
         """Mask of a class (X, Y, Z)."""
-
-
-@dataclass(frozen=True)
-class _Mapped:
-    masks: Mapping[str, NDArray[Any]]
-
-    @property
-    def present(self) -> tuple[str, ...]:
-        return tuple(name for name, mask in self.masks.items() if np.any(mask))
-
-    def mask(self, name: str) -> NDArray[np.bool_]:
-        return np.asarray(self.masks[name], bool)
 
 
 def save_preview(
@@ -75,20 +67,22 @@ def save_preview(
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise UsageError(f"Cannot write the preview to {path}: name it .png.")
-    shown: Masks = _Mapped(masks) if isinstance(masks, Mapping) else masks
+    if isinstance(masks, Mapping):
+        names = tuple(name for name, mask in masks.items() if np.any(mask))
+        mask_of, shades = masks.__getitem__, colours(masks)
+    else:
+        names, mask_of, shades = masks.present, masks.mask, masks.colours
     frame = Frame.of(ct, ct.spacing_mm)
-    names = shown.present
-    profiles, voxels = _profiles(shown, frame, ct.shape)
+    profiles, voxels = _profiles(names, mask_of, frame, ct.shape)
     indices = informative_slices(profiles, frame.ras_shape)
     panels = [
         _panel(frame.to_ras(ct.array), plane, indices[plane[1]], frame.ras_spacing_mm)
         for plane in PLANES
     ]
     overlays = [np.zeros((*panel.image.shape, 4), np.float32) for panel in panels]
-    shades = colours(names)
     # Large structures first, so that small ones are drawn over them.
     for name in sorted(names, key=lambda name: -voxels[name]):
-        ras = frame.to_ras(shown.mask(name))
+        ras = frame.to_ras(np.asarray(mask_of(name), bool))
         for plane, overlay in zip(PLANES, overlays, strict=True):
             cut = _slice(ras, plane, indices[plane[1]])
             overlay[cut] = (*(part / 255 for part in shades[name]), OPACITY)
@@ -157,11 +151,14 @@ class _Panel:
 
 
 def _profiles(
-    masks: Masks, frame: Frame, shape: tuple[int, ...]
+    names: Iterable[str],
+    mask_of: Callable[[str], NDArray[Any]],
+    frame: Frame,
+    shape: tuple[int, ...],
 ) -> tuple[list[Any], dict[str, int]]:
     profiles, voxels = [], {}
-    for name in masks.present:
-        mask = masks.mask(name)
+    for name in names:
+        mask = np.asarray(mask_of(name), bool)
         if mask.shape != shape:
             raise UsageError(f"Mask {name!r} has shape {mask.shape}; the CT has {shape}.")
         ras = frame.to_ras(mask)

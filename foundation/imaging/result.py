@@ -78,6 +78,11 @@ class Segmentation:
         source = self.volume.path or "array"
         return f"Segmentation({str(source)!r}, {len(self.present)} of {len(self.classes)} present)"
 
+    @cached_property
+    def colours(self) -> dict[str, tuple[int, int, int]]:
+        """Red, green, blue of each class of the model: no two alike, whichever are asked for."""
+        return colours(dict.fromkeys([*self.parents, *self.classes]))
+
     @property
     def warnings(self) -> tuple[str, ...]:
         """Doubts about the CT, in sentences; empty where there are none."""
@@ -262,7 +267,7 @@ class Segmentation:
 
     def _labels(self, hidden: Mapping[str, int], files: Mapping[str, str]) -> dict[str, Label]:
         truncated = self.truncated
-        shades = colours(dict.fromkeys([*self.parents, *self.classes]))
+        shades = self.colours
         return {
             str(self.label_values[name]): Label(
                 name=name,

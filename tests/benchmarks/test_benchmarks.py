@@ -20,6 +20,17 @@ def report(script: str, *arguments: str) -> dict[str, object]:
     return printed
 
 
+SCRIPTS = sorted(path.name for path in (REPOSITORY / "benchmarks").glob("*.py"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_says_how_it_is_called(script: str) -> None:
+    command = [sys.executable, str(REPOSITORY / "benchmarks" / script), "--help"]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.startswith(f"usage: {script}")
+
+
 @pytest.mark.slow
 def test_the_training_step_is_measured_beside_plain_monai() -> None:
     measured = report("step.py", "--patch", "64", "--batch", "1", *SMALL)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib
 import nibabel as nib
@@ -92,6 +93,14 @@ def test_legend_names_the_classes_and_their_volumes(tmp_path, monkeypatch):
     assert seen["legend"][0][1] == colour("liver")
     assert display_name("kidney_left") == "Left kidney"
     assert len({colour(f"part_{i}") for i in range(8)}) > 4  # own names differ
+
+
+def test_a_result_brings_its_own_colours(tmp_path, monkeypatch):
+    ct, masks = ct_and_masks()
+    pink = (255, 0, 200)
+    result = SimpleNamespace(present=("liver",), mask=masks.get, colours={"liver": pink})
+    seen, _ = drawn(ct, result, tmp_path, monkeypatch)
+    assert seen["legend"][0][1] == pink
 
 
 def test_slices_show_most_structures():
