@@ -27,17 +27,14 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from foundation.data.store.arrays import Store
-from foundation.data.store.harmonise import Harmonised
-from foundation.data.store.manifest import ManifestWriter
-from foundation.data.store.writing import write_case
+from foundation.data import Harmonised, ManifestWriter, Store, write_case
 from foundation.synthesis import generate, render_ct
 
 COARSE_MM = 4.0
 NOISE_HU = 12.0  # of a single voxel; what is smooth compresses too well
 _READ = """
 import sys, numpy as np
-from foundation.data.store.arrays import Store
+from foundation.data import Store
 store, size, crops = Store(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 rng, keys = np.random.default_rng(0), store.keys()
 for number in range(crops):

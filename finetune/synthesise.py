@@ -27,11 +27,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from foundation.data import Adapter
-from foundation.data.layouts import Patterns
-from foundation.data.reading import read_names
-from foundation.data.store.arrays import Store
-from foundation.data.store.prepare import prepare
+from foundation.data import Dataset, Patterns, Store, prepare, read_names
 from foundation.errors import UsageError, listed
 from foundation.files import recover_folder, replacing_folder
 from foundation.synthesis import (
@@ -42,7 +38,6 @@ from foundation.synthesis import (
     phantom_anatomy,
     stored_anatomy,
 )
-from foundation.taxonomy import Dataset
 
 
 @dataclass(frozen=True)
@@ -100,15 +95,12 @@ def read_bodies(data: Path, settings: Settings, work: Path) -> list[Body]:
     Raises:
         UsageError: no map, or one that was asked for by a name that there is not.
     """
-    adapter = Adapter(
-        Dataset("maps", "maps", {}, ()),
-        Patterns((), ("{id}/labels.nii.gz",), names_file="{id}/labels.json"),
-        open_names=True,
-    )
-    found = {case.id: case for case in adapter.find(data)}
+    layout = Patterns((), ("{id}/labels.nii.gz",), names_file="{id}/labels.json")
+    dataset = Dataset("maps", "maps", {}, (), layout, open_names=True)
+    found = {case.id: case for case in dataset.find(data)}
     if lost := sorted(set(settings.cases) - set(found)):
         raise UsageError(f"{data} has no map {listed(lost)}; it has {listed(list(found), 20)}.")
-    report = prepare([(adapter, data)], work, spacing_mm=FINE_MM, workers=1, progress=False)
+    report = prepare([(dataset, data)], work, spacing_mm=FINE_MM, workers=1, progress=False)
     if report.failed:
         raise UsageError(f"Maps that cannot be used: {dict(report.failed)}")
     store = Store(work)

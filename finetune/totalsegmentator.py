@@ -61,6 +61,7 @@ from foundation.tuning import (
     PUBLISHED,
     SIZES,
     TASKS,
+    Split,
     TuningData,
     build_transfer,
     fewshot_subsets,
@@ -245,8 +246,10 @@ def read_task(settings: Settings, classes: Sequence[str], spacing_mm: float) -> 
         old_classes=[name for name in classes if name != shown],
         work=settings.output / "data",
         spacing_mm=spacing_mm,
-        train_ids=None if settings.shots is None else chosen,
-        seed=settings.seed,
+        split=Split(
+            seed=settings.seed,
+            train_ids=None if settings.shots is None else frozenset(chosen),
+        ),
         skip_broken=True,
         workers=settings.workers,
     )

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from foundation.imaging.result import Segmentation
     from foundation.model import PlainModel, UniversalModel
     from foundation.networks.encoder import Encoder
-    from foundation.taxonomy import CLASSES, DATASETS, AnatomicalClass
+    from foundation.taxonomy import CLASSES, AnatomicalClass
     from foundation.tuning.finetune import finetune
     from foundation.tuning.result import Tuned
 
@@ -52,13 +52,12 @@ _HOMES = {
     "tuning.result": ("Tuned",),
     "data.naming": ("NewClass",),
     "imaging.result": ("Segmentation",),
-    "taxonomy": ("CLASSES", "DATASETS", "AnatomicalClass"),
+    "taxonomy": ("CLASSES", "AnatomicalClass"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "CLASSES",
-    "DATASETS",
     "AnatomicalClass",
     "Card",
     "ClassSpec",

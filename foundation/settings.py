@@ -108,8 +108,9 @@ def read(
         return read_as
     except ValidationError as wrong:
         found = wrong.errors(include_url=False)
-        # A key that is misspelt is missing too: the misspelling is what helps.
-        first = min(found, key=lambda each: each["type"] != _UNKNOWN)
+        # A key that is misspelt is missing too, and a union has an error of each of its members:
+        # the misspelling helps most, then what a dataclass says, then what lies deepest.
+        first = min(found, key=lambda each: (_RANK.get(each["type"], 2), -len(each["loc"])))
         raise error(f"{where}: {_explained(kind, first)}") from wrong
 
 
@@ -245,6 +246,7 @@ def _plain(value: object) -> Any:
 # --- what pydantic found, in a sentence -----------------------------------------------------------
 
 _UNKNOWN = "unexpected_keyword_argument"
+_RANK = {_UNKNOWN: 0, "value_error": 1}
 _KEY = "[key]"  # the last step to a key of a mapping, where that is what is wrong
 
 
@@ -257,7 +259,8 @@ def _explained(kind: Any, wrong: Any) -> str:
     hint, path = _follow(kind, steps)
     inside = f"{path}: " if path else ""
     if wrong["type"] == _UNKNOWN:
-        names = [each.name for each in fields(hint)]
+        parts = [option for option in _options(hint) if is_dataclass(option)]
+        names = [each.name for part in parts for each in fields(part)]
         return (
             f"{inside}unknown key {key!r}.{did_you_mean(str(key), names)} "
             f"Allowed: {', '.join(names)}."

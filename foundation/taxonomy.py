@@ -1,15 +1,14 @@
-"""The 32 classes of the paper, the names they go by, and the datasets that annotate them.
+"""The 32 classes of the paper and the names they go by.
 
-The one place that knows class names. The paper numbers its classes from 1; channels count from 0.
-The conversion happens here (`_paper`) and nowhere else.
+This is the one place with class names. The paper numbers its classes from 1; channels count from 0.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from foundation.errors import UsageError
 from foundation.settings import suggestion
@@ -130,16 +129,13 @@ _BY_NAME = {c.name: c for c in CLASSES}
 
 # TotalSegmentator label name (v1, v2, subtasks) → our class. `femur_left` is not among them: the
 # whole bone is more than `femur_head_left`. Heart, bones and muscles have no counterpart.
+_SAME_NAMES = """
+spleen kidney_right kidney_left gallbladder esophagus liver stomach aorta inferior_vena_cava
+portal_vein_and_splenic_vein pancreas adrenal_gland_right adrenal_gland_left duodenum colon
+urinary_bladder prostate rectum celiac_trunk
+"""
 TOTALSEGMENTATOR: dict[str, str] = {
-    **{
-        name: name
-        for name in (
-            *("spleen", "kidney_right", "kidney_left", "gallbladder", "esophagus", "liver"),
-            *("stomach", "aorta", "inferior_vena_cava", "portal_vein_and_splenic_vein"),
-            *("pancreas", "adrenal_gland_right", "adrenal_gland_left", "duodenum", "colon"),
-            *("urinary_bladder", "prostate", "rectum", "celiac_trunk"),
-        )
-    },
+    **{name: name for name in _SAME_NAMES.split()},
     "small_bowel": "intestine",
     "lung_upper_lobe_right": "lung_right",
     "lung_middle_lobe_right": "lung_right",
@@ -151,26 +147,29 @@ TOTALSEGMENTATOR: dict[str, str] = {
     "liver_vessels": "hepatic_vessel",
 }
 
-_SPELLINGS = (  # British → American, as parts of words
-    *(("oesophag", "esophag"), ("tumour", "tumor"), ("coeliac", "celiac"), ("caec", "cec")),
-    *(
-        ("haem", "hem"),
-        ("oedema", "edema"),
-        ("faec", "fec"),
-        ("grey", "gray"),
-        ("goitre", "goiter"),
-    ),
-)
+# British part of a word → American.
+_SPELLINGS = {
+    "oesophag": "esophag",
+    "tumour": "tumor",
+    "coeliac": "celiac",
+    "caec": "cec",
+    "haem": "hem",
+    "oedema": "edema",
+    "faec": "fec",
+    "grey": "gray",
+    "goitre": "goiter",
+}
 _SIDES = {"right": "right", "rt": "right", "left": "left", "lt": "left"}
 
 
 def normalise(name: str) -> str:
     """Reduce a name to a key: lower case, American spelling, no punctuation, side at the end.
 
-    "Left_Kidney", "kidney-left" and "kidney LEFT" share one key.
+    "Left_Kidney", "kidney-left", "leftkidney" and "kidney LEFT" share one key.
     """
     key = re.sub(r"[^a-z0-9]+", " ", name.lower()).strip()
-    for british, american in _SPELLINGS:
+    key = re.sub(r"\b(left|right)(?=[a-z])", r"\1 ", key)
+    for british, american in _SPELLINGS.items():
         key = key.replace(british, american)
     words = key.split()
     sides = [_SIDES[word] for word in words if word in _SIDES]
@@ -224,7 +223,7 @@ def resolve(name: str, allowed: Sequence[str] = NAMES) -> str:
             f"Class {_ALIASES[key]!r} is not one of this model's {len(allowed)} classes. "
             "See `universal-ct classes`."
         )
-    paired = PAIRED.get(re.sub(r"s$", "", key).replace(" ", "_"), ())
+    paired = pair_of(key)
     nearest = difflib.get_close_matches(key, keys, n=3, cutoff=0.6)
     suggestions = dict.fromkeys([n for n in paired if n in allowed] or [keys[k] for k in nearest])
     raise UsageError(
@@ -232,192 +231,33 @@ def resolve(name: str, allowed: Sequence[str] = NAMES) -> str:
     )
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """One dataset of the paper: how its label values become our classes.
+def pair_of(name: str) -> tuple[str, ...]:
+    """Both sides of a paired organ that is named without one ("kidney", "Lungs"); else ()."""
+    return PAIRED.get(name.strip().lower().replace(" ", "_").removesuffix("s"), ())
 
-    label_map: source value (or file name, where each structure is a file) → class names. Two names
-    are a merged pair whose sides must be told apart; `split_left_right` lists those values.
-    annotated: the classes this dataset's annotators labelled; the loss masks all others.
-    licence: SPDX id, only where it is certain; check the source before use.
+
+def classes_of(name: str) -> tuple[str, ...]:
+    """The class of this name or alias, or both sides of a pair that is named without one.
+
+    Raises:
+        UsageError: no class goes by that name.
     """
-
-    id: str
-    name: str
-    label_map: Mapping[int | str, tuple[str, ...]]
-    annotated: tuple[str, ...]
-    url: str | None = None
-    licence: str | None = None
-    note: str = ""
-    split_left_right: tuple[int | str, ...] = field(init=False)
-
-    def __post_init__(self) -> None:
-        merged = tuple(v for v, names in self.label_map.items() if names in PAIRED.values())
-        object.__setattr__(self, "split_left_right", merged)
-
-    def positive_classes(self, value: int | str) -> tuple[str, ...]:
-        """Return all classes a source value is positive for: a lesion's voxels are its organ's too.
-
-        Organs that this dataset does not annotate are left out, as nothing is known of them. A pair
-        that must be split stands for one of its sides, unknown until then.
-
-        Raises:
-            UsageError: the dataset has no such label value.
-        """
-        if value not in self.label_map:
-            raise UsageError(
-                f"{self.name} has no label {value!r}; its labels are {list(self.label_map)}."
-            )
-        names = self.label_map[value]
-        organs = [p for n in names for p in _BY_NAME[n].parents if p in self.annotated]
-        return tuple(dict.fromkeys((*names, *organs)))
+    return pair_of(name) or (resolve(name),)
 
 
-def _paper(numbers: str) -> tuple[str, ...]:
-    """Turn the paper's numbers ("2/3" is a merged pair) into class names."""
-    return tuple(NAMES[int(number) - 1] for number in re.split(r"[/,]", numbers))
+def organ_around(parent: str, *texts: str) -> str | None:
+    """The organ that holds a lesion: a lesion's voxels are its organ's too.
 
+    Args:
+        parent: the organ as the lesion's class has it; a pair such as "kidney" stands for one of
+            its sides.
+        texts: what names the lesion. The side is the one that they tell.
 
-def _identity(numbers: str) -> dict[int | str, tuple[str, ...]]:
-    return {int(number): _paper(number) for number in numbers.split(",")}
-
-
-def _ordered(numbers: str) -> dict[int | str, tuple[str, ...]]:
-    """Source values 1, 2, 3 … in the order of the paper's numbers."""
-    return {value: _paper(number) for value, number in enumerate(numbers.split(","), start=1)}
-
-
-def _dataset(
-    id: str,
-    name: str,
-    label_map: dict[int | str, tuple[str, ...]],
-    annotated: str = "",
-    url: str | None = None,
-    licence: str | None = None,
-    note: str = "",
-) -> Dataset:
-    found = {n for names in label_map.values() for n in names}
-    wanted = set(_paper(annotated)) if annotated else found
-    return Dataset(id, name, label_map, tuple(n for n in NAMES if n in wanted), url, licence, note)
-
-
-_MSD = ("http://medicaldecathlon.com", "CC-BY-SA-4.0")
-_MULTI_ORGAN = "https://zenodo.org/records/1169361"
-_EIGHT_ORGANS = "1,3,4,5,6,7,11,14"
-
-_NOT_IN_V1 = (
-    *("prostate", "rectum", "celiac_trunk", "liver_vessels"),
-    *("kidney_cyst_right", "kidney_cyst_left"),
-)
-
-_NOT_IN_V2 = ("rectum", "celiac_trunk", "liver_vessels")
-_TCIA = "https://www.cancerimagingarchive.net/collection/"
-
-_ALL_DATASETS = (
-    _dataset("01", "BTCV", _identity("1,2,3,4,5,6,7,8,9,10,11,12,13,14"), url=_MULTI_ORGAN),
-    _dataset(
-        "01_2",
-        "BTCV, cases 60 and above",
-        _identity("1,2,3,4,5,6,7,8,9,10,11,12,13,14"),
-        _EIGHT_ORGANS,
-        _MULTI_ORGAN,
-        note="These cases annotate 8 of the 14 organs; the others are unknown, not absent.",
-    ),
-    _dataset(
-        "02",
-        "Pancreas-CT",
-        _identity(_EIGHT_ORGANS),
-        url=_MULTI_ORGAN,
-        note="The images are under CC-BY-3.0; labels outside the labellers' crop may be missing.",
-    ),
-    _dataset("03", "CHAOS", _ordered("6"), url="https://chaos.grand-challenge.org"),
-    _dataset(
-        "04", "LiTS", _ordered("6,27"), url="https://competitions.codalab.org/competitions/17094"
-    ),
-    _dataset(
-        "05",
-        "KiTS",
-        _ordered("2/3,26,32"),
-        url="https://kits-challenge.org",
-        licence="CC-BY-NC-SA-4.0",
-    ),
-    _dataset(
-        "06",
-        "3D-IRCADb",
-        {
-            name: _paper(number)
-            for name, number in {
-                "spleen": "1",
-                "rightkidney": "2",
-                "leftkidney": "3",
-                "gallbladder": "4",
-                "liver": "6",
-                "stomach": "7",
-                "pancreas": "11",
-                "rightlung": "16",
-                "leftlung": "17",
-            }.items()
-        },
-        url="https://www.ircad.fr/research/data-sets/liver-segmentation-3d-ircadb-01/",
-        note="External test set; one mask folder per structure.",
-    ),
-    _dataset(
-        "07",
-        "WORD",
-        _ordered("6,1,3,2,7,4,5,11,14,18,19,12/13,20,21,23,24"),
-        url="https://github.com/HiLab-git/WORD",
-    ),
-    _dataset(
-        "08",
-        "AbdomenCT-1K",
-        _ordered("6,2/3,1,11"),
-        url="https://github.com/JunMa11/AbdomenCT-1K",
-    ),
-    _dataset(
-        "09",
-        "AMOS22",
-        _ordered("1,2,3,4,5,6,7,8,9,11,12,13,14,21,22"),
-        url="https://amos22.grand-challenge.org",
-        note="Its label 15 is the prostate or the uterus.",
-    ),
-    _dataset("10_03", "MSD liver", _ordered("6,27"), "", *_MSD),
-    _dataset("10_06", "MSD lung", _ordered("30"), "", *_MSD),
-    _dataset("10_07", "MSD pancreas", _ordered("11,28"), "", *_MSD),
-    _dataset("10_08", "MSD hepatic vessel", _ordered("15,29"), "", *_MSD),
-    _dataset("10_09", "MSD spleen", _ordered("1"), "", *_MSD),
-    _dataset("10_10", "MSD colon", _ordered("31"), "", *_MSD),
-    _dataset(
-        "12",
-        "CT-ORG",
-        _ordered("6,21,16/17,2/3"),
-        url=_TCIA + "ct-org/",
-        licence="CC-BY-3.0",
-        note="The README of the published code numbers it 11. 5 bone and 6 brain are unused.",
-    ),
-    _dataset(
-        "13",
-        "AbdomenCT-12organ",
-        _ordered("6,2/3,1,11,8,9,7,4,5,12,13,25"),
-        url="https://github.com/JunMa11/AbdomenCT-1K",
-        note="The README of the published code numbers it 12.",
-    ),
-    _dataset(
-        "15",
-        "TotalSegmentator",
-        {k: (name,) for k, name in TOTALSEGMENTATOR.items() if k not in _NOT_IN_V1},
-        "",
-        "https://zenodo.org/records/6802613",
-        "CC-BY-4.0",
-        "External test set (v1); one file per structure. Its colon holds the rectum.",
-    ),
-    _dataset(
-        "15_v2",
-        "TotalSegmentator v2",
-        {k: (name,) for k, name in TOTALSEGMENTATOR.items() if k not in _NOT_IN_V2},
-        "",
-        "https://zenodo.org/records/10047292",
-        "CC-BY-4.0",
-        "One file per structure. Its colon holds the rectum.",
-    ),
-)
-DATASETS: dict[str, Dataset] = {dataset.id: dataset for dataset in _ALL_DATASETS}
+    Returns:
+        `parent`, or the side of the pair; None where the texts tell no side, or both.
+    """
+    if parent not in PAIRED:
+        return parent
+    words = set(re.split(r"[^a-z]+", " ".join(texts).lower()))
+    sides = [name for name in PAIRED[parent] if name.rpartition("_")[2] in words]
+    return sides[0] if len(sides) == 1 else None

@@ -15,7 +15,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from foundation.taxonomy import DATASETS, TOTALSEGMENTATOR
+from foundation.data import paper_datasets
+from foundation.data.hooks import EIGHT_ORGANS
+from foundation.taxonomy import TOTALSEGMENTATOR
+
+DATASETS = paper_datasets()
 
 SHAPE = (9, 8, 6)
 DICOM_AFFINE = np.array(  # columns run to the left, rows to the back, slices to the head
@@ -157,7 +161,7 @@ def _pairs(
 
 def btcv(root: Path) -> list[Expected]:
     names = {n: (f"img/img{n}.nii.gz", f"label/label{n}.nii.gz") for n in ("0001", "0061")}
-    few = DATASETS["01_2"].annotated
+    few = EIGHT_ORGANS
     return _pairs(
         root, "01", names, "LAS", lambda n: few if n == "0061" else DATASETS["01"].annotated
     )

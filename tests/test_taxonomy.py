@@ -1,4 +1,4 @@
-"""The 32 classes, their names, and the datasets' label maps."""
+"""The 32 classes and their names."""
 
 import re
 import subprocess
@@ -8,7 +8,7 @@ import pytest
 
 from foundation import taxonomy
 from foundation.errors import UsageError
-from foundation.taxonomy import CLASSES, DATASETS, NAMES, PAIRED, TOTALSEGMENTATOR, by_name, resolve
+from foundation.taxonomy import CLASSES, NAMES, PAIRED, TOTALSEGMENTATOR, by_name, resolve
 
 # The paper's list, in its own words and order, 1-based.
 PAPER = """spleen, right kidney, left kidney, gall bladder, esophagus, liver, stomach, aorta,
@@ -17,29 +17,6 @@ hepatic vessel, right lung, left lung, colon, intestine, rectum, bladder, prosta
 left head of femur, right head of femur, celiac trunk, kidney tumor, liver tumor, pancreas tumor,
 hepatic vessel tumor, lung tumor, colon tumor, kidney cyst"""
 PAPER_NAMES = [name.strip() for name in PAPER.replace("\n", " ").split(",")]
-
-# Dataset → the paper's numbers it annotates.
-ANNOTATED = {
-    "01": "1,2,3,4,5,6,7,8,9,10,11,12,13,14",
-    "01_2": "1,3,4,5,6,7,11,14",
-    "02": "1,3,4,5,6,7,11,14",
-    "03": "6",
-    "04": "6,27",
-    "05": "2,3,26,32",
-    "06": "1,2,3,4,6,7,11,16,17",
-    "07": "1,2,3,4,5,6,7,11,12,13,14,18,19,20,21,23,24",
-    "08": "1,2,3,6,11",
-    "09": "1,2,3,4,5,6,7,8,9,11,12,13,14,21,22",
-    "10_03": "6,27",
-    "10_06": "30",
-    "10_07": "11,28",
-    "10_08": "15,29",
-    "10_09": "1",
-    "10_10": "31",
-    "12": "2,3,6,16,17,21",
-    "13": "1,2,3,4,5,6,7,8,9,11,12,13,25",
-    "15_v2": "1,2,3,4,5,6,7,8,9,10,11,12,13,14,16,17,18,19,21,22,32",
-}
 
 
 def test_classes_stand_in_the_papers_order():
@@ -159,53 +136,6 @@ def test_resolve_within_a_models_own_classes():
     assert resolve("Renal Artery left", ["left_renal_artery"]) == "left_renal_artery"
     with pytest.raises(UsageError, match="'spleen' is not one of this model's 1 classes"):
         resolve("spleen", ["liver"])
-
-
-def test_datasets_annotate_what_the_paper_says():
-    numbers = {
-        key: ",".join(str(by_name(n).number) for n in d.annotated) for key, d in DATASETS.items()
-    }
-    numbers.pop("15")
-    assert numbers == ANNOTATED
-    assert all(dataset.id == key for key, dataset in DATASETS.items())
-
-
-def test_every_dataset_label_maps_to_classes():
-    for dataset in DATASETS.values():
-        mapped = {name for names in dataset.label_map.values() for name in names}
-        assert mapped <= set(NAMES), dataset.name
-        assert set(dataset.annotated) <= mapped, dataset.name
-        for names in dataset.label_map.values():
-            assert len(names) == 1 or names in PAIRED.values()
-
-
-def test_source_label_orders():
-    def label(key, value):
-        return DATASETS[key].label_map[value]
-
-    assert label("09", 10) == ("pancreas",)
-    assert label("09", 15) == ("prostate",)
-    assert label("07", 3) == ("kidney_left",)
-    assert label("07", 15) == ("femur_head_left",)
-    assert label("13", 12) == ("celiac_trunk",)
-    assert label("12", 3) == ("lung_right", "lung_left")
-    assert set(DATASETS["02"].label_map) == {1, 3, 4, 5, 6, 7, 11, 14}
-
-
-def test_merged_pairs_are_marked_for_splitting():
-    merged = {key: d.split_left_right for key, d in DATASETS.items() if d.split_left_right}
-    assert merged == {"05": (1,), "07": (12,), "08": (2,), "12": (3, 4), "13": (2,)}
-
-
-def test_a_lesions_voxels_belong_to_its_organ_where_that_is_annotated():
-    assert DATASETS["04"].positive_classes(2) == ("liver_tumor", "liver")
-    kits = DATASETS["05"]
-    assert kits.positive_classes(2) == ("kidney_tumor", "kidney_right", "kidney_left")
-    assert kits.positive_classes(3) == ("kidney_cyst", "kidney_right", "kidney_left")
-    assert DATASETS["10_08"].positive_classes(2) == ("hepatic_vessel_tumor",)
-    assert DATASETS["10_06"].positive_classes(1) == ("lung_tumor",)
-    with pytest.raises(UsageError, match=r"LiTS has no label 3; its labels are \[1, 2\]"):
-        DATASETS["04"].positive_classes(3)
 
 
 def test_totalsegmentator_names():

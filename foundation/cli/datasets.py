@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foundation.cli.shared import add_common, add_json, add_verb
@@ -24,8 +25,10 @@ def add_arguments(verbs: Any) -> None:
     below = parser.add_subparsers(dest="action", metavar="ACTION")
     text = "find a dataset's cases in a folder, count its labels, and say what is wrong"
     check = below.add_parser("check", help=text, description=f"{text}. Exits with 1 on faults.")
-    check.add_argument("name", metavar="NAME", help="id or name of the list, or a YAML file")
-    check.add_argument("folder", metavar="DIR", help="where the dataset lies, unpacked")
+    text = "id or name of the list, a YAML file, or a folder in nnU-Net's format"
+    check.add_argument("name", metavar="NAME", help=text)
+    text = "where the dataset lies, unpacked; of nnU-Net's format, NAME itself"
+    check.add_argument("folder", metavar="DIR", nargs="?", help=text)
     check.add_argument("--limit", type=int, metavar="N", help="read only the first N cases")
     # No default of its own, which would undo an option given before the word `check`.
     unset = argparse.SUPPRESS
@@ -44,22 +47,22 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from foundation.data.table import ADAPTERS
+    from foundation.data.catalogue import paper_datasets
 
     rows: list[dict[str, Any]] = [
         {
-            "id": adapter.dataset.id,
-            "name": adapter.dataset.name,
-            "licence": adapter.dataset.licence,
-            "cases_in_paper": adapter.paper_cases,
-            "cases_used": adapter.used_cases,
-            "classes": list(adapter.dataset.annotated),
-            "url": adapter.dataset.url,
-            "obtain": adapter.obtain,
-            "layout": adapter.layout.expected,
-            "note": adapter.dataset.note,
+            "id": dataset.id,
+            "name": dataset.name,
+            "licence": dataset.licence,
+            "cases_in_paper": dataset.paper_cases,
+            "cases_used": dataset.used_cases,
+            "classes": list(dataset.annotated),
+            "url": dataset.url,
+            "obtain": dataset.obtain,
+            "layout": dataset.layout.expected,
+            "note": dataset.note,
         }
-        for adapter in ADAPTERS.values()
+        for dataset in paper_datasets().values()
     ]
     if args.json:
         print(json.dumps(rows, indent=2))
@@ -83,15 +86,22 @@ def _list(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
+    from foundation.data.catalogue import get_dataset
     from foundation.data.check import check_dataset
-    from foundation.data.table import get_adapter
+    from foundation.data.layouts import INDEX
     from foundation.errors import UsageError
 
     if args.limit is not None and args.limit < 1:
         raise UsageError(f"--limit is {args.limit}; give a number of cases, from 1 on.")
+    dataset, folder = get_dataset(args.name), args.folder
+    if folder is None:
+        given = Path(args.name)
+        folder = given.parent if given.name == INDEX else given
+        if not (folder / INDEX).is_file():
+            raise UsageError(f"Where does {dataset.name} lie? Give NAME and DIR.")
     report = check_dataset(
-        get_adapter(args.name),
-        args.folder,
+        dataset,
+        folder,
         limit=args.limit,
         progress=lambda cases: tqdm(
             cases, unit="case", disable=args.quiet or not sys.stderr.isatty()

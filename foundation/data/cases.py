@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
+from foundation.files import nifti_stem
+
+if TYPE_CHECKING:  # listing datasets imports no numpy
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class DatasetWarning(UserWarning):
@@ -16,43 +19,76 @@ class DatasetWarning(UserWarning):
 
 
 @dataclass(frozen=True)
+class Structure:
+    """A mask of one structure: a file, or the voxels of one value in a label map.
+
+    Attributes:
+        path: NIfTI file, or one of a folder of DICOM masks.
+        name: what the structure is called.
+        value: of the label map; None where every voxel that is not 0 counts.
+    """
+
+    path: Path
+    name: str
+    value: int | None = None
+
+    @property
+    def label(self) -> str:
+        """Its source label: with the value, so that a changed table is another dataset."""
+        return self.name if self.value is None else f"{self.name} ({self.value})"
+
+
+@dataclass(frozen=True)
 class Case:
     """One scan of a dataset, found but not read.
 
-    dataset: its id, e.g. "04", or the name of a dataset of the user's own.
-    id: unique in its dataset and safe as the name of a file.
-    image: NIfTI file, or folder with one DICOM series; None for a label map without a scan.
-    labels: the files that must be read for the labels.
-    annotated: classes that are labelled in this case; all others are unknown.
-    weight: how often to draw it, relative to the dataset's other cases.
-    unknown: source labels whose voxels may be anything.
-    names_file: one of `labels`: JSON with the source label name of each label value.
-    licence: of this case, where it differs from its dataset's.
-    split: "train", "val" or "test", where the dataset's publisher says so.
+    A layout finds its files; the dataset adds what its description has of them.
+
+    Attributes:
+        id: unique in its dataset and safe as the name of a file.
+        image: NIfTI file, or folder with one DICOM series; None for a label map without a scan.
+        labels: the files that must be read for the labels.
+        split: "train", "val" or "test", where the dataset's publisher gives it.
+        names_file: one of `labels`: JSON with the source label name of each label value.
+        named: the structures in `labels`, where they are not the names of files.
+        dataset: id of the dataset, e.g. "04".
+        annotated: classes that are labelled in this case; all others are unknown.
+        unknown: source labels whose voxels may be anything.
+        weight: how often to draw it, relative to the dataset's other cases.
+        licence: of this case, where it differs from its dataset's.
     """
 
-    dataset: str
     id: str
     image: Path | None
     labels: tuple[Path, ...]
-    annotated: tuple[str, ...]
-    weight: float = 1.0
-    unknown: tuple[str, ...] = ()
-    names_file: Path | None = None
-    licence: str | None = None
     split: str | None = None
+    names_file: Path | None = None
+    named: tuple[Structure, ...] = ()
+    dataset: str = ""
+    annotated: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+    weight: float = 1.0
+    licence: str | None = None
+
+    @property
+    def structures(self) -> tuple[Structure, ...]:
+        """Its masks, where each structure is a file; names come from files or DICOM folders."""
+        return self.named or tuple(
+            Structure(path, nifti_stem(path) or path.parent.name) for path in self.labels
+        )
 
 
 @dataclass(frozen=True)
 class Scan:
     """A case as read: everything on the grid of the image, in the order of its file.
 
-    ct (X, Y, Z): float32 HU; None for a label map without a scan.
-    affine (4, 4): voxel index to millimetres, RAS+.
-    labels (X, Y, Z): uint8 or uint16.
-    names: label value → the source labels that such a voxel has; several where masks of structures
-        overlap. `names[0]` is (). A source label that is no key of the dataset's label map has no
-        class of its own.
+    Attributes:
+        ct: (X, Y, Z), float32 HU; None for a label map without a scan.
+        affine: (4, 4), voxel index to millimetres, RAS+.
+        labels: (X, Y, Z), uint8 or uint16.
+        names: label value → the source labels that such a voxel has; several where masks of
+            structures overlap. `names[0]` is (). A source label that is no key of the dataset's
+            label map has no class of its own.
     """
 
     ct: NDArray[np.float32] | None
@@ -62,11 +98,11 @@ class Scan:
 
 
 def natural_key(text: str) -> list[tuple[int, int | str]]:
-    """Sort key by which "volume-2" comes before "volume-10"."""
+    """Return a sort key by which "volume-2" comes before "volume-10"."""
     parts = re.split(r"(\d+)", text)
     return [(0, int(part)) if part.isdigit() else (1, part) for part in parts if part]
 
 
 def safe_id(text: str) -> str:
-    """`text` with every character that some file system forbids replaced by "_"."""
+    """Replace every character of `text` that some file system forbids by "_"."""
     return re.sub(r"[^A-Za-z0-9._+-]", "_", text).strip(".") or "_"

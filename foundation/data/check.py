@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,24 +11,32 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from foundation.data.cases import Case
-from foundation.data.dataset import Adapter
-from foundation.data.reading import Image, Labels, read_image, structures_of
+from foundation.data.cases import Case, natural_key
+from foundation.data.dataset import Dataset
+from foundation.data.meaning import in_order, meaning
+from foundation.data.reading import Image, LabelMap, read_image
 from foundation.errors import MissingExtraError, UsageError, VolumeError, listed
-from foundation.taxonomy import NAMES, PAIRED, by_name
+from foundation.taxonomy import PAIRED, by_name
 
 _CHECK_HU = -300.0  # roughly above it: the body, in a thinned CT whose middle alone counts
 _WRONG_SIDE_MM = 15.0  # an organ's centre this far beyond the body's middle is on the wrong side
 _SQUARE_DEGREES = 1.0
 _SEEN_ML = 1.0  # less of an organ than this, cut off by the field of view, says nothing of sides
+_MOST_LABELS = 200  # named in a note
 
 
 @dataclass
 class CaseReport:
     """What one case holds and what is wrong with it.
 
-    shape and orientation: of the file's axes, e.g. "LPS". spacing_mm: along them. hu: 0.5 % and
-    99.5 % of the voxels lie below; None without a scan. voxels: class → count.
+    Attributes:
+        id: of the case.
+        shape, orientation: of the file's axes, e.g. "LPS".
+        spacing_mm: along them.
+        hu: 0.5 % and 99.5 % of the voxels lie below; None without a scan.
+        voxels: class → count.
+        labels: source labels that occur.
+        faults: what is wrong, in words.
     """
 
     id: str
@@ -37,12 +45,20 @@ class CaseReport:
     spacing_mm: tuple[float, ...] = ()
     hu: tuple[float, float] | None = None
     voxels: dict[str, int] = field(default_factory=dict)
+    labels: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
 
 
 @dataclass
 class Report:
-    """What a folder holds of a dataset. faults: "case: what is wrong", of all cases."""
+    """What a folder holds of a dataset.
+
+    Attributes:
+        dataset, name, folder: what was looked at, and where.
+        cases: each that was read.
+        faults: "case: what is wrong", of all cases.
+        notes: what was left out, how labels were read, and what no case has.
+    """
 
     dataset: str
     name: str
@@ -59,8 +75,7 @@ class Report:
             for name, voxels in case.voxels.items():
                 cases, before = counted.get(name, (0, 0))
                 counted[name] = (cases + 1, before + voxels)
-        order = {name: index for index, name in enumerate(_in_order())}
-        return dict(sorted(counted.items(), key=lambda item: order.get(item[0], len(order))))
+        return {name: counted[name] for name in in_order(counted)}
 
     @property
     def orientations(self) -> dict[str, int]:
@@ -80,41 +95,57 @@ class Report:
 
 
 def check_dataset(
-    adapter: Adapter,
+    dataset: Dataset,
     root: str | Path,
     *,
     limit: int | None = None,
     progress: Callable[[Iterable[Case]], Iterable[Case]] = iter,
 ) -> Report:
-    """Look at all cases of a dataset below `root`, or the first `limit`, and say what is wrong.
+    """Look at the cases of a dataset and say what is wrong with them.
+
+    Args:
+        dataset: which it is.
+        root: the folder that holds it.
+        limit: read only so many cases, the first ones.
+        progress: is given the cases and gives them back, one at a time.
 
     Raises:
         UsageError: nothing of the dataset lies there.
         MissingExtraError: it is DICOM, and SimpleITK is not installed.
     """
     root = Path(root)
-    cases, survey, left_out = adapter.survey(root)
-    report = Report(adapter.dataset.id, adapter.dataset.name, str(root))
+    cases, survey, left_out = dataset.survey(root)
+    report = Report(dataset.id, dataset.name, str(root))
     report.faults = [f"{id_}: {text}" for id_, text in survey.faults]
     if left_out:
         report.notes.append(f"{len(left_out)} cases are left out: {listed(left_out, 3)}")
     if not cases and not report.faults:
-        why = f" {report.notes[0]}" if report.notes else ""
-        raise UsageError(
-            f"No case of {adapter.dataset.name} in {root}: expected {adapter.layout.expected}.{why}"
-        )
+        raise UsageError(dataset.nothing_in(root, left_out))
     for case in progress(cases[:limit]):
-        report.cases.append(check_case(adapter, case))
+        report.cases.append(check_case(dataset, case))
     report.faults += [f"{each.id}: {text}" for each in report.cases for text in each.faults]
+    labels = sorted({label for case in report.cases for label in case.labels}, key=natural_key)
+    report.notes += _reading(dataset, labels)
     if limit is None and report.cases:
-        never = [n for n in _merged(adapter) if n not in report.classes]
+        never = [n for n in _merged(dataset) if n not in report.classes]
         if never:
             report.notes.append(f"annotated, but in no case: {listed(never, 40)}")
     return report
 
 
-def check_case(adapter: Adapter, case: Case) -> CaseReport:
-    """Read one case and say what is wrong with it; nothing it holds makes this fail.
+def _reading(dataset: Dataset, labels: Sequence[str]) -> list[str]:
+    """Which labels that occur are read as what, and which have no class."""
+    classes = dataset.classes_of(labels)
+    read = [f"{label} as {' and '.join(names)}" for label, names in classes.items()]
+    ignored = [label for label in labels if label not in classes and label not in dataset.unknown]
+    notes = [f"labels read: {listed(read, _MOST_LABELS)}"] if read else []
+    return notes + (
+        [f"labels ignored, of no class: {listed(ignored, _MOST_LABELS)}"] if ignored else []
+    )
+
+
+def check_case(dataset: Dataset, case: Case) -> CaseReport:
+    """Read one case and say what is wrong with it; nothing that it holds makes this fail.
 
     Raises:
         MissingExtraError: it is DICOM, and SimpleITK is not installed.
@@ -133,22 +164,20 @@ def check_case(adapter: Adapter, case: Case) -> CaseReport:
         report.hu = (float(low), float(high))
         report.faults += [f"image not in HU? {doubt}" for doubt in image.doubts]
         _describe(report, image.array.shape, image.affine)
-    if adapter.all_structures:
-        there = structures_of(case.labels)
-        lost = [str(key) for key in adapter.dataset.label_map if key not in there]
-        if lost:
-            report.faults.append(f"missing labels: there is no mask of {listed(lost)}.")
+    if dataset.complete and (lost := dataset.without_mask(case)):
+        names = listed([str(key) for key in lost])
+        report.faults.append(f"missing labels: there is no mask of {names}.")
     try:
-        (labels, names), affine = adapter.read_labels(case, image)
+        found = dataset.read_labels(case, image)
     except MissingExtraError:
         raise
     except (VolumeError, OSError, MemoryError) as error:
         report.faults.append(f"unusable labels: {error}")
         return report
     if image is None:
-        _describe(report, labels.shape, affine)
+        _describe(report, found.values.shape, found.affine)
     if case.labels:
-        _check_labels(adapter, report, image, (labels, names), affine)
+        _check_labels(dataset, report, image, found)
     return report
 
 
@@ -167,21 +196,17 @@ def _describe(report: CaseReport, shape: tuple[int, ...], affine: NDArray[np.flo
 
 
 def _check_labels(
-    adapter: Adapter,
-    report: CaseReport,
-    image: Image | None,
-    read: Labels,
-    affine: NDArray[np.float64],
+    dataset: Dataset, report: CaseReport, image: Image | None, found: LabelMap
 ) -> None:
     """Empty labels, values that mean nothing, and organs on the wrong side."""
-    labels, names = read
+    labels, names, affine = found.values, found.names, found.affine
     counts = _count(labels, len(names))
     if not counts[1:].any():
         report.faults.append("empty labels: no voxel is labelled.")
         return
-    present = {name for value in np.flatnonzero(counts) for name in names[value]}
-    if strange := [n for n in adapter.unexpected(names) if n in present]:
-        known = [str(key) for key in adapter.dataset.label_map]
+    report.labels = sorted({name for value in np.flatnonzero(counts) for name in names[value]})
+    if strange := [name for name in dataset.unexpected(names) if name in report.labels]:
+        known = [str(key) for key in dataset.label_map]
         report.faults.append(
             f"label values that are not in the label map: {listed(strange)}; known are "
             f"{listed(known, 40)}."
@@ -189,7 +214,7 @@ def _check_labels(
     looked_at, places = _centres(labels, len(names), affine)
     voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
     centres: dict[str, NDArray[np.float64]] = {}
-    for name, values in _values_by_class(adapter, names).items():
+    for name, values in _values_by_class(dataset, names).items():
         voxels = int(counts[values].sum())
         if voxels:
             report.voxels[name] = voxels
@@ -228,21 +253,17 @@ def _centres(
 
 
 def _values_by_class(
-    adapter: Adapter, names: tuple[tuple[str, ...], ...]
+    dataset: Dataset, names: tuple[tuple[str, ...], ...]
 ) -> dict[str, NDArray[np.int64]]:
     """Class → the label values of its voxels; a pair whose sides are one label is its organ."""
-    classes_of: dict[str, set[str]] = {}
-    for label in {label for labels in names for label in labels}:
-        classes = set(adapter.positive_classes(label))
-        for organ, pair in PAIRED.items():
-            if set(pair) <= classes:
-                classes = classes - set(pair) | {organ}
-        classes_of[label] = classes
-    found: dict[str, list[int]] = {}
+    classes = dataset.classes_of({label for labels in names for label in labels})
+    annotated = {*dataset.annotated, *(name for found in classes.values() for name in found)}
+    values: dict[str, list[int]] = {}
     for value, labels in enumerate(names):
-        for name in {name for label in labels for name in classes_of[label]}:
-            found.setdefault(name, []).append(value)
-    return {name: np.array(values) for name, values in found.items()}
+        meant = meaning(labels, classes, annotated)
+        for name in meant.classes | meant.undecided:
+            values.setdefault(name, []).append(value)
+    return {name: np.array(found) for name, found in values.items()}
 
 
 def _body_middle(
@@ -280,15 +301,9 @@ def _side_faults(centres: dict[str, NDArray[np.float64]], middle_mm: float) -> l
     return faults
 
 
-def _in_order() -> list[str]:
-    """Names of classes, each pair's organ before its sides."""
-    organ_of = {pair[0]: organ for organ, pair in PAIRED.items()}
-    return [each for n in NAMES for each in ([organ_of[n], n] if n in organ_of else [n])]
-
-
-def _merged(adapter: Adapter) -> list[str]:
+def _merged(dataset: Dataset) -> list[str]:
     """The annotated classes as they are counted: a pair that is one label as its organ."""
-    merged = {organ for organ, pair in PAIRED.items() if pair in adapter.dataset.label_map.values()}
+    merged = {organ for organ, pair in PAIRED.items() if pair in dataset.label_map.values()}
     sides = {name for organ in merged for name in PAIRED[organ]}
-    names = [name for name in adapter.dataset.annotated if name not in sides]
+    names = [name for name in dataset.annotated if name not in sides]
     return [*names, *sorted(merged)]

@@ -3,66 +3,80 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from foundation.data.cases import Case, DatasetWarning, Scan
 from foundation.data.layouts import Layout, Survey
-from foundation.data.reading import READERS, Image, Labels, read_image
 from foundation.errors import UsageError, VolumeError, listed
-from foundation.taxonomy import NAMES, Dataset, by_name
+
+if TYPE_CHECKING:  # listing datasets imports no numpy
+    from foundation.data.reading import Image, LabelMap
+
+# What is special about single cases: the case changed, or why it is left out.
+Rule = Callable[[Case, "Dataset"], Case | str]
 
 
 @dataclass(frozen=True)
-class Adapter:
-    """How one dataset is found on disk and read.
+class Dataset:
+    """How one dataset is found on disk and read, and what its labels mean.
 
-    labels_as: how its labels are stored, a key of `reading.READERS`.
-    settle: what is special about single cases: the case changed, or why it is left out.
-    unused: source labels that have no class, and what they are.
-    unknown: source labels whose voxels may be anything.
-    open_names: source labels outside of the label map are structures without a class, no faults.
-    all_structures: every source label must have a mask in every case.
-    prompts: class of the user's own → its prompt.
-    paper_cases, used_cases: scans by the paper, and those the published weights were trained on.
-    obtain: what to know about getting it, besides the dataset's URL.
+    Attributes:
+        id: "04", or the name of a dataset of the user's own; it names folders.
+        name: for people.
+        label_map: source label (a value, or the name of a structure, in which * stands for any
+            characters) → class names. Two names are a merged pair whose sides must be told apart.
+        annotated: the classes that its annotators labelled; the loss masks all others.
+        layout: how its cases are found.
+        labels_as: how its labels are stored, a key of `reading.READERS`.
+        rules: what is special about single cases; each takes the case of the one before.
+        unused: source labels that have no class.
+        unknown: source labels whose voxels may be anything.
+        open_names: source labels outside of the label map are structures without a class, no
+            faults.
+        complete: every source label must have a mask in every case.
+        ct_only: refuse a scan without a voxel below 0 HU, which a warning names otherwise.
+        prompts: class of the user's own → its prompt, where it has one.
+        url, licence, note: of its publisher. licence: SPDX id, only where it is certain; check the
+            source before use.
+        obtain: how to get it, where the URL is not enough.
+        paper_cases, used_cases: scans by the paper, and those that the published weights were
+            trained on.
     """
 
-    dataset: Dataset
+    id: str
+    name: str
+    label_map: Mapping[int | str, tuple[str, ...]]
+    annotated: tuple[str, ...]
     layout: Layout
     labels_as: str = "label map"
-    settle: Callable[[Case, Dataset], Case | str] | None = None
-    unused: Mapping[str, str] = field(default_factory=dict)
+    rules: tuple[Rule, ...] = ()
+    unused: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
     open_names: bool = False
-    all_structures: bool = False
+    complete: bool = False
+    ct_only: bool = False
     prompts: Mapping[str, str] = field(default_factory=dict)
+    url: str | None = None
+    licence: str | None = None
+    note: str = ""
+    obtain: str = ""
     paper_cases: int | None = None
     used_cases: int | None = None
-    obtain: str = ""
 
     def survey(self, root: Path) -> tuple[list[Case], Survey, list[str]]:
         """Look through `root`: its cases, what the layout found, and cases left out on purpose."""
         survey = self.layout.survey(root)
         cases, left_out = [], []
         for found in survey.found:
-            case: Case | str = Case(
-                dataset=self.dataset.id,
-                id=found.id,
-                image=found.image,
-                labels=found.labels,
-                annotated=self.dataset.annotated,
-                unknown=self.unknown,
-                names_file=found.names_file,
-                split=found.split,
+            case: Case | str = replace(
+                found, dataset=self.id, annotated=self.annotated, unknown=self.unknown
             )
-            if self.settle and isinstance(case, Case):
-                case = self.settle(case, self.dataset)
+            for rule in self.rules:
+                case = rule(case, self) if isinstance(case, Case) else case
             if isinstance(case, Case):
                 cases.append(case)
             else:
@@ -70,7 +84,7 @@ class Adapter:
         return cases, survey, left_out
 
     def find(self, root: str | Path) -> list[Case]:
-        """The complete cases below `root`, in natural order of their ids.
+        """Return the complete cases below `root`, in natural order of their ids.
 
         Raises:
             UsageError: there is none, or `root` is not a folder.
@@ -82,72 +96,81 @@ class Adapter:
         cases, survey, left_out = self.survey(root)
         faults = [f"{id_}: {text}" for id_, text in survey.faults]
         if not cases:
-            why = (
-                f" What was found: {listed([*faults, *left_out], 2)}" if faults or left_out else ""
-            )
-            raise UsageError(
-                f"No case of {self.dataset.name} in {root}: expected {self.layout.expected}.{why}"
-            )
+            raise UsageError(self.nothing_in(root, [*faults, *left_out]))
         for problems, what in ((left_out, "left out"), (faults, "incomplete and left out")):
             if problems:
                 warnings.warn(
-                    f"{self.dataset.name}: {len(problems)} cases are {what}: {listed(problems, 2)}",
+                    f"{self.name}: {len(problems)} cases are {what}: {listed(problems, 2)}",
                     DatasetWarning,
                     stacklevel=2,
                 )
         return cases
+
+    def nothing_in(self, root: Path, reasons: list[str]) -> str:
+        """Return the words of an error: no case is in `root`, though these things were found."""
+        why = f" What was found: {listed(reasons, 2)}" if reasons else ""
+        return f"No case of {self.name} in {root}: expected {self.layout.expected}.{why}"
 
     def read(self, case: Case) -> Scan:
         """Read one case: image and labels on one grid.
 
         Raises:
             VolumeError: a file cannot be read, the labels are not on the image's grid, or hold a
-                value that the label map does not have.
+                value that the label map does not have; or the scan is no CT where `ct_only`.
             MissingExtraError: it is DICOM, and SimpleITK is not installed.
         """
+        from foundation.data.reading import read_image
+
         image = read_image(case.image) if case.image else None
         for doubt in image.doubts if image else ():
             warnings.warn(doubt, DatasetWarning, stacklevel=2)
-        (labels, names), affine = self.read_labels(case, image)
-        if unexpected := self.unexpected(names):
+        found = self.read_labels(case, image)
+        if unexpected := self.unexpected(found.names):
             raise VolumeError(
                 f"{case.id} has label {listed(unexpected)}, which is not in the label map of "
-                f"{self.dataset.name}: {listed([str(key) for key in self.dataset.label_map], 40)}. "
+                f"{self.name}: {listed([str(key) for key in self.label_map], 40)}. "
                 "Is it another release, or another dataset?"
             )
-        return Scan(image.array if image else None, affine, labels, names)
+        if self.ct_only and image is not None and image.array.min() >= 0:
+            raise VolumeError(
+                f"{case.image} has no voxel below 0 HU: an MR, a windowed CT, or one stored "
+                "without its intercept of -1024. Give a CT in HU (air near -1000)."
+            )
+        return Scan(image.array if image else None, found.affine, found.values, found.names)
 
-    def read_labels(self, case: Case, image: Image | None) -> tuple[Labels, NDArray[Any]]:
-        """Labels (X, Y, Z) with their names, and the affine (4, 4; RAS+) of their grid."""
-        if not case.labels:
-            if image is None:
-                raise VolumeError(f"{case.id} has neither image nor labels.")
-            return (np.zeros(image.array.shape, np.uint8), ((),)), image.affine
-        return READERS[self.labels_as](case, image)
+    def read_labels(self, case: Case, image: Image | None) -> LabelMap:
+        """Read the labels of a case, on the grid of its image."""
+        from foundation.data.reading import READERS, no_labels
+
+        return READERS[self.labels_as](case, image) if case.labels else no_labels(case, image)
+
+    # --- what labels mean -----------------------------------------------------------------------
+
+    def key_of(self, label: str) -> int | str | None:
+        """Return the key of the label map that a source label belongs to: itself, or a pattern."""
+        return _match(label, self.label_map)
+
+    def classes_of(self, labels: Iterable[str]) -> dict[str, tuple[str, ...]]:
+        """Return the classes of each of these source labels that has any."""
+        keys = {label: self.key_of(label) for label in labels}
+        return {label: self.label_map[key] for label, key in keys.items() if key is not None}
+
+    def without_mask(self, case: Case) -> list[int | str]:
+        """Return the source labels of which a case has no mask."""
+        there = {self.key_of(each.label) for each in case.structures}
+        return [key for key in self.label_map if key not in there]
 
     def unexpected(self, names: tuple[tuple[str, ...], ...]) -> list[str]:
-        """Which of the source labels nothing is known about."""
+        """Return which of the source labels nothing is known about."""
         if self.open_names:
             return []
-        known = {str(key) for key in self.dataset.label_map} | {*self.unused, *self.unknown}
-        return sorted({name for entry in names for name in entry} - known)
+        known = [*self.label_map, *self.unused, *self.unknown]
+        return sorted({n for entry in names for n in entry if _match(n, known) is None})
 
-    def positive_classes(self, label: str) -> tuple[str, ...]:
-        """The classes that a voxel with this source label is positive for; () if it has none.
 
-        A lesion's voxels are its organ's too, where the dataset annotates the organ. A pair of
-        sides stands for one of them, to be found by where the voxel lies.
-        """
-        classes = {str(key): names for key, names in self.dataset.label_map.items()}
-        names = classes.get(label, ())
-        sides = {"left", "right"} & set(label.split("_"))
-        organs: list[str] = []
-        for name in names:
-            parents = by_name(name).parents if name in NAMES else ()
-            if set(parents) & set(names):  # the side is told already
-                continue
-            for parent in parents:
-                side = by_name(parent).laterality
-                if parent in self.dataset.annotated and not (side and sides and side not in sides):
-                    organs.append(parent)
-        return tuple(dict.fromkeys((*names, *organs)))
+def _match(label: str, keys: Iterable[int | str]) -> int | str | None:
+    """Return the first of `keys` that is this label or a pattern with * for it; None if none is."""
+    texts = {str(key): key for key in keys}
+    if label in texts:
+        return texts[label]
+    return next((k for text, k in texts.items() if "*" in text and fnmatchcase(label, text)), None)

@@ -1,37 +1,36 @@
-"""How the cases of a dataset are found: patterns of file names, or a `dataset.json`."""
+"""How the cases of a dataset are found: by patterns of file names, an index, a folder per case."""
 
 from __future__ import annotations
 
 import csv
-import json
 import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
-from foundation.data.cases import natural_key, safe_id
+from foundation.data.cases import Case, natural_key, safe_id
 from foundation.errors import UsageError, listed
 from foundation.files import nifti_stem
+from foundation.settings import read_file
 
-
-@dataclass(frozen=True)
-class Found:
-    """Files that belong together. split: "train", "val", "test" where the publisher says so."""
-
-    id: str
-    image: Path | None
-    labels: tuple[Path, ...]
-    split: str | None = None
-    names_file: Path | None = None
+INDEX = "dataset.json"
+# The names of files in a folder per case, and of the folders with a mask per structure.
+IMAGES, MAPS = ("ct", "image", "imaging"), ("labels", "label", "segmentation")
+_MASK_FOLDERS = ("segmentations", "masks")
 
 
 @dataclass
 class Survey:
-    """What a folder holds. faults: (case id, what is wrong), for what had to be left out."""
+    """What a folder holds.
 
-    found: list[Found] = field(default_factory=list)
+    Attributes:
+        found: the cases that are whole.
+        faults: (case id, what is wrong), for what had to be left out.
+    """
+
+    found: list[Case] = field(default_factory=list)
     faults: list[tuple[str, str]] = field(default_factory=list)
 
     def sort(self) -> Survey:
@@ -61,14 +60,17 @@ class Patterns:
     images that ends in "/" means folders with a DICOM series. Hidden files and those that macOS
     adds ("._…", "__MACOSX") are passed over.
 
-    many: each case has several files of labels. meta: name of a CSV table, anywhere below the
-    root, with columns image_id and split. names_file: pattern of the file that names the labels.
+    Attributes:
+        images, labels: patterns.
+        many: each case has several files of labels.
+        splits: name of a CSV table, anywhere below the root, with columns image_id and split.
+        names_file: pattern of the file that names the labels.
     """
 
     images: tuple[str, ...]
     labels: tuple[str, ...]
     many: bool = False
-    meta: str | None = None
+    splits: str | None = None
     names_file: str | None = None
 
     @property
@@ -82,7 +84,8 @@ class Patterns:
         images = _matches(entries, self.images, root)
         labels = _matches(entries, self.labels, root)
         names = _matches(entries, (self.names_file,), root) if self.names_file else {}
-        splits = self._splits(root, entries)
+        tables = [p for p in entries if self.splits and p.rpartition("/")[2] == self.splits]
+        splits = read_splits(root / tables[0]) if tables else {}
         survey = Survey()
         for id_ in {**images, **labels}:
             image, label = images.get(id_, []), labels.get(id_, [])
@@ -91,7 +94,7 @@ class Patterns:
                 survey.faults.append((safe_id(id_), fault))
                 continue
             survey.found.append(
-                Found(
+                Case(
                     safe_id(id_),
                     image[0] if image else None,
                     (*label, *name),
@@ -114,22 +117,22 @@ class Patterns:
             return f"no file that names its labels ({self.names_file})."
         return ""
 
-    def _splits(self, root: Path, entries: Sequence[str]) -> dict[str, str]:
-        tables = [path for path in entries if path.rpartition("/")[2] == self.meta]
-        return read_splits(root / tables[0]) if tables else {}
-
 
 @dataclass(frozen=True)
 class DatasetJson:
     """Cases listed in a `dataset.json`: the Medical Segmentation Decathlon's, AMOS's, nnU-Net's.
 
-    folder: the folder's name begins so, where several tasks lie side by side. lists: the entries
-    to read. Without lists, as in nnU-Net's own format, `imagesTr/<id>_0000` belongs to
-    `labelsTr/<id>`.
+    Attributes:
+        folder: its name begins so, where several tasks lie side by side.
+        lists: the entries to read. Without them, as in nnU-Net's own format,
+            `imagesTr/<id>_0000` belongs to `labelsTr/<id>`.
+        tests: also find labelled scans for testing, `imagesTs/<id>_0000` and `labelsTs/<id>`. A
+            name that is in both counts once, for training.
     """
 
     folder: str = ""
     lists: tuple[str, ...] = ("training",)
+    tests: bool = False
 
     @property
     def expected(self) -> str:
@@ -139,11 +142,24 @@ class DatasetJson:
 
     def survey(self, root: Path) -> Survey:
         """Read the index and look for each file that it names."""
+        survey = self._training(root)
+        if self.tests:
+            known = {each.id for each in survey.found}
+            tests = Patterns(("imagesTs/{id}_0000.nii.gz",), ("labelsTs/{id}.nii.gz",)).survey(root)
+            survey.found += [replace(c, split="test") for c in tests.found if c.id not in known]
+        return survey.sort()
+
+    def _training(self, root: Path) -> Survey:
         index = self._find_index(root)
         content = read_dataset_json(index)
         base, survey = index.parent, Survey()
-        entries = [entry for name in self.lists for entry in content.get(name) or []]
-        pairs = [(e["image"], e["label"]) for e in entries if isinstance(e, dict) and "label" in e]
+        lists = [content.get(name) for name in self.lists]
+        entries = [each for found in lists if isinstance(found, list) for each in found]
+        pairs = [
+            (str(each["image"]), str(each["label"]))
+            for each in entries
+            if isinstance(each, dict) and {"image", "label"} <= each.keys()
+        ]
         if not pairs:
             images = ("imagesTr/{id}_0000.nii.gz",)
             return Patterns(images, ("labelsTr/{id}.nii.gz",)).survey(base)
@@ -156,12 +172,12 @@ class DatasetJson:
                 fault = f"no {what}: {listed(lost)}, named in {index}, does not exist."
                 survey.faults.append((id_, fault))
             else:
-                survey.found.append(Found(id_, files[0], (files[1],)))
-        return _without_duplicates(survey).sort()
+                survey.found.append(Case(id_, files[0], (files[1],)))
+        return _without_duplicates(survey)
 
     def _find_index(self, root: Path) -> Path:
         every = [root / path for path in _walk(root)]
-        every = [path for path in every if path.name == "dataset.json"]
+        every = [path for path in every if path.name == INDEX]
         named = [path for path in every if self.folder and path.parent.name.startswith(self.folder)]
         chosen = named or every
         if len(chosen) == 1:
@@ -170,26 +186,109 @@ class DatasetJson:
         raise UsageError(f"Expected {self.expected} in {root}; found {problem}.")
 
 
+@dataclass(frozen=True)
+class ListedCase:
+    """The paths of one case below the root, with {id} for its name; None where it has none."""
+
+    image: str | None
+    labels: str | None
+    names_file: str | None
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Cases that are given one by one."""
+
+    cases: Mapping[str, ListedCase]
+    expected: str = field(default="the files of its cases", init=False)
+
+    def survey(self, root: Path) -> Survey:
+        """Look for the files of each case; a case without any is not there, which is no fault."""
+        survey = Survey()
+        for name, given in self.cases.items():
+            image, labels, names = (
+                root / pattern.replace("{id}", name) if pattern else None
+                for pattern in (given.image, given.labels, given.names_file)
+            )
+            names = names if labels else None
+            wanted = [path for path in (image, labels, names) if path]
+            lost = [str(path) for path in wanted if not path.exists()]
+            if lost and len(lost) < len(wanted):
+                survey.faults.append((safe_id(name), f"does not exist: {listed(lost)}."))
+            elif wanted and not lost:
+                files = tuple(path for path in (labels, names) if path)
+                survey.found.append(Case(safe_id(name), image, files, None, names))
+        return survey.sort()
+
+
+@dataclass(frozen=True)
+class CaseFolders:
+    """Every folder below the root with a scan in it is a case.
+
+    A case has a label map beside its scan, which labels.json names (there, or once for all cases
+    in the root), or a mask per structure beside the scan or in segmentations/. The splits are
+    those of a meta.csv in the root.
+    """
+
+    labels_as: Literal["label map", "masks"]
+    expected: str = field(default="a folder per case, with a scan and labels", init=False)
+
+    def survey(self, root: Path) -> Survey:
+        """The cases whose labels are of this kind; a scan without labels is among the maps."""
+        survey = Survey()
+        splits = read_splits(root / "meta.csv") if (root / "meta.csv").is_file() else {}
+        for folder, image in _scans(root):
+            id_ = safe_id("_".join(folder.relative_to(root).parts) or root.name)
+            here = [path for path in _niftis(folder) if path != image]
+            maps = [path for path in here if str(nifti_stem(path)).lower() in MAPS]
+            inner = [path for name in _MASK_FOLDERS for path in _niftis(folder / name)]
+            kind = "masks" if not maps and (here or inner) else "label map"
+            if kind != self.labels_as:
+                continue
+            if not maps and not here and not inner:
+                survey.faults.append((id_, f"no labels for the image {image}."))
+                continue
+            split = splits.get(folder.name)
+            if kind == "masks":
+                survey.found.append(Case(id_, image, (*here, *inner), split))
+                continue
+            json = next((p for p in (folder, root) if (p / "labels.json").is_file()), None)
+            names = json / "labels.json" if json else None
+            files = (maps[0], names) if names else (maps[0],)
+            survey.found.append(Case(id_, image, files, split, names))
+        return survey.sort()
+
+
+def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Read a table with commas or semicolons: names of columns in lower case, and the lines.
+
+    Raises:
+        UsageError: it is no text.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read as a CSV table: {error}.") from error
+    delimiter = ";" if ";" in text.partition("\n")[0] else ","
+    reader = csv.DictReader(text.splitlines(), delimiter=delimiter)
+    columns = [str(name).strip().lower() for name in reader.fieldnames or ()]
+    reader.fieldnames = columns
+    return columns, [{key: (line.get(key) or "").strip() for key in columns} for line in reader]
+
+
 def read_splits(table: Path) -> dict[str, str]:
     """Case → split from a CSV table with the columns image_id and split, as TotalSegmentator's."""
-    text = table.read_text(encoding="utf-8-sig")
-    delimiter = ";" if ";" in text.partition("\n")[0] else ","
-    rows = csv.DictReader(text.splitlines(), delimiter=delimiter)
-    return {
-        row["image_id"]: row["split"] for row in rows if row.get("image_id") and row.get("split")
-    }
+    lines = [line for line in read_csv(table)[1] if line.get("image_id") and line.get("split")]
+    return {line["image_id"]: line["split"] for line in lines}
 
 
 def read_dataset_json(path: Path) -> dict[str, Any]:
-    """The content of a `dataset.json`.
+    """Read a `dataset.json`.
 
     Raises:
         UsageError: it is no JSON object.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read as JSON: {error}.") from error
+    content = read_file(path)
     if not isinstance(content, dict):
         raise UsageError(f"{path} holds no JSON object; is it a dataset's index?")
     return content
@@ -256,7 +355,7 @@ def _packed_or_not(path: Path) -> Path:
 
 def _without_duplicates(survey: Survey) -> Survey:
     """The survey without cases whose ids are the same, which become a fault."""
-    groups: dict[str, list[Found]] = {}
+    groups: dict[str, list[Case]] = {}
     for each in survey.found:
         groups.setdefault(each.id, []).append(each)
     survey.found = [group[0] for group in groups.values() if len(group) == 1]
@@ -269,3 +368,21 @@ def _without_duplicates(survey: Survey) -> Survey:
 
 def _paths(paths: Sequence[Path]) -> str:
     return listed([str(path) for path in paths], 3)
+
+
+def _scans(root: Path) -> Iterator[tuple[Path, Path]]:
+    """Every folder with a scan, and the scan; nothing below such a folder is one."""
+    for folder, folders, files in os.walk(root, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+        stems = {str(nifti_stem(Path(name))).lower(): name for name in sorted(files)}
+        image = next((stems[name] for name in IMAGES if name in stems), None)
+        if image is not None:
+            folders.clear()
+            yield Path(folder), Path(folder) / image
+
+
+def _niftis(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    visible = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    return [path for path in visible if path.is_file() and nifti_stem(path) is not None]

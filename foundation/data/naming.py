@@ -4,25 +4,39 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from functools import lru_cache
 
 from foundation.config import check_class_name
 from foundation.errors import UsageError, listed
-from foundation.taxonomy import PAIRED, TOTALSEGMENTATOR, normalise, resolve
+from foundation.settings import suggestion
+from foundation.taxonomy import (
+    PAIRED,
+    TOTALSEGMENTATOR,
+    normalise,
+    organ_around,
+    pair_of,
+    resolve,
+)
 
 _SIDES = ("left", "right")
+_MOST_LABELS = 200  # named in a note; TotalSegmentator has 117
 
 
 @dataclass(frozen=True)
 class NewClass:
-    """A class to learn.
+    """A class to learn; one that the model has already is tuned further.
 
-    prompt: its sentence; made from the name if not given. parent: the class that a lesion lies in.
-    labels: what the files call it; several are its parts, all of which must be there. Not given:
-    its name in any spelling, or the two sides of it. Numbers are values of label maps that come
-    without names.
+    Attributes:
+        name: what it is called.
+        prompt: its sentence; made from the name if not given.
+        parent: the class that a lesion lies in.
+        labels: what the files call it. Several are its parts, all of which must be there; in a
+            part, * stands for any characters ("livertumor*"), and one label that fits is enough.
+            Not given: its name in any spelling, or the two sides of it. Numbers are values of
+            label maps that come without names.
     """
 
     name: str
@@ -50,63 +64,84 @@ def _singular(word: str) -> str:
     return word.removesuffix("s") if len(word) > 3 else word
 
 
+def stands_for(wanted: str, label: str) -> bool:
+    """Whether a name in any spelling, or a pattern with *, is that of a source label."""
+    if "*" in wanted:
+        return fnmatchcase(*(re.sub(r"[ _-]+", "_", text.lower()) for text in (label, wanted)))
+    return bool(spellings(wanted) & spellings(label))
+
+
 @dataclass(frozen=True)
 class Naming:
     """What source labels mean to a model with the classes `old` that is to learn `new`.
 
-    A class that is in both is one to learn.
+    A class that is in both is one to learn: it keeps the model's name for it, and is no longer in
+    `old`. Its labels are those that the model's class has, unless it names its own.
 
     Raises:
-        UsageError: no class to learn, or two of one name.
+        UsageError: two classes to learn of one name.
     """
 
     new: tuple[NewClass, ...]
     old: tuple[str, ...]
+    model: tuple[str, ...] = field(init=False)  # classes whose labels are those of the model
 
     def __post_init__(self) -> None:
-        if not self.new:
-            raise UsageError("No class to learn was given; name at least one.")
         seen: dict[str, str] = {}
         for each in self.new:
             if (other := seen.setdefault(normalise(each.name), each.name)) != each.name:
                 raise UsageError(f"{each.name!r} and {other!r} are one class; name it once.")
         if len(seen) < len(self.new):
             raise UsageError(f"A class is named twice: {listed([c.name for c in self.new])}.")
+        names = {normalise(name): name for name in self.old}
+        new = tuple(replace(c, name=names.get(normalise(c.name), c.name)) for c in self.new)
+        elsewhere = {each.name for each in new if each.labels}
+        object.__setattr__(self, "model", tuple(n for n in self.old if n not in elsewhere))
+        object.__setattr__(self, "new", new)
         known = tuple(name for name in self.old if normalise(name) not in seen)
         object.__setattr__(self, "old", known)
 
     def classes(self, label: str) -> tuple[str, ...]:
-        """The classes a voxel with this source label belongs to; both sides of a merged pair."""
-        new = self._new(label)
+        """Return the classes of a voxel with this source label; both sides of a merged pair."""
+        new, known = self._new(label), self._known(label)
         found = [each.name for each in new]
-        if not (new and self._is_pair(self._known(label))):  # its sides would both be everywhere
-            found += self._known(label)
+        if not (new and self._is_pair(known)):  # its sides would both be everywhere
+            found += known
         for each in new:
             found += self._parents(each, label) or ()
         return tuple(dict.fromkeys(found))
 
     def annotated(self, labels: Collection[str]) -> tuple[str, ...]:
-        """The classes that are wholly labelled where these source labels are."""
+        """Return the classes that are wholly labelled where these source labels are."""
         found = [each.name for each in self.new if self.has(each, labels)]
         spoilt: set[str] = set()
         for label in labels:
-            known, new = self._known(label), self._new(label)
-            whole = all(self._parts(name) <= set(labels) for name in known if self._is_part(label))
-            if whole and not (new and self._is_pair(known)):
-                found += known
-            for each in new:
+            for each in self._new(label):
                 if self._parents(each, label) is None:  # in one of two sides, unknown which
-                    spoilt |= set(PAIRED[_pair(str(each.parent))])
+                    spoilt |= set(self._known(str(each.parent)))
+        found += self._known_in(labels)
         return tuple(name for name in dict.fromkeys(found) if name not in spoilt)
 
-    def has(self, wanted: NewClass, labels: Iterable[str]) -> bool:
+    def has(self, wanted: NewClass, labels: Collection[str]) -> bool:
         """Whether these source labels hold all of a class to learn."""
-        there = frozenset().union(*(spellings(label) for label in labels))
         if wanted.labels:
-            return all(spellings(label) & there for label in wanted.labels)
+            return all(any(stands_for(own, each) for each in labels) for own in wanted.labels)
+        there = frozenset().union(*(spellings(label) for label in labels))
         keys = spellings(wanted.name)
         sides = [{f"{key} {side}" for key in keys} for side in _SIDES]
-        return bool(keys & there) or all(side & there for side in sides)
+        if keys & there or all(side & there for side in sides):
+            return True
+        return wanted.name in self._known_in(labels)
+
+    def read_as(self, labels: Collection[str]) -> str:
+        """Say which of these source labels are read as what, and which are of no class."""
+        classes = {label: self.classes(label) for label in sorted(labels)}
+        read = [f"{label} as {' and '.join(names)}" for label, names in classes.items() if names]
+        ignored = [label for label, names in classes.items() if not names]
+        parts = [f"Labels read: {listed(read, _MOST_LABELS)}."] if read else []
+        if ignored:
+            parts.append(f"Ignored, as of no class: {listed(ignored, _MOST_LABELS)}.")
+        return " ".join(parts)
 
     def require(self, labels: Collection[str], where: str) -> None:
         """Refuse files that hold no label of a class to learn.
@@ -119,33 +154,45 @@ class Naming:
                 continue
             wanted = " and ".join(repr(label) for label in each.labels or (each.name,))
             near = [n for label in each.labels or (each.name,) for n in nearest(label, labels)]
-            hint = f" Did you mean {' or '.join(map(repr, dict.fromkeys(near)))}?" if near else ""
             there = listed(sorted(labels), 30) or "none with a name: add labels.json"
             raise UsageError(
-                f"No scan in {where} has the label {wanted} of class {each.name!r}.{hint} "
-                f"The labels there are: {there}. Say by `labels` what the files call it."
+                f"No scan in {where} has the label {wanted} of class {each.name!r}."
+                f"{suggestion(dict.fromkeys(near))} "
+                f"The labels there are: {there}. Say what the files call it: --label "
+                f"'{each.name}=…' on the command line, `labels` of the NewClass in Python."
             )
 
     # --- one label ------------------------------------------------------------------------------
 
     def _new(self, label: str) -> list[NewClass]:
         keys = spellings(label)
-        without_side = {_without_side(key) for key in keys}
-        found = []
-        for each in self.new:
-            if each.labels:
-                is_it = any(spellings(own) & keys for own in each.labels)
-            else:
-                is_it = bool(spellings(each.name) & (keys | without_side))
-            if is_it:
-                found.append(each)
-        return found
+        keys |= {_without_side(key) for key in keys}
+        return [
+            each
+            for each in self.new
+            if (
+                any(stands_for(own, label) for own in each.labels)
+                if each.labels
+                else spellings(each.name) & keys
+            )
+        ]
 
     def _known(self, label: str) -> tuple[str, ...]:
-        return _known(label, self.old)
+        return known_classes(label, self.model)
+
+    def _known_in(self, labels: Collection[str]) -> list[str]:
+        """The model's classes that are wholly labelled where these labels are."""
+        found: list[str] = []
+        for label in labels:
+            known = self._known(label)
+            is_part = TOTALSEGMENTATOR.get(label, label) != label
+            whole = all(_parts(name) <= set(labels) for name in known if is_part)
+            if whole and not (self._is_pair(known) and self._new(label)):
+                found += known
+        return found
 
     def _parents(self, child: NewClass, label: str) -> tuple[str, ...] | None:
-        """The classes around a lesion; None for one of two sides that nothing tells apart."""
+        """The classes around a lesion; None where it may be either of two sides."""
         if child.parent is None:
             return ()
         for each in self.new:
@@ -154,30 +201,27 @@ class Naming:
         known = self._known(child.parent)
         if not self._is_pair(known):
             return known
-        words = {*re.split(r"[^a-z]+", f"{label} {child.name}".lower())}
-        sides = [name for name in known if name.rpartition("_")[2] in words]
-        return (sides[0],) if len(sides) == 1 else None
+        organ = organ_around(known[0].rpartition("_")[0], label, child.name)
+        return (organ,) if organ else None
 
     def _is_pair(self, classes: tuple[str, ...]) -> bool:
         return classes in PAIRED.values()
 
-    def _is_part(self, label: str) -> bool:
-        return TOTALSEGMENTATOR.get(label, label) != label
 
-    def _parts(self, name: str) -> set[str]:
-        return {label for label, whole in TOTALSEGMENTATOR.items() if whole == name != label}
+def _parts(name: str) -> set[str]:
+    return {label for label, whole in TOTALSEGMENTATOR.items() if whole == name != label}
 
 
 @lru_cache(maxsize=4096)
-def _known(label: str, old: tuple[str, ...]) -> tuple[str, ...]:
-    """The known class of a source label, if any; both sides where it merges them."""
+def known_classes(label: str, old: tuple[str, ...]) -> tuple[str, ...]:
+    """Return which of `old` a source label stands for, if any; both sides where it merges them."""
     if label in old:
         return (label,)
     if label in TOTALSEGMENTATOR:
         name = TOTALSEGMENTATOR[label]
         return (name,) if name in old else ()
-    if (pair := _pair(label)) in PAIRED and set(PAIRED[pair]) <= set(old):
-        return PAIRED[pair]
+    if (pair := pair_of(label)) and set(pair) <= set(old):
+        return pair
     keys = spellings(label)
     for name in old:
         if spellings(name) & keys:
@@ -186,10 +230,6 @@ def _known(label: str, old: tuple[str, ...]) -> tuple[str, ...]:
         return (resolve(label, old),)
     except UsageError:
         return ()
-
-
-def _pair(label: str) -> str:
-    return label.strip().lower().replace(" ", "_").removesuffix("s")
 
 
 def nearest(name: str, labels: Collection[str]) -> list[str]:

@@ -6,7 +6,7 @@ import gzip
 import json
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,20 +24,38 @@ from foundation.files import nifti_stem
 from foundation.imaging.volumes import VolumeWarning, read_ct
 
 _SAME_VOXEL = 0.25  # grids whose corners lie this near, in voxels, are one grid
-Labels = tuple[NDArray[Any], tuple[tuple[str, ...], ...]]
 
 
 @dataclass(frozen=True)
 class Image:
-    """A scan (X, Y, Z; float32 HU; order of its file), its affine (4, 4; RAS+), what is odd in it.
+    """A scan as read, in the order of its file.
 
-    series: the headers, where it came from DICOM. doubts: why its values may not be HU.
+    Attributes:
+        array: (X, Y, Z), float32 HU.
+        affine: (4, 4), voxel index to millimetres, RAS+.
+        series: the headers, where it came from DICOM.
+        doubts: why its values may not be HU.
     """
 
     array: NDArray[np.float32]
     affine: NDArray[np.float64]
     series: Series | None = None
     doubts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """Labels as read, on the grid of their image.
+
+    Attributes:
+        values: (X, Y, Z), uint8 or uint16.
+        names: label value → the source labels of such a voxel, as in `cases.Scan`.
+        affine: (4, 4), voxel index to millimetres, RAS+.
+    """
+
+    values: NDArray[Any]
+    names: tuple[tuple[str, ...], ...]
+    affine: NDArray[np.float64]
 
 
 def read_image(path: Path) -> Image:
@@ -68,7 +86,7 @@ def read_image(path: Path) -> Image:
 
 
 def read_label_map(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Labels (X, Y, Z) as uint8 or uint16 and their affine (4, 4; RAS+) from a NIfTI file.
+    """Read labels (X, Y, Z; uint8 or uint16) and their affine (4, 4; RAS+) from a NIfTI file.
 
     Raises:
         VolumeError: missing, damaged, not 3-D, or not whole numbers from 0 to 65535.
@@ -113,10 +131,19 @@ def _as_labels(values: NDArray[Any], path: Path) -> NDArray[Any]:
 def onto_grid(
     labels: NDArray[Any], affine: NDArray[np.float64], image: Image, path: Path
 ) -> NDArray[Any]:
-    """Labels (X, Y, Z) in the order of the image's voxels.
+    """Return labels in the order of the image's voxels.
 
     Where the two files hold the same voxels with other axes first or running the other way, and
-    their affines say so, the labels are turned; nothing is resampled.
+    their affines agree, the labels are turned; nothing is resampled.
+
+    Args:
+        labels: (X, Y, Z), whole numbers.
+        affine: (4, 4) of the labels, voxel index to millimetres, RAS+.
+        image: the scan whose grid is wanted.
+        path: of the labels, for an error.
+
+    Returns:
+        Labels (X, Y, Z) of the image's shape.
 
     Raises:
         VolumeError: the two grids are not the same voxels.
@@ -159,10 +186,22 @@ def _difference(labels: NDArray[Any], affine: NDArray[np.float64], image: Image)
     return "; ".join(unlike) or "its axes point in slightly other directions"
 
 
-def overlay(shape: tuple[int, ...], masks: Iterable[tuple[str, NDArray[np.bool_]]]) -> Labels:
-    """Merge masks (X, Y, Z) of structures, which may overlap, into one index volume and its names.
+def overlay(
+    shape: tuple[int, ...], masks: Iterable[tuple[str, NDArray[np.bool_]]]
+) -> tuple[NDArray[Any], tuple[tuple[str, ...], ...]]:
+    """Merge masks of structures, which may overlap, into one volume of values and their names.
 
     Masks are taken one at a time, so that a hundred structures need the memory of two.
+
+    Args:
+        shape: X, Y, Z.
+        masks: name of a structure and its mask (X, Y, Z).
+
+    Returns:
+        Label values (X, Y, Z; uint8 or uint16), and the structures of each value.
+
+    Raises:
+        VolumeError: there are more than 65535 combinations of structures.
     """
     labels = np.zeros(shape, np.uint16)
     names: list[tuple[str, ...]] = [()]
@@ -188,7 +227,14 @@ def overlay(shape: tuple[int, ...], masks: Iterable[tuple[str, NDArray[np.bool_]
 # --- one function per way in which labels are stored ---------------------------------------------
 
 
-def labels_from_map(case: Case, image: Image | None) -> tuple[Labels, NDArray[np.float64]]:
+def no_labels(case: Case, image: Image | None) -> LabelMap:
+    """Nothing is labelled: every voxel is background."""
+    if image is None:
+        raise VolumeError(f"{case.id} has neither image nor labels.")
+    return LabelMap(np.zeros(image.array.shape, np.uint8), ((),), image.affine)
+
+
+def labels_from_map(case: Case, image: Image | None) -> LabelMap:
     """One NIfTI file with a number per structure; `case.names_file` may name the numbers."""
     labels, affine = read_label_map(case.labels[0])
     if image is not None:
@@ -203,7 +249,7 @@ def labels_from_map(case: Case, image: Image | None) -> tuple[Labels, NDArray[np
         )
     values = range(int(labels.max()) + 1)
     names = tuple((known.get(value, str(value)),) if value in used else () for value in values)
-    return (labels, names), affine
+    return LabelMap(labels, names, affine)
 
 
 def _present(labels: NDArray[Any]) -> NDArray[np.bool_]:
@@ -214,21 +260,22 @@ def _present(labels: NDArray[Any]) -> NDArray[np.bool_]:
     return found
 
 
-def labels_from_masks(case: Case, image: Image | None) -> tuple[Labels, NDArray[np.float64]]:
-    """One NIfTI file per structure, which its file is named after."""
+def labels_from_masks(case: Case, image: Image | None) -> LabelMap:
+    """One NIfTI file per structure, or one value of a label map; see `Case.structures`."""
     if image is None:
         mask, affine = read_label_map(case.labels[0])
         image = Image(np.broadcast_to(np.float32(0), mask.shape), affine)
 
     def masks() -> Iterator[tuple[str, NDArray[np.bool_]]]:
-        for path in case.labels:
-            mask, affine = read_label_map(path)
-            yield nifti_stem(path) or path.name, onto_grid(mask, affine, image, path) > 0
+        for each in case.structures:
+            labels, affine = read_label_map(each.path)
+            labels = onto_grid(labels, affine, image, each.path)
+            yield each.label, labels > 0 if each.value is None else labels == each.value
 
-    return overlay(image.array.shape, masks()), image.affine
+    return LabelMap(*overlay(image.array.shape, masks()), image.affine)
 
 
-def labels_from_slices(case: Case, image: Image | None) -> tuple[Labels, NDArray[np.float64]]:
+def labels_from_slices(case: Case, image: Image | None) -> LabelMap:
     """One picture per slice, numbered as the slices of the DICOM series; inside is not black."""
     from PIL import Image as Picture
 
@@ -254,10 +301,10 @@ def labels_from_slices(case: Case, image: Image | None) -> tuple[Labels, NDArray
                 f"{series.shape[0]}×{series.shape[1]}."
             )
         labels[:, :, place] = inside
-    return (labels, ((), ("1",))), series.affine
+    return LabelMap(labels, ((), ("1",)), series.affine)
 
 
-def labels_from_dicom_masks(case: Case, image: Image | None) -> tuple[Labels, NDArray[np.float64]]:
+def labels_from_dicom_masks(case: Case, image: Image | None) -> LabelMap:
     """A folder of DICOM masks per structure, whose files are named as those of the scan."""
     series = _series_of(case, image)
     folders: dict[Path, dict[str, Path]] = {}
@@ -280,7 +327,7 @@ def labels_from_dicom_masks(case: Case, image: Image | None) -> tuple[Labels, ND
                 )
             yield folder.name, mask
 
-    return overlay(series.shape, masks()), series.affine
+    return LabelMap(*overlay(series.shape, masks()), series.affine)
 
 
 READERS = {
@@ -297,8 +344,8 @@ def _series_of(case: Case, image: Image | None) -> Series:
     return image.series
 
 
-def read_names(path: Path) -> Mapping[int, str]:
-    """Label value → name from a JSON object, whose keys are numbers as text.
+def read_names(path: Path) -> dict[int, str]:
+    """Read label value → name from a JSON object, whose keys are numbers as text.
 
     Raises:
         VolumeError: it cannot be read as that.
@@ -310,8 +357,3 @@ def read_names(path: Path) -> Mapping[int, str]:
         raise VolumeError(
             f'{path} cannot be read as names of labels, {{"1": "liver", …}}: {error}.'
         ) from error
-
-
-def structures_of(paths: Sequence[Path]) -> set[str]:
-    """Names of the structures for which there is a mask: NIfTI file, or folder of slices."""
-    return {nifti_stem(path) or path.parent.name for path in paths}

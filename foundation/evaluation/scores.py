@@ -29,6 +29,7 @@ from tqdm.auto import tqdm
 
 from foundation.errors import UsageError
 from foundation.files import replacing
+from foundation.imaging.bits import pack, unpack
 from foundation.imaging.volumes import VolumeWarning
 from foundation.inference.predict import segment_volume
 from foundation.networks.protocol import Network
@@ -395,7 +396,7 @@ def _keep_masks(
 ) -> None:
     with replacing(_masks_file(folder, case)) as temporary:
         # Packed one by one: as a byte a voxel, all classes of a large scan would fill the memory.
-        bits = {name: np.packbits(mask_of(name), axis=-1) for name in names}
+        bits = {name: pack(mask_of(name)) for name in names}
         np.savez_compressed(temporary, **bits)  # type: ignore[arg-type]
 
 
@@ -411,7 +412,7 @@ def read_masks(
         return {}
     with np.load(path, allow_pickle=False) as bits:
         count, kept = case.shape[2], [name for name in names if name in bits.files]
-        return {n: np.unpackbits(bits[n], axis=-1, count=count).astype(bool) for n in kept}
+        return {name: unpack(bits[name], count) for name in kept}
 
 
 def _masks_file(folder: Path, case: StoredCase) -> Path:

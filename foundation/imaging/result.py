@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from foundation import __version__, taxonomy
 from foundation.errors import UsageError
+from foundation.imaging import bits
 from foundation.imaging.frame import Box, Frame, bounding_box
 from foundation.imaging.layout import ResultFiles, Writing
 from foundation.imaging.legend import colours, display_name
@@ -38,8 +39,7 @@ class _PackedMask:
     voxels: int
 
     def unpack(self) -> NDArray[np.bool_]:
-        flat = np.unpackbits(self.bits, count=int(np.prod(self.shape)))
-        return flat.reshape(self.shape).astype(bool)
+        return bits.unpack(self.bits, self.shape[-1])
 
 
 @dataclass(frozen=True)
@@ -310,7 +310,7 @@ class Segmentation:
             for far, near in zip(reach, box, strict=True)
         )
         part = array[box]
-        return _PackedMask((x, y, z), part.shape, np.packbits(part), int(part.sum()))
+        return _PackedMask((x, y, z), part.shape, bits.pack(part), int(part.sum()))
 
 
 def _text(text: str) -> str:

@@ -57,6 +57,22 @@ class Network(Protocol):
         """Iterate over the weights: the first one tells the device and the type of number."""
 
 
+def check_trainable(config: NetworkConfig) -> None:
+    """Refuse a configuration that inference follows and the reading of training scans does not.
+
+    Raises:
+        UsageError: Another orientation than RAS, another spacing along another axis, or HU that
+            are not scaled to [0, 1].
+    """
+    pre = config.preprocessing
+    if pre.orientation != "RAS" or len(set(pre.spacing_mm)) > 1 or pre.hu_mean_std:
+        raise UsageError(
+            f"Training reads scans in RAS, at one spacing, with HU windows scaled to [0, 1]; "
+            f"{config.name!r} has {pre.orientation}, {pre.spacing_mm} mm, hu_mean_std "
+            f"{pre.hu_mean_std or 'not given'}."
+        )
+
+
 def require(network: Network, part: Part, purpose: str) -> None:
     """Refuse a network that lacks an optional part.
 

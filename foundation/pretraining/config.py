@@ -48,7 +48,10 @@ class ClassConfig:
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """The model to train. classes: the taxonomy's 32 if empty."""
+    """The model to train.
+
+    classes: if empty, the taxonomy's 32, and those that only the run's datasets annotate.
+    """
 
     backbone: str = "lite_unet"
     backbone_options: Mapping[str, Any] = field(default_factory=dict)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +28,9 @@ from foundation.text import (
 )
 from foundation.training.depth import checkpoint_activations, rate_factors
 from foundation.training.losses import EXCLUSIVE
+
+if TYPE_CHECKING:  # a run without a store needs no blosc2
+    from foundation.data.store.arrays import Store
 
 ONE_HOT = "one-hot"
 # Reference: LinkBERT (arXiv 2203.15827); its sentence embedding is that of the first token.
@@ -67,6 +73,29 @@ class TrainingNetwork(nn.Module):
             return logits.flatten(2), None
         logits, features = self.model.logits_at(image, voxels)
         return logits, None if self.auxiliary is None else self.auxiliary(features)
+
+
+def with_own_classes(config: RunConfig, store: Store | None) -> RunConfig:
+    """Add the classes that only the store has, where the configuration names no classes.
+
+    Args:
+        config: Of a run.
+        store: Its store, if it has one.
+
+    Returns:
+        The configuration. Where the run's datasets annotate classes that are not among the 32,
+        `model.classes` has the 32 and then those, with the prompts of the datasets' descriptions.
+    """
+    if store is None or config.model.classes:
+        return config
+    # A source without this field draws from no store; without ids, from all of its datasets.
+    given = [s.datasets for s in config.sources if hasattr(s, "datasets")]
+    chosen = () if () in given else tuple(name for names in given for name in names)
+    if not given or not (own := store.own_classes(chosen)):
+        return config
+    classes = [ClassConfig(name) for name in NAMES]
+    classes += [ClassConfig(name, prompt) for name, prompt in own.items()]
+    return replace(config, model=replace(config.model, classes=tuple(classes)))
 
 
 def class_configs(config: RunConfig) -> tuple[ClassConfig, ...]:

@@ -26,7 +26,12 @@ from foundation.model import UniversalModel
 from foundation.networks.backbones import build_backbone
 from foundation.pretraining.config import RunConfig, StageConfig
 from foundation.pretraining.folds import Folds, held_out_cases, make_folds, read_folds
-from foundation.pretraining.network import build_network, build_optimizer, exclusive_classes
+from foundation.pretraining.network import (
+    build_network,
+    build_optimizer,
+    exclusive_classes,
+    with_own_classes,
+)
 from foundation.pretraining.reading import differences, dump, load_config, smoke, with_store
 from foundation.pretraining.sources import batches, build_sources, open_store
 from foundation.training.losses import published_losses, scan_losses
@@ -103,6 +108,7 @@ class Pretraining:
     def __init__(self, config: RunConfig, accelerator: Accelerator, run: Path) -> None:
         self.config, self.accelerator, self.run = config, accelerator, run
         self.store = open_store(config)
+        config = self.config = with_own_classes(config, self.store)
         self.folds = self._find_folds()
         self._check_earlier_run()
         keys = self.store.keys() if self.store else []

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from foundation.tuning.data import TuningData, read_data
+    from foundation.tuning.data import Split, TuningData, read_data
     from foundation.tuning.feeds import CachedFeed, PatchFeed
     from foundation.tuning.methods import (
         METHODS,
@@ -29,21 +29,20 @@ if TYPE_CHECKING:
         fewshot_subsets,
         get_task,
         read_meta,
-        read_subsets,
         write_subsets,
     )
     from foundation.tuning.transfer import TransferSettings, build_transfer, transfer_method
 
 # Loaded on first use: the command line lists the methods without torch.
 _HOMES = {
-    "data": "TuningData read_data",
+    "data": "Split TuningData read_data",
     "feeds": "CachedFeed PatchFeed",
     "methods": "METHODS Continual Full Head Lora Method NetworkMethod get_method",
     "recipe": "Given method_settings settings_of",
     "result": "Tuned",
     "run": "AFTER BEFORE TuningRun validation_curve",
     "start": "HEADS random_model transfer_model transfer_preprocessing",
-    "tasks": "PUBLISHED SIZES TASKS fewshot_subsets get_task read_meta read_subsets write_subsets",
+    "tasks": "PUBLISHED SIZES TASKS fewshot_subsets get_task read_meta write_subsets",
     "transfer": "TransferSettings build_transfer transfer_method",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
@@ -65,6 +64,7 @@ __all__ = [
     "Method",
     "NetworkMethod",
     "PatchFeed",
+    "Split",
     "TransferSettings",
     "Tuned",
     "TuningData",
@@ -77,7 +77,6 @@ __all__ = [
     "random_model",
     "read_data",
     "read_meta",
-    "read_subsets",
     "settings_of",
     "transfer_method",
     "transfer_model",

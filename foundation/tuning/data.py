@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,19 +22,48 @@ from foundation.data.store.arrays import Store, StoredCase, read_description
 from foundation.data.store.prepare import prepare
 from foundation.errors import UsageError, listed
 from foundation.files import replacing
+from foundation.settings import read, read_file
 
 SPLITS, STORE = "splits.json", "store"
 FORMAT_VERSION = 1
+_NAMES = ("train", "validation", "test")
+_TEST = "test-"  # what names of datasets for testing begin with
 _VALIDATION_NAMES = ("val", "validation", "valid")
+
+
+@dataclass(frozen=True)
+class Split:
+    """How scans are divided, where no file gives their split.
+
+    Attributes:
+        validation: share of the training scans to choose the best step by, in [0, 1).
+        seed: decides which they are.
+        train_ids: the training scans to use (`tasks.fewshot_subsets`); None for all.
+    """
+
+    validation: float = 0.2
+    seed: int = 1
+    train_ids: frozenset[str] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.validation < 1:
+            raise UsageError(
+                f"validation is {self.validation}; give a share of the scans in [0, 1)."
+            )
 
 
 @dataclass(frozen=True)
 class TuningData:
     """Scans to learn from, to choose the best step by, and to test on, all in one store.
 
-    layout: what they were found as. new: classes to learn. known: other classes of the model that
-    some scan labels; what a scan does not label is masked there. notes: what a reader of results
-    should know.
+    Attributes:
+        layout: what they were found as.
+        store: folder of the prepared scans.
+        new: classes to learn.
+        known: other classes of the model that some scan labels; what a scan does not label is
+            masked there.
+        train, validation, test: the scans.
+        notes: what a reader of results should know.
     """
 
     layout: str
@@ -53,7 +82,7 @@ class TuningData:
 
     @cached_property
     def descriptions(self) -> dict[str, dict[str, Any]]:
-        """Case key → what its case.json says: sources with SHA-256, voxels, licence, notes."""
+        """Case key → its case.json: sources with SHA-256, voxels, licence, notes."""
         cases = {case.key: case for case in (*self.train, *self.validation, *self.test)}
         return {key: read_description(case.folder) for key, case in sorted(cases.items())}
 
@@ -86,43 +115,40 @@ def read_data(
     spacing_mm: float,
     old_classes: Sequence[str] = (),
     test: str | Path | None = None,
-    train_ids: Collection[str] | None = None,
-    validation: float = 0.2,
-    seed: int = 1,
-    strict: bool = False,
+    split: Split = Split(),
     skip_broken: bool = False,
     workers: int | None = None,
     progress: bool = True,
 ) -> TuningData:
     """Read labelled scans for learning `classes`, and prepare them under `work`; resumable.
 
-    path: a folder or table, see `finding`. old_classes: the model's; those that the files label
-    are annotated too. test: other scans, for testing only. train_ids: the training scans to use
-    (`tasks.fewshot_subsets`); where the files say nothing of splits, validation comes out of them.
-    validation: share of the training scans to choose the best step by, where the files do not say.
-    strict: refuse a single scan instead of validating on it. skip_broken: leave broken scans out
-    instead of refusing all. The splits are in work/splits.json, which is used again, also edited,
-    as long as it names the scans that there are.
+    The splits are in work/splits.json. That file is used again, also when it was edited, as long
+    as it names the scans that there are.
+
+    Args:
+        path: a folder or a table, see `data.finding`.
+        classes: the classes to learn; one that is in `old_classes` too is tuned further.
+        work: folder for the prepared scans.
+        spacing_mm: of the prepared scans, along every axis.
+        old_classes: the model's; those that the files label are annotated too.
+        test: other scans, for testing only.
+        split: how the scans are divided.
+        skip_broken: leave broken scans out instead of refusing all.
+        workers: processes that prepare the scans; None for one a core.
+        progress: show a bar.
 
     Raises:
-        UsageError: no scan; a scan without a readable CT or with labels on another grid; a class
-            that no label is named after, or whose mask is empty in every training scan; a test scan
-            that is also trained on; a single scan where `strict`.
+        UsageError: no class or no scan; a scan without a readable CT or with labels on another
+            grid; a class that no label is named after, or whose mask is empty in every training
+            scan; a test scan that is also trained on.
     """
     work = Path(work)
-    if not 0 <= validation < 1:
-        raise UsageError(f"validation is {validation}; give a share of the scans in [0, 1).")
+    if not classes:
+        raise UsageError("No class to learn was given; name at least one.")
     naming = Naming(tuple(classes), tuple(old_classes))
-    only = None if train_ids is None else frozenset(train_ids)
-    source = find_source(Path(path), naming, only=only)
-    naming.require(source.labels, str(path))
-    sources = [source]
-    if test is not None:
-        sources.append(find_source(Path(test), naming, "test-"))
-        if not any(naming.has(each, sources[1].labels) for each in naming.new):
-            naming.require(sources[1].labels, str(test))
+    sources = _sources(path, test, naming, split.train_ids)
     report = prepare(
-        [(adapter, each.root) for each in sources for adapter in each.adapters],
+        [(dataset, each.root) for each in sources for dataset in each.datasets],
         work / STORE,
         spacing_mm=spacing_mm,
         workers=workers,
@@ -136,16 +162,22 @@ def read_data(
         )
     store = Store(work / STORE)
     cases = {key: store.case(key) for key in sorted({*report.prepared, *report.skipped})}
-    seen = {key: frozenset(store.manifest["cases"][key]["voxels"]) for key in cases}
     notes = [f"{key} was left out: {why}" for key, why in report.failed.items()]
-    splits = _splits(cases, sources, naming, seen, (validation, seed), work, notes)
-    _refuse_empty(naming, splits, seen, sources, spacing_mm)
-    _refuse_shared(splits, sources, store.manifest["cases"])
+    scans = _Scans(sources, naming, store.manifest["cases"], tuple(cases))
+    splits = _split(scans, split, work / SPLITS, notes)
+    _refuse_empty(scans, splits["train"], spacing_mm)
+    _refuse_shared(scans, splits)
     if len({*splits["train"], *splits["validation"]}) == 1:
-        _warn_of_one(splits["train"][0], strict, notes)
+        _note(
+            notes,
+            f"There is one scan, {splits['train'][0]}: it is trained on and validated on. The "
+            "scores on it say what was learnt by heart, not what to expect of other scans.",
+        )
+    if read := naming.read_as(frozenset().union(*(each.labels for each in sources))):
+        notes.append(read)
     found = {name for case in cases.values() for name in case.annotated}
     return TuningData(
-        layout=source.layout,
+        layout=sources[0].layout,
         store=work / STORE,
         new=naming.new,
         known=tuple(name for name in naming.old if name in found),
@@ -156,51 +188,99 @@ def read_data(
     )
 
 
+def _sources(
+    path: str | Path, test: str | Path | None, naming: Naming, train_ids: frozenset[str] | None
+) -> list[Source]:
+    """What lies at the two paths; refused where no scan labels a class to learn."""
+    sources = [find_source(Path(path), naming, only=train_ids)]
+    naming.require(sources[0].labels, str(path))
+    if test is not None:
+        sources.append(find_source(Path(test), naming, _TEST))
+        if not any(naming.has(each, sources[1].labels) for each in naming.new):
+            naming.require(sources[1].labels, str(test))
+    return sources
+
+
+@dataclass(frozen=True)
+class _Scans:
+    """The prepared scans by their keys. entries: of the store's manifest."""
+
+    sources: Sequence[Source]
+    naming: Naming
+    entries: Mapping[str, Any]
+    keys: tuple[str, ...]
+
+    def seen(self, key: str) -> frozenset[str]:
+        """The classes to learn that a scan shows."""
+        return frozenset(self.entries[key]["voxels"]) & {each.name for each in self.naming.new}
+
+    def hash_of(self, key: str) -> str | None:
+        """SHA-256 of the scan's image, or of one file of its series."""
+        (source,) = (source for source in self.sources if key in source.cases)
+        image = source.cases[key].image
+        files = {
+            source.root / file["path"]: file["sha256"] for file in self.entries[key]["sources"]
+        }
+        return next((sha for path, sha in files.items() if image in (path, *path.parents)), None)
+
+
 # --- splits ---------------------------------------------------------------------------------------
 
 
-def _splits(
-    cases: Collection[str],
-    sources: Sequence[Source],
-    naming: Naming,
-    seen: Mapping[str, frozenset[str]],
-    share_and_seed: tuple[float, int],
-    work: Path,
-    notes: list[str],
-) -> dict[str, list[str]]:
+@dataclass(frozen=True)
+class _Splits:
+    """What splits.json holds: how it was drawn, and keys of scans."""
+
+    settings: Mapping[str, float]
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    test: tuple[str, ...]
+
+
+def _split(scans: _Scans, split: Split, path: Path, notes: list[str]) -> dict[str, list[str]]:
     """Keys of each split: of the file, if it fits what there is; otherwise drawn and written."""
-    share, seed = share_and_seed
-    settings = {"validation": share, "seed": seed}
-    path = work / SPLITS
-    names = frozenset(each.name for each in naming.new)
-    kept = _read_splits(path)
-    if kept is not None and kept.get("settings") == settings:
-        splits = {name: list(kept[name]) for name in ("train", "validation", "test")}
-        if {key for keys in splits.values() for key in keys} == set(cases):
-            return splits
-    if kept is not None:
-        notes.append(f"{path} was drawn anew: its scans or its settings were other ones.")
-        warnings.warn(notes[-1], DatasetWarning, stacklevel=4)
-    said = {key: split for each in sources for key, split in each.splits.items() if key in cases}
-    tests = [key for key in cases if key.startswith("test-") or said.get(key) == "test"]
-    validation = [k for k in cases if said.get(k) in _VALIDATION_NAMES and k not in tests]
-    train = [key for key in cases if key not in {*tests, *validation}]
-    if not validation:
-        validation = draw_validation(train, {k: seen[k] & names for k in train}, share, seed)
-        train = [key for key in train if key not in validation]
-    if not validation and train:
-        validation = list(train)
-        if len(train) > 1:
-            notes.append(
-                "Validated on the training scans: none could be spared for validation alone, so "
-                "that the best step is chosen by what was learnt by heart."
-            )
-            warnings.warn(notes[-1], DatasetWarning, stacklevel=4)
-    splits = {"train": sorted(train), "validation": sorted(validation), "test": sorted(tests)}
+    settings = {"validation": split.validation, "seed": split.seed}
+    if path.is_file():
+        where = f"{path} (delete it to draw anew)"
+        kept = read(_Splits, read_file(path), where, version=FORMAT_VERSION)
+        if kept.settings == settings and {*kept.train, *kept.validation, *kept.test} == {
+            *scans.keys
+        }:
+            return {name: list(getattr(kept, name)) for name in _NAMES}
+        _note(notes, f"{path} was drawn anew: its scans or its settings were other ones.")
+    splits = _drawn(scans, split, notes)
     content = {"format_version": FORMAT_VERSION, "settings": settings, **splits}
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return splits
+
+
+def _drawn(scans: _Scans, split: Split, notes: list[str]) -> dict[str, list[str]]:
+    """Splits as the files have them, and validation out of the training scans otherwise."""
+    said = {key: case.split for source in scans.sources for key, case in source.cases.items()}
+    tests = [key for key in scans.keys if key.startswith(_TEST) or said.get(key) == "test"]
+    rest = [key for key in scans.keys if key not in tests]
+    validation = [key for key in rest if said.get(key) in _VALIDATION_NAMES]
+    train = [key for key in rest if key not in validation]
+    if not validation:
+        shows = {key: scans.seen(key) for key in train}
+        validation = draw_validation(train, shows, split.validation, split.seed)
+        train = [key for key in train if key not in validation]
+    if not validation and train:
+        validation = list(train)
+        if len(train) > 1:
+            _note(
+                notes,
+                "There were too few scans to hold one out, so the best step was chosen on the "
+                "training scans; it may be overfitted.",
+            )
+    return dict(zip(_NAMES, (sorted(train), sorted(validation), sorted(tests)), strict=True))
+
+
+def _note(notes: list[str], text: str) -> None:
+    """Note what a reader of results should know, and warn of it now."""
+    notes.append(text)
+    warnings.warn(text, DatasetWarning, stacklevel=2)
 
 
 def draw_validation(
@@ -222,68 +302,32 @@ def draw_validation(
     return taken
 
 
-def _read_splits(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        lists = all(isinstance(content[name], list) for name in ("train", "validation", "test"))
-        if not lists or content["format_version"] != FORMAT_VERSION:
-            raise ValueError("not one of splits")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} cannot be read as splits: {error!r}. Delete it.") from error
-    return dict(content)
-
-
 # --- checks ---------------------------------------------------------------------------------------
 
 
-def _refuse_empty(
-    naming: Naming,
-    splits: Mapping[str, Sequence[str]],
-    seen: Mapping[str, frozenset[str]],
-    sources: Sequence[Source],
-    spacing_mm: float,
-) -> None:
-    if not splits["train"]:
+def _refuse_empty(scans: _Scans, train: Sequence[str], spacing_mm: float) -> None:
+    if not train:
         raise UsageError(
-            f"No training scan is left in {sources[0].root}; all are for validation or testing. "
-            "See its meta.csv, or splits.json in the working folder."
+            f"No training scan is left in {scans.sources[0].root}; all are for validation or "
+            "testing. See its meta.csv, or splits.json in the working folder."
         )
-    for each in naming.new:
-        if not any(each.name in seen[key] for key in splits["train"]):
+    for each in scans.naming.new:
+        if not any(each.name in scans.seen(key) for key in train):
             labels = listed(each.labels or (each.name,))
             raise UsageError(
                 f"The mask of {each.name!r} (label {labels}) is empty in every training scan "
-                f"({listed(list(splits['train']), 4)}) at {spacing_mm:g} mm. Label it in one of "
+                f"({listed(list(train), 4)}) at {spacing_mm:g} mm. Label it in one of "
                 "them, or leave the class out."
             )
 
 
-def _refuse_shared(
-    splits: Mapping[str, Sequence[str]], sources: Sequence[Source], entries: Mapping[str, Any]
-) -> None:
-    """A scan that is trained on says nothing as a test, under whatever name."""
-    images: dict[str, str] = {}
-    for each in sources:
-        for key, path in each.images.items():
-            for file in entries[key]["sources"] if key in entries else ():
-                if (each.root / file["path"]) == path or path in (each.root / file["path"]).parents:
-                    images.setdefault(key, file["sha256"])
-    learnt = {images[k]: k for name in ("train", "validation") for k in splits[name] if k in images}
+def _refuse_shared(scans: _Scans, splits: Mapping[str, Sequence[str]]) -> None:
+    """A scan that is trained on is no test, under whatever name."""
+    learnt = {scans.hash_of(key): key for name in _NAMES[:2] for key in splits[name]}
     for key in splits["test"]:
-        if (other := learnt.get(images.get(key, ""))) is not None:
+        image = scans.hash_of(key)
+        if image is not None and image in learnt:
             raise UsageError(
-                f"The test scan {key} is the same file as {other}, which is trained on. Give other "
-                "scans for testing."
+                f"The test scan {key} is the same file as {learnt[image]}, which is trained on. "
+                "Give other scans for testing."
             )
-
-
-def _warn_of_one(key: str, strict: bool, notes: list[str]) -> None:
-    text = f"There is one scan, {key}: it is trained on and validated on"
-    if strict:
-        raise UsageError(f"{text}, which shows nothing of other scans. Label at least one more.")
-    notes.append(
-        f"{text}. The scores on it say what was learnt by heart, not what to expect of other scans."
-    )
-    warnings.warn(notes[-1], DatasetWarning, stacklevel=3)

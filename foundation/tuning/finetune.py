@@ -66,7 +66,7 @@ def finetune(
     """
     own = {key: settings.pop(key) for key in ("tolerance_mm", "name") if key in settings}
     chosen = get_method(method, **settings)
-    base = model if isinstance(model, UniversalModel) else from_pretrained(model)
+    base = from_pretrained(model) if isinstance(model, str | Path) else model
     run = TuningRun(base, chosen, Path(output), seed, device, progress=progress, **own)
     run.read(data, classes, test=test, validation=validation)
     before = run.measure(BEFORE)

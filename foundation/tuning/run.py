@@ -38,6 +38,7 @@ from foundation.hardware import keep_freed_memory
 from foundation.hub.cards import Results
 from foundation.inference.predict import choose_device
 from foundation.model import UniversalModel
+from foundation.networks.protocol import check_trainable, require
 from foundation.taxonomy import NAMES, normalise
 from foundation.text import class_prompt
 from foundation.training.logs import draws_bars
@@ -52,7 +53,7 @@ from foundation.training.trainer import (
     TrainerConfig,
     accelerator_for,
 )
-from foundation.tuning.data import TuningData, read_data
+from foundation.tuning.data import Split, TuningData, read_data
 from foundation.tuning.feeds import Feed, runs_in_bfloat16
 from foundation.tuning.methods.base import Method, TuningSettings
 from foundation.tuning.methods.head import Head
@@ -99,6 +100,8 @@ class TuningRun:
     expected: tuple[Expectation, ...] = field(init=False, default=())
 
     def __post_init__(self) -> None:
+        require(self.base, "logits", "Tuning by prompts")
+        check_trainable(self.base.config)
         self.folder = Path(self.folder)
         self.device = choose_device(self.device)
         place: torch.device = self.accelerator.device
@@ -178,8 +181,7 @@ class TuningRun:
                 work=self.folder / DATA,
                 spacing_mm=self.base.config.preprocessing.spacing_mm[0],
                 test=test,
-                validation=validation,
-                seed=self.seed,
+                split=Split(validation, self.seed),
                 old_classes=self.base.classes,
                 workers=1,  # others would start the caller's script anew without a main guard
                 progress=self.shows_bars,

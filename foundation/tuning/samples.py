@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from foundation.data.store.arrays import StoredCase
+from foundation.imaging.bits import pack, unpack
 from foundation.imaging.frame import window_hu
 from foundation.inference.predict import segment_volume
 from foundation.model import UniversalModel
@@ -128,7 +129,7 @@ class FewScans:
             channel = grid.classes.index(name)
             if annotated[channel]:
                 continue
-            mask = np.unpackbits(bits, axis=-1, count=patch.case.shape[2]).astype(bool)
+            mask = unpack(bits, patch.case.shape[2])
             part = torch.from_numpy(cut(mask, *patch.crop))
             if patch.lattice is not None:
                 part = nearest(part, patch.lattice.reshape(-1, 3)[voxels])
@@ -174,5 +175,5 @@ def pseudo_labels(
             continue
         volume = (hu.astype(np.float32), np.asarray(case.affine))
         masks = segment_volume(model, volume, classes=missing, progress=progress)
-        found[case.key] = {name: np.packbits(masks.mask(name), axis=-1) for name in missing}
+        found[case.key] = {name: pack(masks.mask(name)) for name in missing}
     return found

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
+from foundation.data.layouts import read_splits
 from foundation.data.naming import NewClass
 from foundation.errors import UsageError, listed
 from foundation.files import replacing
@@ -29,16 +29,14 @@ _META = "meta.csv"
 class Settings:
     """How the published comparison trains and reads scans.
 
-    From its window on, HU are scaled to [0, 1]; note that it starts at -250, not at -175 as the
-    pretraining. Masks are exclusive: a softmax over background and classes. Of the pretrained
-    model only the backbone is kept. positives, negatives: shares of the crops, one a scan.
+    HU are scaled from the window to [0, 1]; the window starts at -250, not at -175 as in the
+    pretraining. Masks are exclusive: a softmax over background and classes. Only the backbone of
+    the pretrained model is kept.
     """
 
     hu_window: tuple[float, float] = (-250.0, 250.0)
     spacing_mm: float = 1.5
     patch_size: int = 96
-    positives: int = 2
-    negatives: int = 1
     activation: Literal["softmax", "sigmoid"] = "softmax"
     keep_head: bool = False
     learning_rate: float = 1e-4
@@ -68,7 +66,7 @@ class Task:
         return tuple(dict.fromkeys(label for label in renamed if label))
 
     def classes(self, version: Version = 1) -> tuple[NewClass, ...]:
-        """The classes to learn. Their prompts are the weights' own: the bank knows every name."""
+        """Return the classes to learn, with prompts by the weights' own text encoder."""
         return tuple(NewClass(label, labels=(label,)) for label in self.in_version(version))
 
 
@@ -84,54 +82,41 @@ CHANGED_IN_V2: Mapping[str, str | None] = {
 }
 
 
-def _sides(*names: str) -> tuple[str, ...]:
-    return tuple(f"{name}_{side}" for name in names for side in ("left", "right"))
-
-
-def _vertebrae() -> tuple[str, ...]:
-    """From the lowest to the highest, as the published lists have them."""
-    spine = (("L", 5), ("T", 12), ("C", 7))
-    return tuple(f"vertebrae_{part}{n}" for part, count in spine for n in range(count, 0, -1))
-
-
-TASKS: dict[str, Task] = {
-    task.name: task
-    for task in (
-        Task(
-            "organs",
-            (
-                *("spleen", "kidney_right", "kidney_left", "gallbladder", "liver", "stomach"),
-                *("aorta", "inferior_vena_cava", "portal_vein_and_splenic_vein", "pancreas"),
-                *("adrenal_gland_right", "adrenal_gland_left", "lung_upper_lobe_left"),
-                *("lung_lower_lobe_left", "lung_upper_lobe_right", "lung_middle_lobe_right"),
-                "lung_lower_lobe_right",
-            ),
-        ),
-        Task("vertebrae", _vertebrae()),
-        Task(
-            "cardiac",
-            (
-                *("esophagus", "trachea", "heart_myocardium", "heart_atrium_left"),
-                *("heart_ventricle_left", "heart_atrium_right", "heart_ventricle_right"),
-                *("pulmonary_artery", "brain", *_sides("iliac_artery", "iliac_vena")),
-                *("small_bowel", "duodenum", "colon", "urinary_bladder", "face"),
-            ),
-        ),
-        Task(
-            "muscles",
-            (
-                *_sides("humerus", "scapula", "clavicula", "femur", "hip"),
-                "sacrum",
-                *_sides("gluteus_maximus", "gluteus_medius", "gluteus_minimus"),
-                *_sides("autochthon", "iliopsoas"),
-            ),
-        ),
-        Task(
-            "ribs",
-            tuple(f"rib_{side}_{n}" for side in ("left", "right") for n in range(1, 13)),
-        ),
-    )
+# A name that ends in "_*" stands for its left and its right structure.
+_LABELS = {
+    "organs": """
+        spleen kidney_right kidney_left gallbladder liver stomach aorta inferior_vena_cava
+        portal_vein_and_splenic_vein pancreas adrenal_gland_right adrenal_gland_left
+        lung_upper_lobe_left lung_lower_lobe_left lung_upper_lobe_right lung_middle_lobe_right
+        lung_lower_lobe_right""",
+    "vertebrae": """
+        vertebrae_L5 vertebrae_L4 vertebrae_L3 vertebrae_L2 vertebrae_L1
+        vertebrae_T12 vertebrae_T11 vertebrae_T10 vertebrae_T9 vertebrae_T8 vertebrae_T7
+        vertebrae_T6 vertebrae_T5 vertebrae_T4 vertebrae_T3 vertebrae_T2 vertebrae_T1
+        vertebrae_C7 vertebrae_C6 vertebrae_C5 vertebrae_C4 vertebrae_C3 vertebrae_C2
+        vertebrae_C1""",
+    "cardiac": """
+        esophagus trachea heart_myocardium heart_atrium_left heart_ventricle_left
+        heart_atrium_right heart_ventricle_right pulmonary_artery brain iliac_artery_* iliac_vena_*
+        small_bowel duodenum colon urinary_bladder face""",
+    "muscles": """
+        humerus_* scapula_* clavicula_* femur_* hip_* sacrum gluteus_maximus_* gluteus_medius_*
+        gluteus_minimus_* autochthon_* iliopsoas_*""",
+    "ribs": """
+        rib_left_1 rib_left_2 rib_left_3 rib_left_4 rib_left_5 rib_left_6 rib_left_7 rib_left_8
+        rib_left_9 rib_left_10 rib_left_11 rib_left_12 rib_right_1 rib_right_2 rib_right_3
+        rib_right_4 rib_right_5 rib_right_6 rib_right_7 rib_right_8 rib_right_9 rib_right_10
+        rib_right_11 rib_right_12""",
 }
+
+
+def _labels(names: str) -> Iterator[str]:
+    for name in names.split():
+        sides = ("left", "right") if name.endswith("_*") else ("",)
+        yield from (name.removesuffix("*") + side for side in sides)
+
+
+TASKS = {name: Task(name, tuple(_labels(names))) for name, names in _LABELS.items()}
 
 
 def get_task(name: str) -> Task:
@@ -151,8 +136,6 @@ def read_meta(folder: str | Path) -> dict[str, list[str]]:
     Raises:
         UsageError: there is no such table, or it names no case.
     """
-    from foundation.data.layouts import read_splits  # with it comes numpy
-
     path = Path(folder) / _META
     if not path.is_file():
         raise UsageError(f"{path} does not exist. Give the folder of a TotalSegmentator dataset.")
@@ -203,23 +186,3 @@ def write_subsets(path: str | Path, subsets: Mapping[int, Sequence[str]], seed: 
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return path
-
-
-def read_subsets(path: str | Path) -> dict[int, list[str]]:
-    """Read what `write_subsets` wrote.
-
-    Raises:
-        UsageError: it cannot be read as subsets, or one does not hold the smaller ones.
-    """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        subsets = {int(size): [*map(str, ids)] for size, ids in content["subsets"].items()}
-        sizes = sorted(subsets)
-        if any(len(set(subsets[size])) != size for size in sizes):
-            raise ValueError("a subset of another size than it says")
-        pairs = pairwise(sizes)
-        if any(not set(subsets[small]) <= set(subsets[large]) for small, large in pairs):
-            raise ValueError("a subset does not hold the smaller ones")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{path} cannot be read as subsets of scans: {error}.") from error
-    return {size: subsets[size] for size in sizes}

@@ -17,6 +17,7 @@ from foundation.config import Activation, Preprocessing
 from foundation.errors import UsageError
 from foundation.model import Model, PlainModel
 from foundation.networks.encoder import check_patch
+from foundation.networks.protocol import check_trainable
 from foundation.training.losses import published_losses, scan_losses
 from foundation.training.trainer import Trainer, accelerator_for
 from foundation.tuning.data import TuningData
@@ -150,7 +151,7 @@ def build_transfer(
     """
     pre = network.config.preprocessing
     check_patch(pre.patch_size, network.backbone, network.config.backbone)
-    check_readable(pre)
+    check_trainable(network.config)
     classes = network.config.class_names
     network.to(device).requires_grad_(True)
     known = identity(network, data, classes, settings, seed)
@@ -179,17 +180,3 @@ def build_transfer(
     )
     accelerator = accelerator_for("bfloat16" if fast else "float32", device)
     return task.trainer(accelerator, folder, seed=seed, progress=progress)
-
-
-def check_readable(pre: Preprocessing) -> None:
-    """Refuse what inference can read and the reading of training scans cannot.
-
-    Raises:
-        UsageError: Another orientation than RAS, another spacing along another axis, or HU that
-            are not scaled to [0, 1].
-    """
-    if pre.orientation != "RAS" or len(set(pre.spacing_mm)) > 1 or pre.hu_mean_std:
-        raise UsageError(
-            f"Training reads scans in RAS, at one spacing, with HU windows scaled to [0, 1]; here "
-            f"are {pre.orientation}, {pre.spacing_mm} mm, hu_mean_std {pre.hu_mean_std}."
-        )

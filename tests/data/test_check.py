@@ -23,7 +23,7 @@ from dataset_trees import (
 )
 
 from foundation.cli import datasets as command
-from foundation.data import ADAPTERS, check_dataset, get_adapter
+from foundation.data import check_dataset, get_dataset, paper_datasets
 from foundation.errors import MissingExtraError, UsageError
 
 SIDES = (40, 30, 20)  # voxels of 5 mm, in RAS: x runs to the right
@@ -168,7 +168,7 @@ def test_each_fault_is_named(fault, tmp_path):
     dataset, break_it, words = FAULTS[fault]
     first: Expected = TREES[dataset](tmp_path)[0]
     break_it(tmp_path, first)
-    report = check_dataset(get_adapter(dataset), tmp_path)
+    report = check_dataset(get_dataset(dataset), tmp_path)
     assert len(report.faults) == 1, report.faults
     assert re.search(words, report.faults[0]), report.faults[0]
 
@@ -196,7 +196,7 @@ def faults_of(tmp_path: Path, organs, affine=AFFINE) -> list[str]:
     ct, labels = body(organs)
     write_nifti(tmp_path / "img/img0001.nii.gz", ct, affine)
     write_nifti(tmp_path / "label/label0001.nii.gz", labels, affine)
-    return check_dataset(get_adapter("01"), tmp_path).faults
+    return check_dataset(get_dataset("01"), tmp_path).faults
 
 
 def test_organs_on_their_sides_are_no_fault(tmp_path):
@@ -225,7 +225,7 @@ def test_a_mirrored_scan_is_a_fault(tmp_path):
 
 def test_the_report_counts_what_is_there(tmp_path):
     faults_of(tmp_path, HEALTHY)
-    report = check_dataset(get_adapter("01"), tmp_path)
+    report = check_dataset(get_dataset("01"), tmp_path)
     _, labels = body(HEALTHY)
     assert report.classes["liver"] == (1, (labels == LIVER).sum())
     assert list(report.classes) == ["spleen", "kidney_right", "kidney_left", "liver"]
@@ -233,24 +233,27 @@ def test_the_report_counts_what_is_there(tmp_path):
     assert report.ranges()["spacing x (mm)"] == (5, 5)
     assert report.ranges()["HU (0.5 % to 99.5 %)"] == (-1000, 40)
     assert report.notes == [
+        "labels read: 1 as spleen, 2 as kidney_right, 3 as kidney_left, 6 as liver",
         "annotated, but in no case: gallbladder, esophagus, stomach, aorta, inferior_vena_cava, "
-        "portal_vein_and_splenic_vein, pancreas, adrenal_gland_right, adrenal_gland_left, duodenum"
+        "portal_vein_and_splenic_vein, pancreas, adrenal_gland_right, adrenal_gland_left, duodenum",
     ]
 
 
 def test_a_merged_pair_is_counted_as_its_organ(tmp_path):
     expected = TREES["05"](tmp_path)
-    report = check_dataset(get_adapter("KiTS"), tmp_path)
+    report = check_dataset(get_dataset("KiTS"), tmp_path)
     merged = sum(mask.sum() for each in expected for mask in each.masks.values())
     assert report.classes["kidney"] == (2, merged)  # with its tumours and cysts
     assert set(report.classes) == {"kidney", "kidney_tumor", "kidney_cyst"}
-    assert report.notes == []
+    assert report.notes == [
+        "labels read: 1 as kidney_right and kidney_left, 2 as kidney_tumor, 3 as kidney_cyst"
+    ]
 
 
 def test_duplicate_cases_in_different_folders_are_no_case(tmp_path):
     TREES["04"](tmp_path)
     copy_tree(tmp_path / "Training Batch 1", tmp_path / "Training Batch 1 (1)")
-    report = check_dataset(get_adapter("04"), tmp_path)
+    report = check_dataset(get_dataset("04"), tmp_path)
     assert [case.id for case in report.cases] == ["10"]
     assert report.faults[0].startswith("2: duplicate id")
 
@@ -267,10 +270,10 @@ def run(*words: str) -> int:
 def test_the_list_names_every_dataset(capsys):
     assert run() == 0
     text = capsys.readouterr().out
-    assert all(adapter.dataset.name in text for adapter in ADAPTERS.values())
+    assert all(dataset.name in text for dataset in paper_datasets().values())
     assert run("--json") == 0
     rows = {row["id"]: row for row in json.loads(capsys.readouterr().out)}
-    assert list(rows) == list(ADAPTERS)
+    assert list(rows) == list(paper_datasets())
     assert (rows["04"]["cases_in_paper"], rows["04"]["cases_used"]) == (201, 131)
     assert rows["10_03"]["licence"] == "CC-BY-SA-4.0"
     assert all(row["url"] or row["obtain"] for row in rows.values())
@@ -298,6 +301,27 @@ def test_a_faulty_folder_exits_with_1_and_says_why(tmp_path, capsys):
     assert content["classes"]["liver"]["cases"] == 1
 
 
+def test_nnu_nets_index_or_its_folder_is_enough(tmp_path, capsys):
+    root = tmp_path / "Dataset7_Mine"
+    write_nifti(root / "imagesTr/x_1_0000.nii.gz", make_ct(0), make_affine(0))
+    write_nifti(root / "labelsTr/x_1.nii.gz", make_labels(0, (1,)), make_affine(0))
+    (root / "dataset.json").write_text('{"labels": {"background": 0, "liver": 1}}')
+    for words in ((root,), (root / "dataset.json",), (root / "dataset.json", root)):
+        assert run("check", *words) == 0
+        text = capsys.readouterr().out
+        assert "Dataset7_Mine: 1 cases read" in text
+        assert "note: labels read: 1 as liver" in text
+    with pytest.raises(UsageError, match="Where does LiTS lie"):
+        run("check", "LiTS")
+
+
+def test_labels_that_are_read_and_ignored_are_listed(tmp_path):
+    TREES["12"](tmp_path)
+    notes = check_dataset(get_dataset("12"), tmp_path).notes
+    assert notes[0].startswith("labels read: 1 as liver, 2 as urinary_bladder, 3 as lung_right and")
+    assert notes[1] == "labels ignored, of no class: 5, 6"
+
+
 def test_wrong_use_is_told(tmp_path):
     with pytest.raises(UsageError, match="No case of LiTS"):
         run("check", "04", tmp_path)
@@ -315,7 +339,7 @@ def test_a_missing_extra_is_no_fault_of_the_data(tmp_path, monkeypatch):
     TREES["03"](tmp_path)
     monkeypatch.setitem(sys.modules, "SimpleITK", None)
     with pytest.raises(MissingExtraError):
-        check_dataset(get_adapter("03"), tmp_path)
+        check_dataset(get_dataset("03"), tmp_path)
 
 
 def test_parsing_imports_nothing_heavy():
@@ -327,8 +351,18 @@ def test_parsing_imports_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
+def test_listing_imports_nothing_heavy():
+    code = (
+        "import sys, foundation.cli.main as main; main.main(['datasets'])\n"
+        "print(sorted({'torch', 'numpy', 'nibabel'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "LiTS" in done.stdout and done.stdout.splitlines()[-1] == "[]"
+
+
 def test_reading_imports_no_torch():
-    code = "import sys, foundation.data.check, foundation.data.table\nprint('torch' in sys.modules)"
+    modules = "foundation.data.check, foundation.data.catalogue"
+    code = f"import sys, {modules}\nprint('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
@@ -338,6 +372,6 @@ def test_labels_of_a_sound_tree_are_not_called_empty(tmp_path):
     labels = np.zeros((9, 8, 6), np.uint8)
     labels[8, 7, 5] = 14  # one voxel, in the last corner
     write_nifti(tmp_path / "label/label0001.nii.gz", labels, make_affine(0))
-    report = check_dataset(get_adapter("01"), tmp_path)
+    report = check_dataset(get_dataset("01"), tmp_path)
     assert report.faults == [] and report.classes == {"duodenum": (1, 1)}
     assert make_labels(0, (14,)).any()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_runs import assert_same_gradients, assert_same_run, go, rows, state
-from tiny_store import tiny_config
+from tiny_store import tiny_config, write_store
 
 from foundation import from_pretrained
 from foundation.cli import pretrain as command
@@ -366,3 +366,37 @@ def test_a_stage_has_its_own_rate_and_balance(
     rates = [float(row["learning_rate"]) for row in rows(tmp_path / "log.csv")]
     assert rates == pytest.approx([0.03, 0.03, 0.01, 0.01])
     assert seen == pytest.approx([0.5, 0.5, 0.25, 0.25])
+
+
+def test_a_class_that_only_the_store_has_is_trained(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "store")
+    manifest = json.loads((store / "manifest.json").read_text())
+    manifest["prompts"] = {"spine": "A CT of a spine"}
+    for key, entry in manifest["cases"].items():
+        if key.startswith("03/"):  # what was liver is the user's own spine there
+            path = store / entry["folder"] / "case.json"
+            about = json.loads(path.read_text().replace('"liver"', '"spine"'))
+            path.write_text(json.dumps(about))
+            entry["annotated"] = about["annotated"]
+    (store / "manifest.json").write_text(json.dumps(manifest))
+    model = go(tiny_config(store), tmp_path / "run")
+    classes = json.loads((model / "config.json").read_text())["classes"]
+    assert [each["name"] for each in classes] == [*NAMES, "spine"]
+    assert classes[-1]["prompt"] == "A CT of a spine"
+    assert load_config(tmp_path / "run/config.yaml").model.classes[-1].name == "spine"
+    # Not drawn from, or other classes are asked for: then it is no class of the run.
+    scans = {"kind": "scans", "datasets": ["04"]}
+    for number, changes in enumerate(
+        (
+            {"sources": [scans]},
+            {
+                "model": {
+                    **tiny_config()["model"],
+                    "classes": [{"name": "liver"}, {"name": "spleen"}],
+                }
+            },
+        )
+    ):
+        model = go(tiny_config(store, **changes), tmp_path / f"{number}")
+        classes = json.loads((model / "config.json").read_text())["classes"]
+        assert "spine" not in [each["name"] for each in classes]

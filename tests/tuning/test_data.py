@@ -24,7 +24,7 @@ from foundation.data.naming import Naming, NewClass
 from foundation.data.store.arrays import StoredCase
 from foundation.errors import UsageError
 from foundation.taxonomy import NAMES
-from foundation.tuning.data import TuningData, draw_validation, read_data
+from foundation.tuning.data import Split, TuningData, draw_validation, read_data
 
 L1 = NewClass("vertebra L1")
 
@@ -132,11 +132,11 @@ def test_a_scan_that_is_trained_on_is_no_test(tmp_path: Path) -> None:
 def test_chosen_training_scans(tmp_path: Path) -> None:
     root = totalsegmentator(tmp_path / "data")
     write_folder(root / "case_3", 3, masks=True)
-    data = read(root, tmp_path / "work", train_ids=["case_3"])
+    data = read(root, tmp_path / "work", split=Split(train_ids=frozenset({"case_3"})))
     assert [case.key for case in data.train] == ["masks/case_3"]
     assert [case.key for case in data.validation] == ["masks/case_1"]
     with pytest.raises(UsageError, match="has no scan case_9"):
-        read(root, tmp_path / "work", train_ids=["case_9"])
+        read(root, tmp_path / "work", split=Split(train_ids=frozenset({"case_9"})))
 
 
 def test_partly_labelled_scans_annotate_what_they_label(tmp_path: Path) -> None:
@@ -179,6 +179,42 @@ def test_nothing_is_done_twice(tmp_path: Path) -> None:
     assert file.stat().st_mtime_ns > before
 
 
+def test_what_was_read_and_what_was_ignored_is_noted(tmp_path: Path) -> None:
+    data = read(write_folders(tmp_path / "data"), tmp_path / "work")
+    (note,) = (text for text in data.notes if text.startswith("Labels read"))
+    assert note == (
+        "Labels read: liver as liver, vertebrae_L1 as vertebra L1. "
+        "Ignored, as of no class: hip_left, hip_right."
+    )
+
+
+def test_a_pattern_stands_for_as_many_masks_as_a_scan_has(tmp_path: Path) -> None:
+    root = write_folders(tmp_path / "data", 2, masks=True)
+    truth = {}
+    for seed, count in ((0, 1), (1, 3)):
+        parts = [scan(seed + 10 * number)[1]["hip_left"] for number in range(count)]
+        for number, part in enumerate(parts):
+            path = root / f"case_{seed}/segmentations/livertumor{number + 1:02}.nii.gz"
+            write_nifti(path, part.astype(np.uint8), affine())
+        truth[f"case_{seed}"] = np.any(parts, axis=0)
+    tumour = NewClass("my tumour", parent="liver", labels=("livertumor*",))
+    cases = every(read(root, tmp_path / "work", tumour))
+    for id_, expected in truth.items():
+        np.testing.assert_array_equal(mask(cases[id_], "my tumour"), expected)
+        assert mask(cases[id_], "liver")[expected].all()
+    with pytest.raises(UsageError, match=r"has the label 'metastasis\*' of class 'lesion'"):
+        read(root, tmp_path / "work", NewClass("lesion", labels=("metastasis*",)))
+
+
+def test_a_known_class_can_be_learnt_further(tmp_path: Path) -> None:
+    root = write_folders(tmp_path / "data")
+    data = read(root, tmp_path / "work", NewClass("Liver"))
+    assert data.names == ("liver",)  # as the model has it
+    assert data.known == ()
+    for id_, case in every(data).items():
+        np.testing.assert_array_equal(mask(case, "liver"), scan(int(id_[-1]))[1]["liver"])
+
+
 # --- wrong data -----------------------------------------------------------------------------------
 
 
@@ -188,8 +224,6 @@ def test_one_scan_is_said_to_be_one(tmp_path: Path) -> None:
         data = read(case, tmp_path / "work")
     assert data.train == data.validation
     assert "learnt by heart" in data.notes[0]
-    with pytest.raises(UsageError, match="Label at least one more"):
-        read(case, tmp_path / "work", strict=True)
 
 
 def test_an_unknown_class_names_what_there_is(tmp_path: Path) -> None:
@@ -200,7 +234,7 @@ def test_an_unknown_class_names_what_there_is(tmp_path: Path) -> None:
         read(root, tmp_path / "work", NewClass("pelvis", labels=("hipp",)))
 
 
-@pytest.mark.filterwarnings("ignore:Validated on")
+@pytest.mark.filterwarnings("ignore:There were too few")
 def test_an_empty_mask_everywhere(tmp_path: Path) -> None:
     root = write_folders(tmp_path / "data", 2, masks=True)
     for path in root.glob("*/segmentations/vertebrae_L1.nii.gz"):
@@ -312,8 +346,35 @@ def test_a_lesion_lies_in_its_organ() -> None:
 def test_what_is_to_be_learnt_is_no_known_class() -> None:
     again = naming(NewClass("Spleen"))
     assert "spleen" not in again.old
-    assert again.classes("spleen") == ("Spleen",)
+    assert again.classes("spleen") == ("spleen",)  # as the model has it
     with pytest.raises(UsageError, match="one class; name it once"):
         naming(NewClass("vertebra_L1"), NewClass("Vertebra L1"))
     with pytest.raises(UsageError, match="named twice"):
         naming(L1, L1)
+
+
+def test_a_known_class_that_is_learnt_further_has_the_labels_of_the_known_one() -> None:
+    again = naming(NewClass("intestine"), NewClass("lung_left"))
+    lobes = ["lung_upper_lobe_left", "lung_lower_lobe_left"]
+    assert again.classes("small_bowel") == ("intestine",)
+    assert again.annotated([*lobes, "small_bowel"]) == ("intestine", "lung_left")
+    assert again.annotated(lobes[:1]) == ()
+    # Of a merged pair one side is learnt: the label is of both, and is split.
+    assert again.classes("lungs") == ("lung_right", "lung_left")
+    assert again.annotated(["lungs"]) == ("lung_left", "lung_right")
+    # It names its own labels: then others are not its.
+    own = naming(NewClass("liver", labels=("my liver",)))
+    assert own.classes("my liver") == ("liver",)
+    assert own.classes("liver") == ()
+
+
+def test_sides_written_without_a_gap_are_known() -> None:
+    assert naming().classes("leftkidney") == ("kidney_left",)
+    assert naming().classes("rightlung") == ("lung_right",)
+
+
+def test_a_pattern_needs_one_label_that_fits() -> None:
+    tumour = naming(NewClass("liver lesion x", labels=("LiverTumor*",)))
+    assert tumour.classes("livertumor07") == ("liver lesion x",)
+    assert tumour.annotated(["liver", "livertumor1"]) == ("liver lesion x", "liver")
+    assert tumour.annotated(["liver", "liverkyst"]) == ("liver",)

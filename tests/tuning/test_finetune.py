@@ -27,6 +27,7 @@ from foundation.data.naming import NewClass
 from foundation.errors import UsageError
 from foundation.hub.load import load_adapter
 from foundation.hub.saved import save_pretrained
+from foundation.imaging.bits import pack
 from foundation.model import UniversalModel
 from foundation.text import MINILM
 from foundation.training.sample import PatchGrid
@@ -209,7 +210,7 @@ def test_old_classes_that_a_scan_does_not_label_are_masked_absent_or_pseudo_labe
     grid = PatchGrid((16, 16, 16), 4.0, ((-175.0, 250.0),), None, names)
     pseudo = {}  # the old model calls everything both
     for case in data.train:
-        everything = np.packbits(np.ones(case.shape, bool), axis=-1)
+        everything = pack(np.ones(case.shape, bool))
         pseudo[case.key] = {"liver": everything, "spleen": everything}
     found = {}
     for kind, given in (

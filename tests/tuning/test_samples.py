@@ -8,6 +8,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from foundation.imaging.bits import pack
 from foundation.training.sample import PatchGrid
 from foundation.tuning import samples
 from foundation.tuning.samples import FewScans
@@ -67,7 +68,7 @@ def test_masks_of_the_old_model_are_turned_with_the_scan() -> None:
     case = Ramp()
     _, values, _ = case.read([0, 0, 0], list(SHAPE))
     mask = values > 30
-    bits = {case.key: {"old": np.packbits(mask, axis=-1)}}
+    bits = {case.key: {"old": pack(mask)}}
     scans = FewScans([case], ("bone",), pseudo=bits)  # type: ignore[list-item]
     wide = PatchGrid((8, 8, 8), 2.0, ((-1000.0, 1000.0),), None, ("old", "bone"))
     seen = 0

@@ -10,14 +10,16 @@ from tiny import tiny_model
 from torch.nn import functional
 from tuning_trees import SPACING_MM, write_folders
 
-from foundation import from_pretrained
+from foundation import finetune, from_pretrained
 from foundation.config import Preprocessing
 from foundation.data.naming import NewClass
 from foundation.errors import UsageError
 from foundation.evaluation.scores import evaluate
 from foundation.model import Model, UniversalModel
+from foundation.networks.protocol import check_trainable
 from foundation.text import MINILM
 from foundation.training.trainer import Trainer
+from foundation.tuning import Head, TuningRun
 from foundation.tuning.data import TuningData, read_data
 from foundation.tuning.objective import Forward
 from foundation.tuning.start import (
@@ -28,7 +30,6 @@ from foundation.tuning.start import (
 )
 from foundation.tuning.transfer import (
     build_transfer,
-    check_readable,
     plain_losses,
     transfer_method,
 )
@@ -261,7 +262,16 @@ def test_a_patch_that_does_not_fit_is_refused(data: TuningData, tmp_path: Path) 
     "change",
     [{"orientation": "SPL"}, {"spacing_mm": (4.0, 4.0, 5.0)}, {"hu_mean_std": ((0.0, 100.0),)}],
 )
-def test_what_training_cannot_read_is_refused(change: dict[str, Any]) -> None:
+def test_what_training_cannot_read_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="Training reads scans in RAS, at one spacing"):
-        check_readable(replace(GRID, **change))
-    check_readable(GRID)
+        check_trainable(replace(network().config, preprocessing=replace(GRID, **change)))
+    check_trainable(network().config)
+    config = replace(tiny_model().config, preprocessing=replace(GRID, **change))
+    with pytest.raises(UsageError, match="Training reads scans in RAS, at one spacing"):
+        TuningRun(UniversalModel(config, torch.ones(3, 8)), Head(), tmp_path)
+
+
+def test_a_model_without_text_is_not_tuned_by_prompts(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"Tuning by prompts is not possible with 'tiny'.*text"):
+        finetune(network(), "scans", ["sacrum"], output=tmp_path)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())

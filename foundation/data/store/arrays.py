@@ -10,7 +10,7 @@ kept between reads, so that any number of workers, forked or spawned, can read a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foundation.errors import MissingExtraError, UsageError, VolumeError, listed
+from foundation.taxonomy import NAMES
 
 try:
     import blosc2
@@ -53,14 +54,29 @@ class Store:
         self.manifest = read_manifest(self.path)
 
     def keys(self) -> list[str]:
-        """Keys of all finished cases, "<dataset>/<id>", sorted."""
+        """Return the keys of all finished cases, "<dataset>/<id>", sorted."""
         return sorted(self.manifest["cases"])
 
     def __len__(self) -> int:
         return len(self.manifest["cases"])
 
+    def own_classes(self, datasets: Collection[str] = ()) -> dict[str, str]:
+        """Return the classes that some case annotates and that are not among the 32.
+
+        Args:
+            datasets: ids; all of the store's if empty.
+
+        Returns:
+            Name → prompt, "" where the dataset's description gives none; by name.
+        """
+        cases = self.manifest["cases"].values()
+        chosen = [case for case in cases if not datasets or case["dataset"] in datasets]
+        names = {name for case in chosen for name in case["annotated"]} - set(NAMES)
+        prompts = self.manifest.get("prompts", {})
+        return {name: prompts.get(name, "") for name in sorted(names)}
+
     def case(self, key: str) -> StoredCase:
-        """One case; reads its description, not its voxels.
+        """Return one case; its description is read, not its voxels.
 
         Raises:
             UsageError: no such case.
@@ -78,9 +94,14 @@ class Store:
 class StoredCase:
     """One case of a store; picklable, and it holds no voxels.
 
-    shape, spacing_mm, affine: of the grid, RAS, isotropic. sets, tissues, unknown: what label
-    values stand for, see `Harmonised`. annotated: classes labelled in this case. weight: how often
-    to draw it, relative to others.
+    Attributes:
+        folder: its files.
+        key: "<dataset>/<id>".
+        shape, spacing_mm, affine: of the grid, RAS, isotropic.
+        sets, tissues, unknown: what label values stand for, see `Harmonised`.
+        annotated: classes labelled in this case.
+        weight: how often to draw it, relative to others.
+        has_ct: whether it has a scan; it is a label map alone otherwise.
     """
 
     folder: Path
@@ -131,11 +152,16 @@ class StoredCase:
     def read(
         self, start: Sequence[int], size: Sequence[int], *, pad: int = PADDING_HU
     ) -> tuple[NDArray[np.int16] | None, NDArray[Any], NDArray[np.bool_]]:
-        """A crop, decompressing only the blocks it touches; it may reach beyond the grid.
+        """Read a crop, decompressing only the blocks that it touches; it may leave the grid.
 
-        start, size: voxels along X, Y, Z; start may be negative. Returns (hu, labels, inside), each
-        of shape `size`: int16 HU (`pad` outside; None without a scan), uint8 or uint16 label
-        values (0 outside), and whether the voxel lies on the grid.
+        Args:
+            start: first voxel along X, Y, Z; may be negative.
+            size: voxels along X, Y, Z.
+            pad: HU outside of the grid.
+
+        Returns:
+            HU (int16, `pad` outside; None without a scan), label values (uint8 or uint16, 0
+            outside), and whether the voxel lies on the grid (bool), each of shape `size`.
 
         Raises:
             VolumeError: the store's file is missing or damaged.
@@ -167,7 +193,7 @@ class StoredCase:
         return hu, crop(LABELS, 0), inside
 
     def read_labels(self) -> NDArray[Any]:
-        """All label values (X, Y, Z), uint8 or uint16.
+        """Read all label values (X, Y, Z), uint8 or uint16.
 
         Raises:
             VolumeError: the store's file is missing or damaged.
@@ -175,7 +201,7 @@ class StoredCase:
         return _decompressed(self._array(LABELS), (slice(None),) * 3, self.folder / LABELS)
 
     def read_ct(self) -> NDArray[np.int16] | None:
-        """All HU (X, Y, Z), int16; None without a scan.
+        """Read all HU (X, Y, Z), int16; None without a scan.
 
         Raises:
             VolumeError: the store's file is missing or damaged.
@@ -185,7 +211,7 @@ class StoredCase:
         return _decompressed(self._array(CT), (slice(None),) * 3, self.folder / CT)
 
     def membership(self, classes: Sequence[str]) -> NDArray[np.bool_]:
-        """Which of `classes` each label value belongs to, bool (values, classes)."""
+        """Return which of `classes` each label value belongs to, bool (values, classes)."""
         return np.array([[name in names for name in classes] for names in self.sets], bool).reshape(
             len(self.sets), len(classes)
         )
@@ -247,7 +273,7 @@ def write_array(path: Path, array: NDArray[Any]) -> None:
 
 
 def read_manifest(store: Path) -> dict[str, Any]:
-    """The manifest of a store.
+    """Read the manifest of a store.
 
     Raises:
         UsageError: there is none, it is damaged, or of a newer format.
@@ -272,7 +298,7 @@ def read_manifest(store: Path) -> dict[str, Any]:
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """What `case.json` says.
+    """Read a case's `case.json`.
 
     Raises:
         VolumeError: it is missing or damaged.

@@ -1,7 +1,7 @@
 """One scan with its labels in the frame and the classes of the store.
 
 RAS by permuting and flipping axes (oblique volumes are not rotated), isotropic spacing, HU clipped
-to what a scanner can tell, sides told apart, lesions also in their organ.
+to the range of scanners, left and right separate, lesions also in their organ.
 
 Labels are sampled at the centre of each new voxel, not by majority: expert labels are smooth, so
 that sampling leaves no noise; a majority would thin out what is thinner than a voxel (adrenal
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from foundation.data.store.meaning import Value, in_order, meaning
+from foundation.data.meaning import Value, in_order, meaning
 from foundation.errors import VolumeError, listed
 from foundation.imaging.body import (
     midline_from_ct,
@@ -60,8 +60,10 @@ class LabelledScan(Protocol):
 class Settings:
     """How cases are harmonised.
 
-    spacing_mm: of the store, along every axis. femoral_heads: derive the heads of the femurs where
-    a femur meets a hip bone (labels named as by TotalSegmentator) and the dataset has no own.
+    Attributes:
+        spacing_mm: of the store, along every axis.
+        femoral_heads: derive the heads of the femurs where a femur meets a hip bone (labels named
+            as by TotalSegmentator) and the dataset has no own.
     """
 
     spacing_mm: float = 1.5
@@ -72,11 +74,17 @@ class Settings:
 class Harmonised:
     """One case in RAS at an isotropic spacing.
 
-    ct: int16 HU (X, Y, Z), or None. labels: uint8 or uint16 (X, Y, Z), value v stands for
-    `sets[v]`, the classes a voxel belongs to, and `tissues[v]`, what its source calls it ("a+b"
-    where structures overlap, the most specific first). unknown: values of which no class is known,
-    not even that it is absent. annotated: classes whose absence means absence.
-    affine (4, 4): voxel index → mm, RAS+. notes: what a reader of the data should know.
+    Attributes:
+        ct: (X, Y, Z), int16 HU, or None.
+        labels: (X, Y, Z), uint8 or uint16.
+        affine: (4, 4), voxel index to millimetres, RAS+.
+        spacing_mm: along every axis.
+        sets: label value → the classes that its voxels belong to.
+        tissues: label value → what its source calls it ("a+b" where structures overlap, the most
+            specific first).
+        unknown: values of which no class is known, not even that it is absent.
+        annotated: classes whose absence means absence.
+        notes: what a reader of the data should know.
     """
 
     ct: NDArray[np.int16] | None
@@ -125,17 +133,21 @@ class _State:
 
 def harmonise(
     scan: LabelledScan,
-    label_map: Mapping[int | str, tuple[str, ...]],
+    label_map: Mapping[int | str, tuple[str, ...]] | Mapping[str, tuple[str, ...]],
     annotated: Sequence[str],
     unknown: Sequence[int | str] = (),
     settings: Settings = Settings(),
 ) -> Harmonised:
     """Bring a scan and its labels into the frame and classes of the store.
 
-    label_map: source label → classes; two sides of a pair are a merged label to be split
-    (`Dataset.label_map`). A source label that it lacks is a tissue of no class. annotated: the
-    classes this case annotates; only those are kept. unknown: source labels whose voxels, unless
-    another label there names a class, are excluded from every loss.
+    Args:
+        scan: what was read.
+        label_map: source label → classes; two sides of a pair are a merged label to be split
+            (`Dataset.label_map`). A source label that it lacks is a tissue of no class.
+        annotated: the classes that this case annotates; only those are kept.
+        unknown: source labels whose voxels, unless another label there names a class, are excluded
+            from every loss.
+        settings: of the store.
 
     Raises:
         VolumeError: CT and labels of different shapes, a label value without a name, CT voxels

@@ -17,10 +17,7 @@ from foundation.files import file_sha256, replacing
 from foundation.taxonomy import NAMES
 
 SAVE_EVERY_S = 2.0  # rewriting it for each of thousands of quick cases would take longer than they
-_COPIED = (
-    *("dataset", "annotated", "voxels", "shape", "has_ct", "sources", "licence", "weight"),
-    *("split", "notes"),
-)
+_COPIED = "dataset annotated voxels shape has_ct sources licence weight split notes"
 
 
 class ManifestWriter:
@@ -69,7 +66,7 @@ class ManifestWriter:
         if description is None:
             self.content["failed"][key] = error
         else:
-            entry = {name: description[name] for name in _COPIED}
+            entry = {name: description[name] for name in _COPIED.split()}
             self.content["cases"][key] = {**entry, "folder": f"{CASES}/{key}"}
         if time.monotonic() - self._saved > SAVE_EVERY_S:
             self.save()
@@ -131,27 +128,16 @@ def relative(path: Path, root: Path) -> str:
         ) from error
 
 
-def verify(
-    manifest: str | Path | Mapping[str, Any], roots: str | Path | Mapping[str, str | Path]
-) -> list[str]:
-    """Compare source files with a manifest; returns one line for each that is missing or differs.
-
-    manifest: `manifest.json` of a store, as a path or as read. roots: the folder of each dataset
-    by id; one path serves for all of them.
-
-    Raises:
-        UsageError: the manifest cannot be read.
-    """
-    content = manifest if isinstance(manifest, Mapping) else read_expected(Path(manifest))
-    datasets = {case["dataset"] for case in content["cases"].values()}
-    folders = roots if isinstance(roots, Mapping) else dict.fromkeys(datasets, roots)
-    return differences(content, {name: Path(root) for name, root in folders.items()})
-
-
 def differences(
     manifest: Mapping[str, Any], roots: Mapping[str, Path], found: Collection[str] | None = None
 ) -> list[str]:
-    """As `verify`; found: the cases there are, where a difference in that counts as well."""
+    """Compare source files with a manifest: one line for each that is missing or differs.
+
+    Args:
+        manifest: of a store, see `read_expected`.
+        roots: the folder of each dataset by id; others are passed over.
+        found: keys of the cases there are, where a difference in that counts as well.
+    """
     wrong = []
     expected = {k: c for k, c in manifest["cases"].items() if c["dataset"] in roots}
     for key, case in sorted(expected.items()):

@@ -22,7 +22,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from foundation.data import Adapter, Case, get_adapter
+from foundation.data import Case, Dataset, get_dataset
 from foundation.data.store.arrays import (
     CASE,
     CASES,
@@ -55,7 +55,13 @@ MOST_WORKERS = 8  # by default; a large scan takes a few GB in each
 
 @dataclass(frozen=True)
 class Report:
-    """What a run did. failed: case → why; the others are keys of the store."""
+    """What a run did.
+
+    Attributes:
+        store: its folder.
+        prepared, skipped: keys of the store.
+        failed: case → why.
+    """
 
     store: Path
     prepared: tuple[str, ...]
@@ -67,7 +73,7 @@ class Report:
 class _Job:
     """One case to prepare; goes to a worker process."""
 
-    adapter: Adapter
+    dataset: Dataset
     case: Case
     root: Path
     store: Path
@@ -94,7 +100,7 @@ class _Outcome:
 
 
 def prepare(
-    datasets: Iterable[tuple[str | Adapter, str | Path]],
+    datasets: Iterable[tuple[str | Dataset, str | Path]],
     store: str | Path,
     *,
     spacing_mm: float = 1.5,
@@ -106,11 +112,14 @@ def prepare(
 ) -> Report:
     """Harmonise all cases of `datasets` into `store`; what is there and unchanged is left alone.
 
-    datasets: pairs of a dataset (id, name, YAML file, or adapter) and the folder it lies in.
-    spacing_mm, femoral_heads: see `harmonise.Settings`.
-    workers: processes; 1 works in this one. overwrite: prepare finished cases again. manifest: of a
-    store; if the sources differ from those it lists, nothing is prepared. Messages and the progress
-    bar go to standard error.
+    Args:
+        datasets: pairs of a dataset (see `get_dataset`) and the folder that it lies in.
+        store: the folder to prepare into.
+        spacing_mm, femoral_heads: see `harmonise.Settings`.
+        workers: processes; 1 works in this one, None is one a core.
+        overwrite: prepare finished cases again.
+        manifest: of a store; if the sources differ from those it lists, nothing is prepared.
+        progress: show a bar, on standard error.
 
     Raises:
         UsageError: unknown dataset, no case found, settings that do not fit the store, two cases
@@ -134,8 +143,8 @@ def prepare(
             recover_folder(left.with_name(left.name[1:-4]))
         prompts = {
             name: prompt
-            for adapter in {id(job.adapter): job.adapter for job in jobs}.values()
-            for name, prompt in adapter.prompts.items()
+            for dataset in {id(job.dataset): job.dataset for job in jobs}.values()
+            for name, prompt in dataset.prompts.items()
         }
         writer = ManifestWriter(store, settings.spacing_mm, prompts)
         gone = writer.begin([job.key for job in jobs], {job.case.dataset for job in jobs})
@@ -161,7 +170,7 @@ def _check_settings(settings: Settings) -> None:
 
 
 def _find_jobs(
-    datasets: Iterable[tuple[str | Adapter, str | Path]],
+    datasets: Iterable[tuple[str | Dataset, str | Path]],
     store: Path,
     settings: Settings,
     overwrite: bool,
@@ -170,15 +179,15 @@ def _find_jobs(
     jobs: list[_Job] = []
     incomplete: dict[str, str] = {}
     for given, root in datasets:
-        adapter = get_adapter(given) if isinstance(given, str) else given
-        cases, survey, left_out = adapter.survey(Path(root))
-        cases = cases or adapter.find(root)  # which says what was expected
+        dataset = get_dataset(given) if isinstance(given, str) else given
+        cases, survey, left_out = dataset.survey(Path(root))
+        cases = cases or dataset.find(root)  # an error with what was expected
         if left_out:
-            _say(f"{adapter.dataset.name}: left out: {listed(left_out, 4)}")
+            _say(f"{dataset.name}: left out: {listed(left_out, 4)}")
         for id_, why in survey.faults:
-            key, why = f"{adapter.dataset.id}/{id_}", why.replace(f"{root}{os.sep}", "")
+            key, why = f"{dataset.id}/{id_}", why.replace(f"{root}{os.sep}", "")
             incomplete[key] = f"{incomplete[key]} {why}" if key in incomplete else why
-        jobs += [_Job(adapter, case, Path(root), store, settings, overwrite) for case in cases]
+        jobs += [_Job(dataset, case, Path(root), store, settings, overwrite) for case in cases]
     if not jobs:
         raise UsageError("No dataset given; give DATASET=DIR, see `universal-ct datasets`.")
     count = Counter(job.key for job in jobs)
@@ -285,10 +294,10 @@ def _prepare_case(job: _Job) -> _Outcome:
         finished = _finished(job.folder)
         if finished and (finished["recipe"], finished["sources"]) == (recipe, sources):
             return _Outcome(finished, skipped=True)
-    dataset, case = job.adapter.dataset, job.case
-    harmonised = harmonise(
-        job.adapter.read(case), dataset.label_map, case.annotated, case.unknown, job.settings
-    )
+    dataset, case = job.dataset, job.case
+    scan = dataset.read(case)
+    classes = dataset.classes_of({label for labels in scan.names for label in labels})
+    harmonised = harmonise(scan, classes, case.annotated, case.unknown, job.settings)
     about = {
         "dataset": case.dataset,
         "id": case.id,
@@ -304,7 +313,7 @@ def _prepare_case(job: _Job) -> _Outcome:
 
 def _recipe(job: _Job) -> str:
     """A hash of everything besides the sources that the result depends on."""
-    dataset, case = job.adapter.dataset, job.case
+    dataset, case = job.dataset, job.case
     parts = {
         "versions": [FORMAT_VERSION, RECIPE_VERSION],
         "settings": asdict(job.settings),

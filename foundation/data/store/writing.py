@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from foundation.data.meaning import in_order
 from foundation.data.store.arrays import BACKGROUND, CASE, CENTRES, CT, LABELS, write_array
 from foundation.data.store.harmonise import Harmonised
-from foundation.data.store.meaning import in_order
 from foundation.imaging.body import TISSUE_HU, body_mask
 
 MOST_CENTRES = 2000
@@ -21,9 +21,15 @@ PERCENTILES = (0.5, 5.0, 25.0, 50.0, 75.0, 95.0, 99.5)
 
 
 def write_case(folder: Path, case: Harmonised, about: Mapping[str, Any]) -> dict[str, Any]:
-    """Write all files of one case into an empty folder; returns what `case.json` says.
+    """Write all files of one case into an empty folder.
 
-    about: what the harmonised case does not know (dataset, id, sources, licence, weight …).
+    Args:
+        folder: of the case.
+        case: what is written.
+        about: what is not in it (dataset, id, sources, licence, weight …).
+
+    Returns:
+        The content of `case.json`.
     """
     boxes = ndimage.find_objects(case.labels)
     voxels = _voxels(case)

@@ -11,10 +11,14 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from foundation.data import Dataset, paper_datasets
+from foundation.data.layouts import Patterns
 from foundation.data.store.harmonise import Harmonised, Settings, harmonise
 from foundation.errors import VolumeError
 from foundation.synthesis import phantom
-from foundation.taxonomy import DATASETS, NAMES, TOTALSEGMENTATOR, Dataset
+from foundation.taxonomy import NAMES, PAIRED, TOTALSEGMENTATOR, by_name
+
+DATASETS = paper_datasets()
 
 MM = 4.0
 
@@ -33,6 +37,10 @@ def numbered(labels: np.ndarray, ct: np.ndarray | None = None, mm: float = MM) -
     """A label map of plain numbers, RAS."""
     names = ((), *((str(v),) for v in range(1, int(labels.max()) + 1)))
     return Scan(ct, np.diag([mm, mm, mm, 1.0]), labels, names)
+
+
+def labelled(label_map: dict[Any, tuple[str, ...]], annotated: tuple[str, ...]) -> Dataset:
+    return Dataset("x", "x", label_map, annotated, Patterns((), ()))
 
 
 def run(scan: Scan, dataset: Dataset, mm: float = MM, **more: Any) -> Harmonised:
@@ -171,8 +179,9 @@ def test_every_label_of_every_dataset_becomes_its_classes(id_: str) -> None:
     assert case.labels.dtype == np.uint8
     for number, key in enumerate(keys):
         value = case.labels[5, 5, 6 * number + 4]
-        positive = set(dataset.positive_classes(key))
-        if key in dataset.split_left_right:
+        own = dataset.label_map[key]
+        positive = {*own, *(organ for name in own for organ in by_name(name).parents)}
+        if own in PAIRED.values():
             sides = set(case.sets[value]) & set(dataset.label_map[key])
             told = set(case.annotated) & set(dataset.label_map[key])
             # Told where another label shows the body's middle, and then one side, not two.
@@ -201,8 +210,7 @@ def test_a_vessel_is_in_the_liver_where_that_is_annotated() -> None:
     labels = np.zeros((9, 9, 9), np.uint8)
     labels[2:7] = 1
     labels[4] = 2
-    dataset = Dataset(
-        "x", "x", {"liver": ("liver",), "hepatic_veins": ("hepatic_vessel",)},
+    dataset = labelled({"liver": ("liver",), "hepatic_veins": ("hepatic_vessel",)},
         ("liver", "hepatic_vessel"),
     )  # fmt: skip
     scan = replace(numbered(labels), names=((), ("liver",), ("hepatic_veins",)))
@@ -227,9 +235,7 @@ def test_overlapping_structures_survive() -> None:
     scan = replace(
         numbered(labels), names=((), ("liver",), ("stomach", "other"), ("liver", "stomach"))
     )
-    dataset = Dataset(
-        "x", "x", {"liver": ("liver",), "stomach": ("stomach",)}, ("liver", "stomach")
-    )
+    dataset = labelled({"liver": ("liver",), "stomach": ("stomach",)}, ("liver", "stomach"))
     case = run(scan, dataset)
     assert mask(case, "liver").sum() == 400
     assert mask(case, "stomach").sum() == 300
@@ -241,7 +247,7 @@ def test_classes_of_the_users_own_and_labels_without_class() -> None:
     labels = np.zeros((9, 9, 9), np.uint8)
     labels[2], labels[3], labels[4] = 1, 2, 3
     scan = replace(numbered(labels), names=((), ("L1",), ("muscle",), ("spleen",)))
-    dataset = Dataset("x", "x", {"L1": ("vertebra L1",)}, ("vertebra L1",))
+    dataset = labelled({"L1": ("vertebra L1",)}, ("vertebra L1",))
     case = run(scan, dataset)
     assert case.sets == ((), ("vertebra L1",), (), ())
     assert case.tissues == ("", "L1", "muscle", "spleen")
@@ -318,8 +324,7 @@ def test_a_lesion_beside_kidneys_whose_sides_are_labelled() -> None:
     labels = painted({"kidney_right": 1, "kidney_left": 2})
     cyst = ndimage.binary_dilation(labels == 2, iterations=2) & (labels == 0)
     labels[cyst] = 3
-    dataset = Dataset(
-        "x", "x", {1: ("kidney_right",), 2: ("kidney_left",), 3: ("kidney_cyst",)},
+    dataset = labelled({1: ("kidney_right",), 2: ("kidney_left",), 3: ("kidney_cyst",)},
         ("kidney_right", "kidney_left", "kidney_cyst"),
     )  # fmt: skip
     case = run(numbered(labels), dataset)
@@ -331,8 +336,7 @@ def test_a_cyst_named_by_its_side_is_in_that_kidney() -> None:
     labels = np.zeros((9, 9, 9), np.uint8)
     labels[4] = 1
     scan = replace(numbered(labels), names=((), ("kidney_cyst_right",)))
-    dataset = Dataset(
-        "x", "x", {"kidney_cyst_right": ("kidney_cyst",)},
+    dataset = labelled({"kidney_cyst_right": ("kidney_cyst",)},
         ("kidney_right", "kidney_left", "kidney_cyst"),
     )  # fmt: skip
     assert run(scan, dataset).sets[1] == ("kidney_right", "kidney_cyst")
@@ -367,8 +371,7 @@ def test_femoral_heads_are_derived_on_request() -> None:
     values = {name: number for number, name in enumerate(names, start=1)}
     labels = painted({**values, "femur_head_left": 3, "femur_head_right": 4})
     scan = replace(numbered(labels), names=((), *((name,) for name in names)))
-    dataset = Dataset(
-        "x", "x", {k: (v,) for k, v in TOTALSEGMENTATOR.items()},
+    dataset = labelled({k: (v,) for k, v in TOTALSEGMENTATOR.items()},
         tuple(n for n in NAMES if "femur" not in n),
     )  # fmt: skip
     assert "femur_head_left" not in run(scan, dataset).annotated

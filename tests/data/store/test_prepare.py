@@ -20,7 +20,7 @@ import pytest
 from foundation.cli import prepare as command
 from foundation.data.store import prepare as running
 from foundation.data.store.arrays import Store
-from foundation.data.store.manifest import verify
+from foundation.data.store.manifest import differences, read_expected
 from foundation.data.store.prepare import Report, prepare
 from foundation.data.store.processes import in_processes
 from foundation.errors import UniversalCTError, UsageError
@@ -339,8 +339,8 @@ def test_a_script_without_a_main_guard_is_told_so(data: Data, tmp_path: Path) ->
 def test_data_that_differ_from_a_manifest_are_refused(data: Data, tmp_path: Path) -> None:
     data.prepare(tmp_path / "store")
     expected = tmp_path / "store" / "manifest.json"
-    assert verify(expected, data.root) == []
-    assert verify(expected, {"mine": data.root, "other": tmp_path}) == []
+    assert differences(read_expected(expected), {"mine": data.root}) == []
+    assert differences(read_expected(expected), {"mine": data.root, "other": tmp_path}) == []
     assert data.prepare(tmp_path / "same", manifest=expected).prepared == KEYS
 
     path = data.root / "labels" / "case1.nii.gz"
@@ -349,7 +349,7 @@ def test_data_that_differ_from_a_manifest_are_refused(data: Data, tmp_path: Path
     path.write_bytes(bytes(changed))
     (data.root / "images" / "case0.nii.gz").write_bytes(b"short")
     (data.root / "images" / "case2.nii.gz").unlink()
-    assert verify(expected, data.root) == [
+    assert differences(read_expected(expected), {"mine": data.root}) == [
         "mine/case0: images/case0.nii.gz has another size",
         "mine/case1: labels/case1.nii.gz has another SHA-256",
         "mine/case2: images/case2.nii.gz is missing",
@@ -370,7 +370,7 @@ def test_a_manifest_of_another_spacing_or_dataset_is_refused(data: Data, tmp_pat
     with pytest.raises(UniversalCTError, match="no dataset yours"):
         data.prepare(tmp_path / "other", manifest=tmp_path / "store")
     with pytest.raises(UsageError, match="not a readable manifest"):
-        verify(data.yaml, data.root)
+        read_expected(data.yaml)
 
 
 # --- usage ----------------------------------------------------------------------------------------

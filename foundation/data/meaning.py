@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from foundation.taxonomy import CLASSES, NAMES, PAIRED
+from foundation.taxonomy import CLASSES, NAMES, PAIRED, organ_around
 
 # The organ that holds a lesion; a hepatic vessel is in the liver too.
 PARENTS = {c.name: c.parent for c in CLASSES if c.parent} | {"hepatic_vessel": "liver"}
@@ -14,7 +14,14 @@ PARENTS = {c.name: c.parent for c in CLASSES if c.parent} | {"hepatic_vessel": "
 
 @dataclass(frozen=True)
 class Value:
-    """What one label value stands for. undecided: pairs whose side is not known yet."""
+    """What one label value stands for.
+
+    Attributes:
+        tissues: names of what is there, the most specific first.
+        classes: the annotated classes of such a voxel.
+        undecided: pairs whose side is not known yet.
+        unknown: of no known class, and it may be of any.
+    """
 
     tissues: tuple[str, ...] = ()
     classes: frozenset[str] = frozenset()
@@ -25,10 +32,18 @@ class Value:
 def meaning(
     sources: Sequence[str],
     names: Mapping[str, tuple[str, ...]],
-    annotated: set[str],
-    marked: set[str],
+    annotated: Collection[str],
+    marked: Collection[str] = (),
 ) -> Value:
-    """What a voxel with these source labels is."""
+    """Say what a voxel with these source labels is.
+
+    Args:
+        sources: the source labels of the voxel.
+        names: source label → classes; two sides of a pair are a label that merges them.
+        annotated: the classes that the case annotates; all others are left out.
+        marked: source labels whose voxels may be anything.
+    """
+    wanted = set(annotated)
     classes: set[str] = set()
     undecided: set[str] = set()
     tissues: dict[str, bool] = {}  # name → whether it is a part of another structure
@@ -41,27 +56,19 @@ def meaning(
             continue
         for name in found:
             classes.add(name)
-            parent = PARENTS.get(name)
-            if parent in PAIRED:
-                side = {"left", "right"} & set(re.split(r"[^a-z]+", source.lower()))
-                if len(side) == 1:
-                    classes.add(f"{parent}_{side.pop()}")  # a cyst of the left kidney
-                else:
-                    undecided.add(parent)
-            elif parent is not None:
-                classes.add(parent)
-    classes &= annotated
+            if (parent := PARENTS.get(name)) is not None:
+                organ = organ_around(parent, source)  # a cyst of the left kidney
+                (undecided if organ is None else classes).add(organ or parent)
+    classes &= wanted
     undecided = {
-        pair
-        for pair in undecided
-        if annotated & set(PAIRED[pair]) and not classes & set(PAIRED[pair])
+        pair for pair in undecided if wanted & set(PAIRED[pair]) and not classes & set(PAIRED[pair])
     }
     known = bool(classes or undecided)
     return Value(
         tissues=tuple(sorted(tissues, key=lambda name: not tissues[name])),
         classes=frozenset(classes),
         undecided=frozenset(undecided),
-        unknown=not known and bool(marked & set(sources)),
+        unknown=not known and not set(sources).isdisjoint(marked),
     )
 
 
@@ -75,6 +82,10 @@ def _tissue(source: str, found: Sequence[str], pair: str | None) -> str:
 
 
 def in_order(classes: Iterable[str]) -> list[str]:
-    """Class names in the paper's order, others after them by name."""
-    rank = {name: number for number, name in enumerate(NAMES)}
-    return sorted(classes, key=lambda name: (rank.get(name, len(rank)), name))
+    """Sort names of classes in the paper's order, others after them by name.
+
+    A pair's organ ("kidney") comes before its sides.
+    """
+    rank: dict[str, float] = {name: number for number, name in enumerate(NAMES)}
+    rank |= {organ: rank[pair[0]] - 0.5 for organ, pair in PAIRED.items()}
+    return sorted(classes, key=lambda name: (rank.get(name, len(NAMES)), name))

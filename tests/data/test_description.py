@@ -1,14 +1,20 @@
 """Datasets of one's own: YAML descriptions, nnU-Net's folders, and what is refused in them."""
 
+import datetime
 import json
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 from dataset_trees import make_affine, make_ct, make_labels, write_nifti
 
-from foundation.data import DatasetWarning, get_adapter
+from foundation.data import DatasetWarning, get_dataset
+from foundation.data.description import CaseSettings, Description
+from foundation.data.store.arrays import Store
+from foundation.data.store.prepare import prepare
 from foundation.errors import UsageError, VolumeError
 from foundation.taxonomy import NAMES
 
@@ -22,7 +28,7 @@ BASE = {
 }
 
 
-def describe(folder: Path, **changes):
+def describe(folder: Path, /, **changes):
     content = {key: value for key, value in {**BASE, **changes}.items() if value is not None}
     path = folder / "my-ct.yaml"
     path.write_text(yaml.safe_dump(content))
@@ -38,43 +44,39 @@ def write_case(root: Path, name: str, seed: int = 0, values=(1, 2, 3, 4)):
 
 def test_a_yaml_file_describes_images_and_labels(tmp_path):
     ct, labels = write_case(tmp_path / "data", "a")
-    adapter = get_adapter(describe(tmp_path, weight=2.5))
-    (case,) = adapter.find(tmp_path / "data")
-    scan = adapter.read(case)
+    dataset = get_dataset(describe(tmp_path, weight=2.5))
+    (case,) = dataset.find(tmp_path / "data")
+    scan = dataset.read(case)
     np.testing.assert_array_equal(scan.ct, ct)
     np.testing.assert_array_equal(scan.labels, labels)
     assert scan.names == ((), ("1",), ("2",), ("3",), ("4",))
     assert (case.dataset, case.id, case.weight) == ("my-ct", "a", 2.5)
     assert case.annotated == ("kidney_right", "kidney_left", "liver", "liver_tumor")
-    assert adapter.dataset.split_left_right == (3,)
-    assert adapter.positive_classes("2") == ("liver", "liver_tumor")
-    assert adapter.positive_classes("4") == ()
-    assert adapter.dataset.licence == "CC-BY-4.0"
+    assert dataset.label_map[3] == ("kidney_right", "kidney_left")
+    assert dataset.classes_of(["2", "4"]) == {"2": ("liver", "liver_tumor")}
+    assert dataset.unused == ("4",)
+    assert dataset.licence == "CC-BY-4.0"
 
 
 def test_classes_of_ones_own_bring_their_prompt(tmp_path):
     own = {"name": "vertebra L1", "prompt": "A CT of the first lumbar vertebra"}
     classes = {1: own, 2: ["liver", {"name": "cable"}], 3: ["vertebra L1", "liver"]}
-    adapter = get_adapter(describe(tmp_path, classes=classes))
-    assert adapter.prompts == {
-        "vertebra L1": own["prompt"],
-        "cable": "A computerized tomography of a cable",
-    }
-    assert adapter.positive_classes("1") == ("vertebra L1",)
-    assert adapter.positive_classes("3") == ("vertebra L1", "liver")
-    assert adapter.dataset.annotated == ("liver", "vertebra L1", "cable")
+    dataset = get_dataset(describe(tmp_path, classes=classes))
+    assert dataset.prompts == {"vertebra L1": own["prompt"]}  # a training makes that of cable
+    assert dataset.classes_of("13") == {"1": ("vertebra L1",), "3": ("vertebra L1", "liver")}
+    assert dataset.annotated == ("liver", "vertebra L1", "cable")
 
 
 def test_unknown_labels_and_overrides_of_single_cases(tmp_path):
     for seed, name in enumerate("abc"):
         write_case(tmp_path, name, seed, (1, 2, 7))
     cases = {"b": {"annotated": ["liver"], "weight": 0, "licence": "MIT"}, "c": {"image": False}}
-    adapter = get_adapter(describe(tmp_path, unknown=[7], cases=cases))
-    a, b, c = adapter.find(tmp_path)
-    assert a.unknown == ("7",) and a.annotated == adapter.dataset.annotated
+    dataset = get_dataset(describe(tmp_path, unknown=[7], cases=cases))
+    a, b, c = dataset.find(tmp_path)
+    assert a.unknown == ("7",) and a.annotated == dataset.annotated
     assert (b.annotated, b.weight, b.licence) == (("liver",), 0, "MIT")
     assert c.image is None
-    scan = adapter.read(c)
+    scan = dataset.read(c)
     assert scan.ct is None and ("7",) in scan.names
 
 
@@ -84,7 +86,7 @@ def test_one_file_per_structure(tmp_path):
     write_nifti(tmp_path / "p1/ct.nii.gz", make_ct(0), affine)
     write_nifti(tmp_path / "p1/seg/liver.nii.gz", liver, affine)
     write_nifti(tmp_path / "p1/seg/lesion.nii.gz", tumor, affine)
-    adapter = get_adapter(
+    dataset = get_dataset(
         describe(
             tmp_path,
             layout="per-structure",
@@ -92,7 +94,7 @@ def test_one_file_per_structure(tmp_path):
             classes={"liver": "liver", "lesion": "liver_tumor"},
         )
     )
-    scan = adapter.read(adapter.find(tmp_path)[0])
+    scan = dataset.read(dataset.find(tmp_path)[0])
     both = [v for v, names in enumerate(scan.names) if set(names) == {"liver", "lesion"}]
     np.testing.assert_array_equal(np.isin(scan.labels, both), (liver > 0) & (tumor > 0))
 
@@ -103,7 +105,7 @@ def test_names_come_from_a_file_of_the_case(tmp_path):
     for name, third in (("a", {"5": "vertebrae_L1"}), ("b", {})):
         names = {"1": "small_bowel", "2": "lung_upper_lobe_left", **third}
         (tmp_path / name / "labels.json").write_text(json.dumps(names))
-    adapter = get_adapter(
+    dataset = get_dataset(
         describe(
             tmp_path,
             classes=None,
@@ -112,18 +114,18 @@ def test_names_come_from_a_file_of_the_case(tmp_path):
             annotated=["intestine", "lung"],
         )
     )
-    case = adapter.find(tmp_path)[0]
+    case = dataset.find(tmp_path)[0]
     assert case.labels[-1] == case.names_file == tmp_path / "a/labels.json"
-    scan = adapter.read(case)
+    scan = dataset.read(case)
     np.testing.assert_array_equal(scan.labels, labels)
     assert scan.names[1] == ("small_bowel",) and scan.names[5] == ("vertebrae_L1",)
     assert scan.names[3] == ()
-    assert adapter.positive_classes("small_bowel") == ("intestine",)
-    assert adapter.positive_classes("vertebrae_L1") == ()
+    names = ("small_bowel", "vertebrae_L1")
+    assert dataset.classes_of(names) == {"small_bowel": ("intestine",)}
     assert case.annotated == ("lung_right", "lung_left", "intestine")
     (tmp_path / "a/labels.json").write_text('{"1": "small_bowel"}')
     with pytest.raises(VolumeError, match=r"has label 2, 5, which labels\.json does not name"):
-        adapter.read(case)
+        dataset.read(case)
 
 
 def test_cases_may_be_listed_one_by_one(tmp_path):
@@ -136,12 +138,12 @@ def test_cases_may_be_listed_one_by_one(tmp_path):
         "bare": {"image": "two/ct.nii.gz", "labels": False, "annotated": []},
         "elsewhere": {},
     }
-    adapter = get_adapter(describe(tmp_path, layout="cases", cases=cases))
+    dataset = get_dataset(describe(tmp_path, layout="cases", cases=cases))
     with pytest.warns(DatasetWarning, match=r"1 cases are incomplete.*two: does not exist"):
-        bare, first = adapter.find(tmp_path)
-    np.testing.assert_array_equal(adapter.read(first).labels, labels)
+        bare, first = dataset.find(tmp_path)
+    np.testing.assert_array_equal(dataset.read(first).labels, labels)
     assert bare.labels == () and bare.annotated == ()
-    assert not adapter.read(bare).labels.any()
+    assert not dataset.read(bare).labels.any()
 
 
 @pytest.mark.parametrize(
@@ -158,67 +160,145 @@ def test_a_folder_of_nnu_net_needs_no_description(labels, tmp_path):
     write_nifti(root / "labelsTr/x_001.nii.gz", truth, affine)
     index = {"channel_names": {"0": "CT"}, "labels": labels, "file_ending": ".nii.gz"}
     (root / "dataset.json").write_text(json.dumps({**index, "numTraining": 1}))
-    adapter = get_adapter(root)
-    (case,) = adapter.find(root)
+    dataset = get_dataset(root)
+    (case,) = dataset.find(root)
     assert (case.dataset, case.id) == ("Dataset042_Mine", "x_001")
-    assert adapter.dataset.label_map == {
+    assert dataset.label_map == {
         1: ("liver",),
         2: ("kidney_left",),
         3: ("kidney_right", "kidney_left"),
     }
-    np.testing.assert_array_equal(adapter.read(case).labels, truth)
-    yaml_adapter = get_adapter(describe(tmp_path, layout="nnunet", images=None, labels=None))
+    np.testing.assert_array_equal(dataset.read(case).labels, truth)
+    yaml_adapter = get_dataset(describe(tmp_path, layout="nnunet", images=None, labels=None))
     assert [each.id for each in yaml_adapter.find(root)] == ["x_001"]
 
 
 def test_nnu_net_labels_that_are_no_classes_are_refused(tmp_path):
     (tmp_path / "dataset.json").write_text('{"labels": {"background": 0, "femur": 1}}')
     with pytest.raises(UsageError, match=r"Unknown class 'femur'.*describe the dataset in YAML"):
-        get_adapter(tmp_path)
+        get_dataset(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"lables": "x"}, r"unknown lables; allowed are name, licence"),
+        ({"lables": "x"}, r"unknown key 'lables'\. Did you mean 'labels'\? Allowed: name, id"),
         ({"name": "my ct/1"}, "name is 'my ct/1'"),
         ({"layout": "bids"}, "layout is 'bids'; choose from nifti"),
         ({"classes": {1: "livver"}}, r"label 1: Unknown class 'livver'\. Did you mean 'liver'"),
         ({"classes": {"liver": "liver"}}, "label values are whole numbers"),
         ({"classes": None}, "no classes"),
-        ({"classes": {1: {"nam": "x"}}}, "unknown nam"),
+        ({"classes": {1: {"nam": "x"}}}, "unknown key 'nam'"),
         ({"annotated": ["spline"]}, r"annotated: Unknown class 'spline'"),
-        ({"annotated": "liver"}, "give a list"),
+        ({"annotated": "liver"}, "annotated is 'liver'; expected a list"),
         ({"images": "ct.nii.gz"}, r"has no \{id\}"),
         ({"labels": "../{id}.nii.gz"}, "leaves the folder"),
         ({"labels": None}, "labels is missing"),
-        ({"vocabulary": "radlex"}, "only totalsegmentator"),
+        ({"vocabulary": "radlex"}, "vocabulary is 'radlex'; .*choose from totalsegmentator"),
         ({"vocabulary": "totalsegmentator"}, "a vocabulary needs annotated"),
         ({"weight": -1}, "weight is -1"),
-        ({"cases": {"a": {"wieght": 2}}}, "case a: unknown wieght"),
+        ({"cases": {"a": {"wieght": 2}}}, "cases.a: unknown key 'wieght'"),
         ({"layout": "cases"}, "no cases are given"),
+        ({"layout": "index"}, "images and labels: layout index does not use that"),
+        ({"folder": "Task03"}, "folder: layout nifti does not use that"),
     ],
 )
 def test_a_wrong_description_is_refused_in_words(changes, words, tmp_path):
     with pytest.raises(UsageError, match=words):
-        get_adapter(describe(tmp_path, **changes))
+        get_dataset(describe(tmp_path, **changes))
+
+
+VALUES: list[Any] = [
+    *(None, True, False, 0, 5, -1, 1.5, float("nan"), "", "x", "{id}/x.nii", [], [7], [[]]),
+    *([None], {}, {"a": 1}, {1: {"name": 2}}, {"a": [None]}, datetime.date(2026, 1, 1)),
+]
+
+
+@pytest.mark.parametrize("layout", ["nifti", "per-structure", "cases"])
+def test_no_value_of_any_key_ends_in_a_traceback(layout, tmp_path):
+    write_nifti(tmp_path / "a/ct.nii.gz", make_ct(0), make_affine(0))
+    base = {**BASE, "layout": layout, "cases": {"a": {}}}
+    if layout == "per-structure":
+        base["classes"] = {"liver": "liver"}
+    contents = [{**base, f.name: value} for f in fields(Description) for value in VALUES]
+    contents += [
+        {**base, "cases": {"a": {f.name: value}}} for f in fields(CaseSettings) for value in VALUES
+    ]
+    contents += [{**base, "cases": {"a": value}} for value in VALUES]
+    contents += [{**base, "classes": {1: value}} for value in VALUES]
+    contents += [{**base, "classes": {1: {"name": value}}} for value in VALUES]
+    read = 0
+    path = tmp_path / "fuzz.yaml"
+    for content in contents:
+        path.write_text(yaml.safe_dump(content))
+        try:
+            get_dataset(path).survey(tmp_path)
+            read += 1
+        except UsageError as error:
+            assert str(path) in str(error) or str(tmp_path) in str(error)
+    assert 0 < read < len(contents)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"unknown": 9}, r"unknown is 9; expected a list"),
+        ({"images": 5}, r"images is 5; expected str. Put it in quotes"),
+        ({"cases": {"a": {"unknown": None, "weight": "2"}}}, r"cases.a.weight is '2'; expected"),
+        ({"cases": {"a": {"image": True}}}, r"cases.a.image is True"),
+        ({"rule": "ct_up_to_500"}, r"Did you mean 'ct_up_to_id_500'"),
+        ({"classes": {1: {"name": " "}}}, r"name of a class is ' '"),
+        ({"classes": {1: 5}}, r"classes.1 is 5"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_named(changes, words, tmp_path):
+    with pytest.raises(UsageError, match=words):
+        get_dataset(describe(tmp_path, **changes))
+
+
+def test_a_pattern_names_as_many_masks_as_a_case_has(tmp_path):
+    affine = make_affine(0)
+    lesions = [make_labels(seed, (1,)) for seed in range(3)]
+    for case, count in (("p1", 3), ("p2", 1)):
+        write_nifti(tmp_path / case / "ct.nii.gz", make_ct(0), affine)
+        write_nifti(tmp_path / case / "seg/liver.nii.gz", np.ones_like(lesions[0]), affine)
+        for number in range(count):
+            file = tmp_path / case / f"seg/livertumor{number + 1:02}.nii.gz"
+            write_nifti(file, lesions[number], affine)
+    path = describe(
+        tmp_path,
+        layout="per-structure",
+        labels="{id}/seg/*.nii.gz",
+        classes={"liver": "liver", "livertumor*": "liver_tumor"},
+    )
+    dataset = get_dataset(path)
+    for case, count in zip(dataset.find(tmp_path), (3, 1), strict=True):
+        scan = dataset.read(case)
+        classes = dataset.classes_of({name for names in scan.names for name in names})
+        table = [any("liver_tumor" in classes[n] for n in names) for names in scan.names]
+        truth = np.any([lesion > 0 for lesion in lesions[:count]], axis=0)
+        np.testing.assert_array_equal(np.array(table)[scan.labels], truth)
+    store = tmp_path / "store"
+    prepare([(str(path), tmp_path)], store, workers=1, spacing_mm=5.0, progress=False)
+    assert all("liver_tumor" in case["voxels"] for case in Store(store).manifest["cases"].values())
+    write_nifti(tmp_path / "p2/seg/bone.nii.gz", lesions[2], affine)
+    with pytest.raises(VolumeError, match="p2 has label bone, which is not in the label map"):
+        dataset.read(dataset.find(tmp_path)[1])
 
 
 def test_what_is_no_yaml_is_refused(tmp_path):
     path = tmp_path / "broken.yaml"
     path.write_text("name: [")
     with pytest.raises(UsageError, match="cannot be read as YAML"):
-        get_adapter(path)
+        get_dataset(path)
     path.write_text("- a list")
-    with pytest.raises(UsageError, match="expected entries 'key: value'"):
-        get_adapter(path)
+    with pytest.raises(UsageError, match="expected keys and values, not"):
+        get_dataset(path)
 
 
 def test_the_shipped_description_says_what_each_case_annotates():
-    adapter = get_adapter("open-data")
-    assert set(adapter.dataset.annotated) <= set(NAMES)
+    dataset = get_dataset("open-data")
+    assert set(dataset.annotated) <= set(NAMES)
     # Lesions are grown inside organs by the training, and are in no label map.
-    assert {"celiac_trunk", "hepatic_vessel", "rectum", "prostate"} <= set(
-        adapter.dataset.annotated
-    )
-    assert not {"liver_tumor", "kidney_cyst"} & set(adapter.dataset.annotated)
+    assert {"celiac_trunk", "hepatic_vessel", "rectum", "prostate"} <= set(dataset.annotated)
+    assert not {"liver_tumor", "kidney_cyst"} & set(dataset.annotated)
