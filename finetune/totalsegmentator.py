@@ -334,6 +334,7 @@ def write_tree(root: Path, labels: Sequence[str], spacing_mm: float = 3.0) -> Pa
     for number, _ in enumerate(SMOKE_SPLITS):
         rng = np.random.default_rng(number)
         hu = rng.normal(-90, 10, (32, 32, 32))
+        hu[-1] = -1000  # air, as in every CT
         shift = rng.integers(0, 3, 3)
         folder = root / f"s{number:04d}"
         (folder / "segmentations").mkdir(parents=True)
