@@ -1,6 +1,8 @@
 """Errors that a user can act on: each says what was given, what is allowed and what to do."""
 
 from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
 
 
 class UniversalCTError(Exception):
@@ -25,6 +27,29 @@ class HubError(UniversalCTError):
 
 class MissingExtraError(UniversalCTError, ImportError):
     """An optional dependency is not installed; names the extra that brings it."""
+
+
+def import_extra(name: str, extra: str, purpose: str) -> Any:
+    """Import a module that only an extra installs.
+
+    Args:
+        name: The module, such as "peft".
+        extra: The extra of this package that installs it.
+        purpose: What needs it, as the subject of a sentence: "Adapters need".
+
+    Returns:
+        The module.
+
+    Raises:
+        MissingExtraError: It is not installed.
+    """
+    try:
+        return import_module(name)
+    except ImportError as error:
+        package = name.split(".")[0]
+        raise MissingExtraError(
+            f"{purpose} {package}, which is not installed: pip install 'universal-ct[{extra}]'"
+        ) from error
 
 
 def listed(names: Sequence[str], most: int = 8) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foundation.errors import MissingExtraError
+from foundation.errors import import_extra
 
 _A, _B = "lora_A", "lora_B"
 
@@ -70,22 +70,17 @@ def inject(
     Raises:
         MissingExtraError: peft is not installed.
     """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise MissingExtraError(
-            "Adapters need peft, which is not installed: pip install 'universal-ct[tune]'"
-        ) from error
+    peft = import_extra("peft", "tune", "Adapters need")
     asked = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
     targets = target_pattern(adaptable(module))
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets)  # type: ignore[arg-type]
+    config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets)
     training = module.training
     if values is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            inject_adapter_in_model(config, module, adapter)
+            peft.inject_adapter_in_model(config, module, adapter)
     else:
-        inject_adapter_in_model(config, module, adapter, low_cpu_mem_usage=True)
+        peft.inject_adapter_in_model(config, module, adapter, low_cpu_mem_usage=True)
         _fill(module, adapter, values)
     del module.peft_config  # peft would warn of a second adapter; the layers know theirs
     module.train(training)

@@ -12,7 +12,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foundation.data.cases import natural_key
-from foundation.errors import MissingExtraError, VolumeError, listed
+from foundation.errors import VolumeError, import_extra, listed
 
 _EVEN = 0.1  # a slice may lie this share of the distance between slices off its even place
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -147,12 +146,7 @@ def read_pixels(paths: Sequence[Path]) -> NDArray[np.float32]:
 @contextmanager
 def _simpleitk() -> Iterator[Any]:
     """SimpleITK, whose DICOM reader leaves the process in the locale "C": it is given back."""
-    try:
-        sitk: Any = import_module("SimpleITK")  # untyped
-    except ImportError as error:
-        raise MissingExtraError(
-            "Reading DICOM needs SimpleITK. Install it: pip install 'universal-ct[dicom]'."
-        ) from error
+    sitk = import_extra("SimpleITK", "dicom", "Reading DICOM needs")
     sitk.ProcessObject.SetGlobalWarningDisplay(False)  # uneven slices are judged here
     before = locale.setlocale(locale.LC_ALL)
     try:

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from foundation.errors import MissingExtraError, UsageError
+from foundation.errors import UsageError, import_extra
 from foundation.files import recover_folder
 from foundation.hardware import computes_bfloat16
 from foundation.training import checkpoints
@@ -145,13 +145,10 @@ def accelerator_for(
         MissingExtraError: accelerate is not installed.
         UsageError: The device cannot compute in this precision.
     """
-    try:
-        from accelerate import Accelerator, InitProcessGroupKwargs
-        from accelerate.state import AcceleratorState
-    except ImportError as error:
-        raise MissingExtraError(
-            "Training needs accelerate, which is not installed: pip install 'universal-ct[train]'"
-        ) from error
+    import_extra("accelerate", "train", "Training needs")
+    from accelerate import Accelerator, InitProcessGroupKwargs
+    from accelerate.state import AcceleratorState
+
     cpu = torch.device(device or "cuda").type == "cpu"
     on_cpu = cpu or not torch.cuda.is_available()
     if precision == "bfloat16" and on_cpu and not computes_bfloat16("cpu"):

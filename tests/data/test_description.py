@@ -247,7 +247,10 @@ def test_no_value_of_any_key_ends_in_a_traceback(layout, tmp_path):
         ({"cases": {"a": {"unknown": None, "weight": "2"}}}, r"cases.a.weight is '2'; expected"),
         ({"cases": {"a": {"image": True}}}, r"cases.a.image is True"),
         ({"rule": "ct_up_to_500"}, r"Did you mean 'ct_up_to_id_500'"),
-        ({"classes": {1: {"name": " "}}}, r"name of a class is ' '"),
+        (
+            {"classes": {1: {"name": " "}}},
+            r"classes.1: A class needs a name with a letter or digit",
+        ),
         ({"classes": {1: 5}}, r"classes.1 is 5"),
     ],
 )

@@ -117,7 +117,7 @@ def test_saved_and_loaded_it_is_the_same(activation: str, tmp_path: Path) -> Non
     assert content["activation"] == activation and content["divisor"] == 8
     assert [each["name"] for each in content["classes"]] == list(CLASSES)
     card = Card.parse("plain", (folder / "README.md").read_text(), "card")
-    assert f"a plain head ({activation})" in card.text and "Text encoder" not in card.text
+    assert f"a head without text ({activation})" in card.text and "Text encoder" not in card.text
     with pytest.raises(UsageError, match="is a PlainModel, not a UniversalModel"):
         UniversalModel.from_pretrained(folder)
 

@@ -19,15 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from foundation.errors import MissingExtraError, UsageError, VolumeError, listed
+from foundation.errors import UsageError, VolumeError, import_extra, listed
 from foundation.taxonomy import NAMES
-
-try:
-    import blosc2
-except ImportError as error:
-    raise MissingExtraError(
-        "Stores of prepared cases need blosc2: pip install 'universal-ct[train]'."
-    ) from error
 
 FORMAT_VERSION = 1
 PADDING_HU = -1024
@@ -40,6 +33,10 @@ BACKGROUND = "background"  # in the centres: in the body, of no class
 CHUNK, BLOCK = 64, 32
 
 Triple = tuple[int, int, int]
+
+
+def _blosc2() -> Any:
+    return import_extra("blosc2", "train", "Stores of prepared cases need")
 
 
 class Store:
@@ -220,7 +217,7 @@ class StoredCase:
         path = self.folder / name
         try:
             # One thread: a pool of threads does not survive the fork of a data loader.
-            array = blosc2.open(str(path), mode="r", dparams=blosc2.DParams(nthreads=1))
+            array = _blosc2().open(str(path), mode="r", dparams=_blosc2().DParams(nthreads=1))
         except (OSError, RuntimeError, ValueError) as error:
             raise VolumeError(f"{path} is missing or damaged ({error}); {_AGAIN}") from error
         if getattr(array, "shape", None) != self.shape:
@@ -259,6 +256,7 @@ class _Centres(Mapping[str, NDArray[np.int32]]):
 def write_array(path: Path, array: NDArray[Any]) -> None:
     """Write (X, Y, Z) in compressed blocks."""
     chunks = tuple(min(CHUNK, size) for size in array.shape)
+    blosc2 = _blosc2()
     blosc2.asarray(
         np.ascontiguousarray(array),
         urlpath=str(path),
