@@ -50,27 +50,31 @@ import numpy as np
 from foundation import NewClass, UniversalModel, from_pretrained
 from foundation.adapting.adapters import base_sha256
 from foundation.errors import UniversalCTError, UsageError, listed
-from foundation.evaluation.charts import Curve
-from foundation.evaluation.report import Report, write_report
-from foundation.evaluation.scores import Scores, evaluate
+from foundation.evaluation import Curve, Report, Scores, evaluate, write_report
 from foundation.files import nifti_stem
 from foundation.hardware import keep_freed_memory
 from foundation.inference.predict import choose_device
 from foundation.networks.backbones import BACKBONES
 from foundation.networks.encoder import check_patch
-from foundation.tuning.data import Split, TuningData, read_data
-from foundation.tuning.run import validation_curve
-from foundation.tuning.start import HEADS, random_model, transfer_model, transfer_preprocessing
-from foundation.tuning.tasks import (
+from foundation.tuning import (
+    HEADS,
     PUBLISHED,
     SIZES,
     TASKS,
+    Split,
+    TuningData,
+    build_transfer,
     fewshot_subsets,
     get_task,
+    random_model,
+    read_data,
     read_meta,
+    transfer_method,
+    transfer_model,
+    transfer_preprocessing,
+    validation_curve,
     write_subsets,
 )
-from foundation.tuning.transfer import build_transfer, transfer_method
 
 SCRATCH = "scratch"
 SMOKE = {"steps": 2}
@@ -330,6 +334,7 @@ def write_tree(root: Path, labels: Sequence[str], spacing_mm: float = 3.0) -> Pa
     for number, _ in enumerate(SMOKE_SPLITS):
         rng = np.random.default_rng(number)
         hu = rng.normal(-90, 10, (32, 32, 32))
+        hu[-1] = -1000  # air, as in every CT
         shift = rng.integers(0, 3, 3)
         folder = root / f"s{number:04d}"
         (folder / "segmentations").mkdir(parents=True)

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from foundation import NewClass, finetune
-from foundation.evaluation.comparison import write_comparison
+from foundation.evaluation import write_comparison
 from foundation.synthesis import SMOKE_CLASS, write_scans
 from foundation.tuning import METHODS
 

@@ -59,9 +59,14 @@ class TrainingNetwork(nn.Module):
             nn.init.constant_(self.auxiliary.get_parameter("bias"), -2.0)
 
     def forward(self, image: Tensor, voxels: Tensor) -> tuple[Tensor, Tensor | None]:
-        """image (B, C, X, Y, Z); voxels (B, M) flat indices → logits (B, K, M) of head, classifier.
+        """Compute the logits of head and classifier at some voxels.
 
-        With an index for every voxel, they must be in order.
+        Args:
+            image: (B, C, X, Y, Z), preprocessed.
+            voxels: Flat indices (B, M); with one for every voxel, they must be in order.
+
+        Returns:
+            Logits (B, K, M) of the head, and of the classifier if there is one.
         """
         if self.auxiliary is None and voxels.shape[1] == image[0, 0].numel():
             logits: Tensor = self.model(image)
@@ -94,12 +99,12 @@ def with_own_classes(config: RunConfig, store: Store | None) -> RunConfig:
 
 
 def class_configs(config: RunConfig) -> tuple[ClassConfig, ...]:
-    """The classes of a run: those it names, or the taxonomy's."""
+    """Return the classes of a run: those it names, or the taxonomy's."""
     return config.model.classes or tuple(ClassConfig(name) for name in NAMES)
 
 
 def exclusive_classes(config: RunConfig) -> Tensor:
-    """Classes of which a voxel has at most one, bool (K,)."""
+    """Return of which classes a voxel has at most one, bool (K,)."""
     known = dict(zip(NAMES, EXCLUSIVE.tolist(), strict=True))
     return torch.tensor(
         [
@@ -110,10 +115,10 @@ def exclusive_classes(config: RunConfig) -> Tensor:
 
 
 def text_spec(config: RunConfig) -> TextSpec:
-    """The encoder that embeds the prompts, with the revision that is found on this machine.
+    """Return the encoder that embeds the prompts, with the revision found on this machine.
 
     Raises:
-        HubError, MissingExtraError: its weights cannot be had here.
+        HubError, MissingExtraError: Its weights cannot be had here.
     """
     if config.model.text == ONE_HOT:
         width = len(class_configs(config))
@@ -123,11 +128,11 @@ def text_spec(config: RunConfig) -> TextSpec:
 
 
 def build_model(config: RunConfig) -> UniversalModel:
-    """The untrained model of a run, which depends on the configuration and its seed alone.
+    """Return the untrained model of a run, which depends on its configuration and seed alone.
 
     Raises:
-        HubError, MissingExtraError: the text encoder's weights cannot be had here.
-        UsageError: the backbone does not take its options, or a class is named twice.
+        HubError, MissingExtraError: The text encoder's weights cannot be had here.
+        UsageError: The backbone does not take its options, or a class is named twice.
     """
     text = text_spec(config)
     classes = tuple(_class_spec(each, text) for each in class_configs(config))
@@ -187,9 +192,9 @@ def initialise(model: UniversalModel, name_or_path: str) -> None:
     """Give `model` the weights of another of the same architecture.
 
     Raises:
-        HubError: there is no such model.
-        UsageError: its prompts were embedded by another encoder.
-        WeightsError: its keys or shapes differ; lists them.
+        HubError: There is no such model.
+        UsageError: Its prompts were embedded by another encoder.
+        WeightsError: Its keys or shapes differ; lists them.
     """
     start = from_pretrained(name_or_path)
     require(start, "logits", "Starting a pretraining")
@@ -200,10 +205,10 @@ def initialise(model: UniversalModel, name_or_path: str) -> None:
 
 
 def build_network(config: RunConfig) -> TrainingNetwork:
-    """What a run trains, at its start.
+    """Return what a run trains, at its start.
 
     Raises:
-        HubError, MissingExtraError, UsageError, WeightsError: as `build_model`, `initialise`.
+        HubError, MissingExtraError, UsageError, WeightsError: As `build_model`, `initialise`.
     """
     model = build_model(config)
     if config.initialise_from:
@@ -219,7 +224,7 @@ def build_network(config: RunConfig) -> TrainingNetwork:
 
 
 def build_optimizer(network: TrainingNetwork, config: RunConfig) -> torch.optim.AdamW:
-    """AdamW with a group for each learning rate that occurs."""
+    """Return AdamW with a group for each learning rate that occurs."""
     rates = learning_rates(network, config.optimizer)
     groups: dict[float, list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
@@ -235,7 +240,7 @@ def build_optimizer(network: TrainingNetwork, config: RunConfig) -> torch.optim.
 
 
 def learning_rates(network: TrainingNetwork, config: OptimizerConfig) -> dict[str, float]:
-    """The full learning rate of each parameter, by name.
+    """Return the full learning rate of each parameter, by name.
 
     The layers of the head that generate others have the head's rate: they are the ones that a high
     rate throws off. What reads the features has the common rate, the backbone its share of it.

@@ -63,7 +63,7 @@ def load(folder: Path) -> Checkpoint:
     """Read what `save` wrote, on the CPU.
 
     Raises:
-        WeightsError: a file is missing or damaged.
+        WeightsError: A file is missing or damaged.
     """
     try:
         progress = json.loads((folder / STATE).read_text(encoding="utf-8"))
@@ -80,7 +80,7 @@ def load(folder: Path) -> Checkpoint:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A copy on the CPU, in the plain order of memory; gathered from all processes if sharded."""
+    """Return a copy on the CPU, in the plain order of memory; gathered if it is sharded."""
     tensor = tensor.detach()
     if isinstance(tensor, DTensor):
         tensor = tensor.full_tensor()  # every process must call this
@@ -88,7 +88,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def gathered(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Whole copies of all of `values`."""
+    """Return whole copies of all of `values`."""
     return {name: whole(value) for name, value in values.items()}
 
 
@@ -96,8 +96,13 @@ def gathered(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def restore(target: Mapping[str, Tensor], saved: Mapping[str, Tensor], what: str) -> None:
     """Copy saved values into tensors of the same names, sharded or not.
 
+    Args:
+        target: The tensors, which are changed.
+        saved: Their values.
+        what: What they are, for the error.
+
     Raises:
-        WeightsError: the names are not the same.
+        WeightsError: The names are not the same.
     """
     if target.keys() != saved.keys():
         odd = sorted(target.keys() ^ saved.keys())[:3]
@@ -115,7 +120,7 @@ def _like(tensor: Tensor, value: Tensor) -> Tensor:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
-    """Tensors that the optimiser keeps, under the names of their parameters."""
+    """Return the tensors that the optimiser keeps, under the names of their parameters."""
     names: dict[Tensor, str] = {tensor: name for name, tensor in module.named_parameters()}
     found = {}
     for parameter, kept in optimizer.state.items():

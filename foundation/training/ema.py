@@ -11,7 +11,12 @@ from torch import Tensor, nn
 class Average:
     """An exponential running average of a module's state, with a short memory at first.
 
-    decay: largest share of the past. values: the averaged tensors by name; integers are copied.
+    Attributes:
+        values: The averaged tensors by name; integers are copied.
+
+    Args:
+        module: Whose state is averaged.
+        decay: Largest share of the past.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
@@ -20,7 +25,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
-        """Take in the state after optimiser step `step`, counted from 0."""
+        """Take in the state of `module` after optimiser step `step`, counted from 0."""
         # With its full memory from the start, the random weights would linger in the average.
         decay = min(self.decay, (step + 1) / (step + 10))
         for name, value in module.state_dict().items():

@@ -1,4 +1,4 @@
-"""What a run tells while it goes: rows of CSV, one line of progress, TensorBoard if wanted."""
+"""The log of a run: rows of CSV, one line of progress, TensorBoard if wanted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,12 @@ _SECONDS_A_LINE = 60.0  # between lines in a file, where no bar is drawn
 class Tally:
     """Sums since the last row: of the loss's terms, and of the whole loss by source.
 
-    Kept on the training device, so that a step waits for nothing.
+    They are kept on the training device, so that a step waits for nothing.
+
+    Args:
+        terms: Names of the loss's terms.
+        sources: Names of the sources.
+        device: Where the training computes.
     """
 
     def __init__(self, terms: Sequence[str], sources: Sequence[str], device: torch.device) -> None:
@@ -53,7 +58,7 @@ class Tally:
         self.sums[1, len(self.terms)] += 1
 
     def row(self, sums: Tensor) -> dict[str, float | None]:
-        """Means of `sums`, which all processes have added up; None for sources never drawn."""
+        """Return means of the `sums` of all processes; None for sources that were never drawn."""
         names = [*self.terms, "norm", *(f"loss/{name}" for name in self.sources)]
         totals, counts = sums.tolist()
         means = {
@@ -69,7 +74,12 @@ class Tally:
 
 
 class Table:
-    """A CSV file with a row for some of the steps, which a resumed run continues."""
+    """A CSV file with a row for some of the steps, which a resumed run continues.
+
+    Args:
+        path: Of the file.
+        columns: Its columns, after that of the step.
+    """
 
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
         self.path, self.columns = path, ["step", *columns]
@@ -108,20 +118,28 @@ def bar(
         shown: Whether a bar is wanted at all.
         options: Of tqdm.
     """
-    return tqdm(items, disable=not (shown and _draws()), **options)
+    return tqdm(items, disable=not (shown and draws_bars()), **options)
 
 
-def _draws() -> bool:
+def draws_bars() -> bool:
+    """Return whether there is a terminal or a notebook to draw bars in."""
     return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
 class Progress:
-    """How far a run is: a bar, or a line now and then where standard error is no terminal."""
+    """How far a run is: a bar, or a line now and then where standard error is no terminal.
+
+    Args:
+        title: Of the bar.
+        first: Steps that are done already.
+        steps: All steps.
+        shown: Whether anything is shown.
+    """
 
     def __init__(self, title: str, first: int, steps: int, shown: bool) -> None:
         self.bar = bar(shown=shown, initial=first, total=steps, desc=title, unit="step")
         self.title, self.steps, self.done = title, steps, first
-        self.writes_lines = shown and not _draws()
+        self.writes_lines = shown and not draws_bars()
         self.next_line = time.monotonic() + _SECONDS_A_LINE
 
     def step(self) -> None:
@@ -149,8 +167,12 @@ class Progress:
 class Board:
     """TensorBoard events; does nothing where they are not wanted.
 
+    Args:
+        folder: Of the events; None for none.
+        first: The step at which a resumed run goes on.
+
     Raises:
-        MissingExtraError: they are wanted and tensorboard is not installed.
+        MissingExtraError: They are wanted and tensorboard is not installed.
     """
 
     def __init__(self, folder: Path | None, first: int = 0) -> None:

@@ -21,8 +21,17 @@ if TYPE_CHECKING:
     from foundation.tuning.recipe import Given, method_settings, settings_of
     from foundation.tuning.result import Tuned
     from foundation.tuning.run import AFTER, BEFORE, TuningRun, validation_curve
-    from foundation.tuning.start import random_model
-    from foundation.tuning.tasks import fewshot_subsets, write_subsets
+    from foundation.tuning.start import HEADS, random_model, transfer_model, transfer_preprocessing
+    from foundation.tuning.tasks import (
+        PUBLISHED,
+        SIZES,
+        TASKS,
+        fewshot_subsets,
+        get_task,
+        read_meta,
+        write_subsets,
+    )
+    from foundation.tuning.transfer import TransferSettings, build_transfer, transfer_method
 
 # Loaded on first use: the command line lists the methods without torch.
 _HOMES = {
@@ -32,15 +41,20 @@ _HOMES = {
     "recipe": "Given method_settings settings_of",
     "result": "Tuned",
     "run": "AFTER BEFORE TuningRun validation_curve",
-    "start": "random_model",
-    "tasks": "fewshot_subsets write_subsets",
+    "start": "HEADS random_model transfer_model transfer_preprocessing",
+    "tasks": "PUBLISHED SIZES TASKS fewshot_subsets get_task read_meta write_subsets",
+    "transfer": "TransferSettings build_transfer transfer_method",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = [
     "AFTER",
     "BEFORE",
+    "HEADS",
     "METHODS",
+    "PUBLISHED",
+    "SIZES",
+    "TASKS",
     "CachedFeed",
     "Continual",
     "Full",
@@ -51,15 +65,22 @@ __all__ = [
     "NetworkMethod",
     "PatchFeed",
     "Split",
+    "TransferSettings",
     "Tuned",
     "TuningData",
     "TuningRun",
+    "build_transfer",
     "fewshot_subsets",
     "get_method",
+    "get_task",
     "method_settings",
     "random_model",
     "read_data",
+    "read_meta",
     "settings_of",
+    "transfer_method",
+    "transfer_model",
+    "transfer_preprocessing",
     "validation_curve",
     "write_subsets",
 ]

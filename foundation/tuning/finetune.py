@@ -33,8 +33,6 @@ def finetune(
     validation: float = 0.2,
     seed: int = 1,
     device: str | torch.device = "auto",
-    tolerance_mm: float = 2.0,
-    name: str | None = None,
     progress: bool = True,
     **settings: Any,
 ) -> Tuned:
@@ -53,10 +51,9 @@ def finetune(
         validation: Share of the scans by which the best step is chosen.
         seed: Of splits and training.
         device: auto, cpu, cuda, cuda:1 or mps.
-        tolerance_mm: Of the surface Dice.
-        name: Of the new model or adapter.
         progress: Show how far it is.
-        settings: Of the method, see its class; None keeps the method's own value.
+        settings: `tolerance_mm` of the surface Dice (2.0), `name` of the new model or adapter, and
+            those of the method, see its class; None keeps the method's own value.
 
     Returns:
         The tuned model, its folder, scores and report.
@@ -67,9 +64,10 @@ def finetune(
         WeightsError: The model is damaged.
         MissingExtraError: An extra is not installed.
     """
+    own = {key: settings.pop(key) for key in ("tolerance_mm", "name") if key in settings}
     chosen = get_method(method, **settings)
     base = from_pretrained(model) if isinstance(model, str | Path) else model
-    run = TuningRun(base, chosen, Path(output), seed, device, tolerance_mm, name, progress)
+    run = TuningRun(base, chosen, Path(output), seed, device, progress=progress, **own)
     run.read(data, classes, test=test, validation=validation)
     before = run.measure(BEFORE)
     run.train()

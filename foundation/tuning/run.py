@@ -41,6 +41,7 @@ from foundation.model import UniversalModel
 from foundation.networks.protocol import check_trainable, require
 from foundation.taxonomy import NAMES, normalise
 from foundation.text import class_prompt
+from foundation.training.logs import draws_bars
 from foundation.training.losses import EXCLUSIVE
 from foundation.training.schedule import Schedule, ScheduleConfig
 from foundation.training.trainer import (
@@ -114,6 +115,11 @@ class TuningRun:
         """Of all that the run trains: its device, its processes and its precision."""
         return accelerator_for(self.precision(self.method), self.device)
 
+    @property
+    def shows_bars(self) -> bool:
+        """Whether others may draw progress bars."""
+        return self.shows_progress and draws_bars()
+
     def precision(self, method: Method) -> Precision:
         """Return in what a method computes here."""
         if method.precision != "auto":
@@ -178,7 +184,7 @@ class TuningRun:
                 split=Split(validation, self.seed),
                 old_classes=self.base.classes,
                 workers=1,  # others would start the caller's script anew without a main guard
-                progress=self.shows_progress,
+                progress=self.shows_bars,
             )
         self.model.to(self.device)
         if self.shows_progress:  # before hours of training, not after
@@ -278,7 +284,7 @@ class TuningRun:
                 masks=self.folder / MASKS / when,
                 keep=self.base.classes if when == BEFORE else names,
                 tolerance_mm=self.tolerance_mm,
-                progress=self.shows_progress,
+                progress=self.shows_bars,
             )
         )
 
@@ -368,6 +374,7 @@ class TuningRun:
             after=after,
             agreement=self.agreement(),
             measured_on="test scans" if self.data.test else "validation scans",
+            before_is="the model as it was" if not self.added else "by the prompt alone",
             training=(Curve("validation Dice", validation_curve(self.folder / TUNING)),),
             cases=self.measured,
             masks=self.folder / MASKS / AFTER,

@@ -48,7 +48,8 @@ def rates_of(config: ScheduleConfig, steps: int, *full: float) -> list[list[floa
 
 
 def test_the_cosine_is_timms() -> None:
-    CosineLRScheduler = pytest.importorskip("timm.scheduler").CosineLRScheduler  # noqa: N806
+    from timm.scheduler import CosineLRScheduler
+
     steps, warm_up, full = 40, 8, 0.3
     reference_adam = optimizer(full)
     reference = CosineLRScheduler(

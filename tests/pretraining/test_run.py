@@ -332,6 +332,10 @@ def test_the_command(
     )
     assert (seen["store"], seen["output"]) == ("s", "r")
     assert capsys.readouterr().out == "model\n"
+    with monkeypatch.context() as patched:
+        patched.setenv("RANK", "1")  # of several processes one prints
+        assert command.run(parser.parse_args(line)) == 0
+    assert not capsys.readouterr().out
     with pytest.raises(UniversalCTError, match="is not KEY=VALUE"):
         command.run(parser.parse_args(["pretrain", "unet", "seed"]))
 

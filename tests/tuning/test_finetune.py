@@ -146,7 +146,7 @@ def test_old_classes_that_no_scan_labels_are_compared_with_the_model_before(
     assert "agreement with the model before" in tuned.report.read_text()
     assert f"{len(told)} old classes, not labelled" in tuned.table()
     card = (tuned.saved / "README.md").read_text()
-    assert "| spleen | " in card.partition("Agreement with the base model")[2]
+    assert "| spleen | " in card.partition("This is agreement, not accuracy")[2]
 
 
 def test_head_learns_what_the_features_show(

@@ -32,7 +32,7 @@ class Continual(NetworkMethod):
         from foundation.tuning.samples import pseudo_labels
 
         old = run.base.to(run.device).eval()
-        pseudo = pseudo_labels(old, run.data.train, old.classes, run.shows_progress)
+        pseudo = pseudo_labels(old, run.data.train, old.classes, run.shows_bars)
         scans = replace(run.scans(self), pseudo=pseudo)
         teacher = old if self.protect == "distil" else None
         return PatchFeed(
