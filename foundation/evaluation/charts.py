@@ -19,7 +19,14 @@ from numpy.typing import NDArray
 
 from foundation.data.store.arrays import StoredCase
 from foundation.imaging.legend import display_name
-from foundation.imaging.preview import HU_WINDOW, PLANES, arrange, informative_slices
+from foundation.imaging.preview import (
+    HU_WINDOW,
+    PLANES,
+    areas_of,
+    arrange,
+    informative_slices,
+    plane_of,
+)
 
 BEFORE, AFTER, BAD = "#9aa5b1", "#1f6feb", "#c62828"
 _LINES = ("#1f6feb", "#e07b00", "#2e7d32", "#8e44ad", "#6d4c41", "#00838f")
@@ -88,11 +95,8 @@ def case_png(
     hu = case.read_ct()
     assert hu is not None  # what was measured has a scan
     shown = [name for name in references if references[name].any() or masks[name].any()]
-    profiles = [
-        (any_.sum((1, 2)), any_.sum((0, 2)), any_.sum((0, 1)))
-        for any_ in (references[name] if references[name].any() else masks[name] for name in shown)
-    ]
-    indices = informative_slices(profiles, case.shape)
+    seen = (references[name] if references[name].any() else masks[name] for name in shown)
+    indices = informative_slices(map(areas_of, seen), case.shape)
     sizes = [(case.shape[across], case.shape[down]) for _, _, across, down in PLANES]
     width, height, places = arrange([across / down for across, down in sizes], 10.5)
     low, high = _window(hu, references.values())
@@ -110,11 +114,10 @@ def case_png(
     for place, plane in enumerate(PLANES):
         axes = figure.add_subplot(grid[place])
         axes.set_axis_off()
-        picture = _plane(hu, plane, indices)
-        axes.imshow(picture, cmap="gray", vmin=low, vmax=high)
+        axes.imshow(plane_of(hu, plane, indices), cmap="gray", vmin=low, vmax=high)
         for name in shown:
-            _outline(axes, _plane(references[name], plane, indices), "white", 2.2)
-            _outline(axes, _plane(masks[name], plane, indices), shades[name], 1.3)
+            _outline(axes, plane_of(references[name], plane, indices), "white", 2.2)
+            _outline(axes, plane_of(masks[name], plane, indices), shades[name], 1.3)
     figure.legend(
         handles=handles,
         loc="lower center",
@@ -124,13 +127,6 @@ def case_png(
         labelcolor="white",
     )
     return _png(figure)
-
-
-def _plane(
-    volume: NDArray[Any], plane: tuple[str, int, int, int], indices: Sequence[int]
-) -> NDArray[Any]:
-    cut: NDArray[Any] = volume.take(indices[plane[1]], axis=plane[1])[::-1, ::-1].T
-    return cut
 
 
 def _outline(axes: Any, mask: NDArray[np.bool_], shade: str, width: float) -> None:

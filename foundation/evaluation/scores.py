@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from foundation.errors import UsageError
 from foundation.files import replacing
 from foundation.imaging.bits import pack, unpack
+from foundation.imaging.frame import bounding_box
 from foundation.imaging.volumes import VolumeWarning
 from foundation.inference.predict import segment_volume
 from foundation.networks.protocol import Network
@@ -84,11 +84,11 @@ def surface_dice(
 
     if not reference.any():
         return None
-    if not mask.any():
+    box = bounding_box(mask | reference)
+    if box is None or not mask.any():
         return 0.0
     # Distances take time by the voxel, and far from both masks they are not needed. Around the box
     # lies a border of nothing: a mask that ends with the grid has a surface there.
-    box = ndimage.find_objects((mask | reference).astype(np.uint8))[0]
     ours, theirs = [torch.from_numpy(np.pad(m[box], 1))[None, None] for m in (mask, reference)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of MONAI's own inner calls

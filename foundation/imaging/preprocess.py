@@ -64,8 +64,7 @@ def reorient(array: NDArray, source: str, target: str) -> NDArray:
         A view of the array, along the axes of `target`.
     """
     start, end = (nib.orientations.axcodes2ornt(codes) for codes in (source, target))
-    turned: NDArray = nib.apply_orientation(array, nib.orientations.ornt_transform(start, end))
-    return turned
+    return np.asarray(nib.apply_orientation(array, nib.orientations.ornt_transform(start, end)))
 
 
 def normalise_hu(hu: Tensor, preprocessing: Preprocessing) -> Tensor:

@@ -154,7 +154,8 @@ class Segmentation:
         """
         dtype = np.uint8 if max(self.label_values.values()) < 256 else np.uint16
         label_map: NDArray[np.integer] = np.zeros(self.volume.shape, dtype)
-        for name in self._painting_order():
+        voxels = {name: self._found(name).voxels for name in self.present}
+        for name in sorted(voxels, key=lambda n: (self.parents.get(n) is not None, -voxels[n])):
             found = self._found(name)
             label_map[found.box][found.unpack()] = self.label_values[name]
         return label_map
@@ -256,9 +257,10 @@ class Segmentation:
         with path.open("w", newline="", encoding="utf-8", errors="replace") as file:
             writer = csv.writer(file)
             writer.writerow(["class", "volume_ml", "truncated", "warnings"])
-            for name, ml in self.volumes_ml.items():
-                cut = str(name in truncated).lower()
-                writer.writerow([name, f"{ml:.3f}", cut, " ".join(doubts)])
+            writer.writerows(
+                [name, f"{ml:.3f}", str(name in truncated).lower(), " ".join(doubts)]
+                for name, ml in self.volumes_ml.items()
+            )
 
     def _file_stem(self, name: str) -> str:
         """A class's name as a file's: a name is the model's own, and might hold a path."""
@@ -267,12 +269,11 @@ class Segmentation:
 
     def _labels(self, hidden: Mapping[str, int], files: Mapping[str, str]) -> dict[str, Label]:
         truncated = self.truncated
-        shades = self.colours
         return {
             str(self.label_values[name]): Label(
                 name=name,
                 display=display_name(name),
-                colour=shades[name],
+                colour=self.colours[name],
                 parent=self.parents.get(name),
                 volume_ml=round(self.volumes_ml[name], 3),
                 truncated=name in truncated,
@@ -281,11 +282,6 @@ class Segmentation:
             )
             for name in self.classes
         }
-
-    def _painting_order(self) -> list[str]:
-        """Organs before lesions, large before small: what comes later lies on top."""
-        voxels = {name: self._found(name).voxels for name in self.present}
-        return sorted(voxels, key=lambda name: (self.parents.get(name) is not None, -voxels[name]))
 
     def _pack(self, name: str) -> _PackedMask | None:
         if name not in self._packed:

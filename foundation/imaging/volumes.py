@@ -173,9 +173,12 @@ def _open(path: Path) -> Any:
         raise VolumeError(f"{path} is an empty file. Copy or download it again.")
     if nifti_stem(path) is None:
         raise VolumeError(f"{path} is not a NIfTI file. {SUPPORTED}")
+    opener = gzip.open if path.name.lower().endswith(".gz") else open
     try:
         image: Any = nib.load(path)
-        raw = type(image.header)(_header_bytes(path, type(image.header)), check=False)
+        kind = type(image.header)
+        with opener(path, "rb") as stream:
+            raw = kind(stream.read(kind.template_dtype.itemsize), check=False)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise VolumeError(f"{path} is damaged or cut short: {error}. Copy it again.") from error
     except (ImageFileError, HeaderDataError, OSError, ValueError) as error:
@@ -188,13 +191,6 @@ def _open(path: Path) -> Any:
             "Correct pixdim in its header, or convert it again from the original."
         )
     return image
-
-
-def _header_bytes(path: Path, kind: Any) -> bytes:
-    opener = gzip.open if path.name.lower().endswith(".gz") else open
-    with opener(path, "rb") as stream:
-        content: bytes = stream.read(kind.template_dtype.itemsize)
-    return content
 
 
 def _image_from_pair(array: ArrayLike, affine: ArrayLike) -> Any:
@@ -264,8 +260,7 @@ def _load(image: Any, label: str) -> NDArray[np.float32]:
         raise VolumeError(
             f"{label} is damaged or cut short: {error}. Copy or download it again."
         ) from error
-    voxels: NDArray[np.float32] = array.reshape(array.shape[:3])
-    return voxels
+    return np.asarray(array.reshape(array.shape[:3]))
 
 
 def _check_intensities(array: NDArray[np.float32], label: str) -> list[str]:

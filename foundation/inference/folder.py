@@ -171,10 +171,8 @@ def still_to_do(cases: Sequence[Case], existing: Existing) -> list[Case]:
         UsageError: Results are there and `existing` is "refuse"; or files are there that no result
             of ours names, which are never replaced.
     """
-    if foreign := next((path for case in cases if (path := case.files.foreign())), None):
-        raise UsageError(
-            f"{foreign} was there before and is not universal-ct's. Give another -o, or move it."
-        )
+    for case in cases:
+        case.files.refuse_foreign()
     done = [case for case in cases if case.files.done]
     if done and existing == "refuse":
         more = f" and {len(done) - 1} more" if len(done) > 1 else ""

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from foundation.imaging.frame import bounding_box
 from foundation.imaging.sides import correct_sides
 
 Mask = NDArray[np.bool_]
@@ -191,13 +192,9 @@ def _near(tumour: Mask, pieces: Sequence[Mask], spacing_mm: Sequence[float]) -> 
 
 def _within_box(mask: Mask, change: Callable[[Mask], Mask], margin: int = 0) -> Mask:
     """Apply `change` to the box around a mask: organs are small and grids large."""
-    found = ndimage.find_objects(mask.astype(np.uint8))
-    if not found:
+    box = bounding_box(mask, margin)
+    if box is None:
         return mask
-    box = tuple(
-        slice(max(0, part.start - margin), min(size, part.stop + margin))
-        for part, size in zip(found[0], mask.shape, strict=True)
-    )
     changed = np.zeros_like(mask)
     changed[box] = change(mask[box])
     return changed
