@@ -10,10 +10,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from foundation.model import UniversalModel
+from typing import Any
 
 DEFAULT_MODEL = "universal-ct"
 NOTICE = "For research only: not a medical device, not for diagnosis or treatment."
@@ -84,14 +81,7 @@ def intermix(verb: argparse.ArgumentParser) -> None:
     verb.parse_known_args = intermixed  # type: ignore[method-assign]
 
 
-# --- models ---------------------------------------------------------------------------------------
-
-
-def load_model(name: str) -> UniversalModel:
-    """Load a model, as `from_pretrained` does."""
-    from foundation.hub.load import from_pretrained
-
-    return from_pretrained(name)
+# --- devices --------------------------------------------------------------------------------------
 
 
 def ready_device(name: str) -> str:

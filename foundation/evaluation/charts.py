@@ -35,14 +35,29 @@ _MOST_IN_LEGEND = 12
 
 @dataclass(frozen=True)
 class Curve:
-    """A line of a chart: points (x, y)."""
+    """A line of a chart.
+
+    Attributes:
+        label: Its name in the legend.
+        points: (x, y) of each.
+    """
 
     label: str
     points: tuple[tuple[float, float], ...]
 
 
 def curves_svg(curves: Sequence[Curve], x_label: str, y_label: str, counts: bool = False) -> str:
-    """Lines with their points. counts: x are few whole numbers, each of which is marked."""
+    """Draw lines with their points.
+
+    Args:
+        curves: The lines.
+        x_label: Text below.
+        y_label: Text at the left.
+        counts: The x are few whole numbers, each of which is marked, on a logarithmic axis.
+
+    Returns:
+        An <svg> element.
+    """
     figure = Figure(figsize=(7.2, 3.2))
     axes = figure.add_subplot()
     for number, curve in enumerate(curves):
@@ -65,7 +80,15 @@ def curves_svg(curves: Sequence[Curve], x_label: str, y_label: str, counts: bool
 
 
 def changes_svg(changes: Mapping[str, tuple[float, float]], bad: Sequence[str]) -> str:
-    """A line per class from its Dice before to that after; those of `bad` in red."""
+    """Draw a line per class from its Dice before to that after.
+
+    Args:
+        changes: Class name → Dice before and after, in [0, 1].
+        bad: The classes that are drawn in red.
+
+    Returns:
+        An <svg> element.
+    """
     names = list(changes)[::-1]
     figure = Figure(figsize=(7.2, 0.5 + 0.26 * len(names)))
     axes = figure.add_subplot()
@@ -88,9 +111,17 @@ def case_png(
     masks: Mapping[str, NDArray[np.bool_]],
     references: Mapping[str, NDArray[np.bool_]],
 ) -> str:
-    """Three planes of a scan as a data URI: references outlined in white, masks in colour.
+    """Draw three planes of a scan, with references outlined in white and masks in colour.
 
-    Shown are the slices that show most of the references. Right is left, as in radiology.
+    The slices are those that show most of the references. The patient's right is at the left.
+
+    Args:
+        case: The scan.
+        masks: Class name → mask (X, Y, Z) on the grid of the scan.
+        references: Class name → mask; the same classes.
+
+    Returns:
+        A PNG as a data URI.
     """
     hu = case.read_ct()
     assert hu is not None  # what was measured has a scan
