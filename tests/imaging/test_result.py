@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import REPOSITORY
 
 from foundation.errors import UsageError
 from foundation.imaging import layout
@@ -170,6 +172,14 @@ def test_files_of_others_are_never_replaced(name: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not universal-ct's"):
         a_result().save(tmp_path / "out", layout="both", preview=True)
     assert contents(tmp_path / "out") == {name: b"drawn by hand"}
+
+
+def test_a_result_is_the_files_that_the_readme_names(tmp_path: Path) -> None:
+    a_result().save(tmp_path / "out")
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    (comment,) = re.findall(r'result\.save\("out"\)  # (.*)', text)
+    named = [word for word in re.split(r"[ ,]+", comment) if re.search(r"\w\.\w", word)]
+    assert sorted(contents(tmp_path / "out")) == sorted(named)
 
 
 def test_a_file_of_others_beside_an_earlier_result_is_never_replaced(tmp_path: Path) -> None:

@@ -405,6 +405,11 @@ def test_training_mode_is_left_as_it_was():
     assert not net.training
 
 
+def test_no_bar_is_drawn_into_a_file(capsys):
+    segment(ball_ct(), progress=True)
+    assert capsys.readouterr().err == ""
+
+
 def test_devices():
     assert choose_device("cpu") == CPU
     assert choose_device("auto").type in ("cpu", "cuda", "mps")
