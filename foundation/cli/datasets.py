@@ -36,11 +36,11 @@ def add_arguments(verbs: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the verb; returns the exit code: 1 if a check finds faults.
+    """List the datasets, or check one; return 1 if the check finds faults, else 0.
 
     Raises:
-        UsageError: unknown dataset, or nothing of it in the folder.
-        MissingExtraError: DICOM, and SimpleITK is not installed.
+        UsageError: The dataset is unknown, or nothing of it lies in the folder.
+        MissingExtraError: The dataset is DICOM, and SimpleITK is not installed.
     """
     return _check(args) if args.action == "check" else _list(args)
 

@@ -49,7 +49,7 @@ def add_arguments(verbs: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Segment; returns 1 if a CT failed.
+    """Segment the CTs; return 1 if one failed, else 0.
 
     Raises:
         UsageError: See `find_cases` and `still_to_do`; or an unknown class, device or option.

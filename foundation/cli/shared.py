@@ -27,6 +27,9 @@ def add_verb(verbs: Any, name: str, text: str, more: str | None = None) -> argpa
         name: The verb.
         text: What it does, without a full stop.
         more: Text below the options, as it stands.
+
+    Returns:
+        The verb's parser.
     """
     verb: argparse.ArgumentParser = verbs.add_parser(
         name,
@@ -118,7 +121,7 @@ def print_json(content: Any) -> None:
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> str:
-    """Set texts in columns."""
+    """Set rows of texts in columns, as wide as their widest text."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()

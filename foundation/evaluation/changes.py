@@ -60,6 +60,9 @@ def change(
         title: Name of the result.
         classes: The classes that the mean is over.
         metric: "dice" or "nsd".
+
+    Returns:
+        The change, with 95 % intervals over scans.
     """
     keys = tuple(dict.fromkeys((*before.cases, *after.cases)))
     first, then = (scores.table(classes, metric, keys) for scores in (before, after))

@@ -57,15 +57,15 @@ class Report:
     notes: tuple[str, ...] = field(default=())
 
     def change(self, title: str, classes: Sequence[str], metric: Metric = "dice") -> Change:
-        """As `changes.change`, of these scores."""
+        """Compute the change of the mean over classes; see `evaluation.changes.change`."""
         return change(self.before, self.after, title, classes, metric)
 
     def changes(self, classes: Sequence[str]) -> list[Change]:
-        """The change of the Dice of each class."""
+        """Compute the change of the Dice of each class."""
         return [self.change(name, [name]) for name in classes]
 
     def groups(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Classes, new and old, that some scan shows."""
+        """Return the classes that a scan shows: the new ones, and the old ones."""
         measured = {*self.before.classes, *self.after.classes}
         new, old = (tuple(n for n in names if n in measured) for names in (self.new, self.old))
         return new, old
@@ -93,7 +93,7 @@ def write_report(folder: str | Path, report: Report) -> Path:
 
 
 def page(report: Report) -> str:
-    """The report as one HTML page without any link to the outside."""
+    """Write the report as one HTML page without any link to the outside."""
     new, old = report.groups()
     lineage = "".join(
         f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in report.lineage.items()

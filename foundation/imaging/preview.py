@@ -51,6 +51,9 @@ def save_preview(
         masks: A `Segmentation`, or name → mask (X, Y, Z) on the axes of the CT's file.
         path: A name that ends in .png.
 
+    Returns:
+        The path.
+
     Raises:
         UsageError: A mask of another shape than the CT, or a name that does not end in .png.
     """

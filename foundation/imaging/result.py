@@ -89,7 +89,13 @@ class Segmentation:
         return self.volume.warnings
 
     def mask(self, name: str) -> NDArray[np.bool_]:
-        """Return the mask of a class (X, Y, Z), bool, on the axes of the CT's file.
+        """Return the mask of a class.
+
+        Args:
+            name: Of the class, or an alias.
+
+        Returns:
+            (X, Y, Z), bool, on the axes of the CT's file.
 
         Raises:
             UsageError: The class was not segmented.
@@ -101,10 +107,16 @@ class Segmentation:
         return mask
 
     def probabilities(self, name: str) -> NDArray[np.float32]:
-        """Return the probability of a class (X, Y, Z) in [0, 1] on the axes of the CT's file.
+        """Return the probability of a class, after the post-processing.
 
-        In steps of 1/255, and after the clean-up: `probabilities(name) > threshold` is
-        `mask(name)`. Zero far from the structure, where the model gave less than 0.05.
+        `probabilities(name) > threshold` is `mask(name)`.
+
+        Args:
+            name: Of the class, or an alias.
+
+        Returns:
+            (X, Y, Z) in [0, 1], in steps of 1/255, on the axes of the CT's file. Zero far from the
+            structure, where the model gave less than 0.05.
 
         Raises:
             UsageError: The class was not segmented.
@@ -161,7 +173,14 @@ class Segmentation:
         return label_map
 
     def hidden_voxels(self, label_map: NDArray[np.integer]) -> dict[str, int]:
-        """Count the voxels of each class that a label map shows as another class; 0 left out."""
+        """Count the voxels of each class that a label map shows as another class.
+
+        Args:
+            label_map: What `label_map` returned (X, Y, Z).
+
+        Returns:
+            Class name → voxels; without the classes that are shown whole.
+        """
         hidden = {}
         for name in self.present:
             found = self._found(name)

@@ -122,6 +122,9 @@ def find_cases(inputs: Sequence[str | Path], output: str | Path) -> list[Case]:
         inputs: Files and folders.
         output: A folder, or for one CT a file name.nii.gz.
 
+    Returns:
+        The cases, in the order of `inputs`.
+
     Raises:
         UsageError: A folder without CTs, a CT whose name gives none to its folder, two cases of one
             name, several CTs for one output file, or an output that is the CT itself or cannot be a
@@ -166,6 +169,9 @@ def still_to_do(cases: Sequence[Case], existing: Existing) -> list[Case]:
     Args:
         cases: From `find_cases`.
         existing: See `segment_folder`.
+
+    Returns:
+        Those without results; all of them if `existing` is "overwrite".
 
     Raises:
         UsageError: Results are there and `existing` is "refuse"; or files are there that no result
@@ -253,6 +259,9 @@ def segment_case(
         layout: As of `Segmentation.save`.
         preview: As of `Segmentation.save`.
         **options: As of `segment_volume`.
+
+    Returns:
+        What was written and found.
 
     Raises:
         VolumeError: The CT cannot be read.

@@ -60,7 +60,10 @@ def segment_volume(
         overlap: Share of a window that its neighbour covers, in [0, 1); the weights' own if not
             given.
         postprocess: Apply the rules of `foundation.inference.postprocess`.
-        progress: Show a bar on standard error.
+        progress: Show a bar on standard error, where that is a terminal.
+
+    Returns:
+        The masks and probabilities on the grid of the CT.
 
     Raises:
         VolumeError: The CT cannot be read (see `read_ct`).
@@ -106,11 +109,14 @@ def segment_volume(
 
 
 def resolve_classes(classes: str | Sequence[str] | None, allowed: Sequence[str]) -> list[str]:
-    """Return the names of the wanted classes in the order of the model.
+    """Find the wanted classes by name or alias.
 
     Args:
         classes: Names or aliases; a single one may stand alone; None, all.
         allowed: The classes of the model.
+
+    Returns:
+        Their names, in the order of the model.
 
     Raises:
         UsageError: A class that the model does not have, or none at all.
@@ -125,7 +131,14 @@ def resolve_classes(classes: str | Sequence[str] | None, allowed: Sequence[str])
 
 
 def choose_device(name: str | torch.device) -> torch.device:
-    """Return the device of this name; "auto" takes the first of cuda, mps, cpu that is there.
+    """Find a device by name.
+
+    Args:
+        name: "cpu", "cuda", "cuda:1", "mps", or "auto": the first of cuda, mps and cpu that is
+            there.
+
+    Returns:
+        The device.
 
     Raises:
         UsageError: There is no such device, or it is not available here.

@@ -95,14 +95,23 @@ class SlabAccumulator:
         self.z = 0
 
     def add(self, logits: Tensor, x: int, y: int) -> None:
-        """Add one window's logits (K, x, y, z), whose first slice is the slab's."""
+        """Add the logits of one window, which begins at the slab's first slice.
+
+        Args:
+            logits: (K, x, y, z), of the window's size.
+            x: Where the window begins, in voxels of the volume.
+            y: The same along Y.
+        """
         part = (slice(x, x + self.window[0]), slice(y, y + self.window[1]))
         weighted = logits.to(self.total.device, torch.float32) * self.importance
         self.total[(slice(None), *part)] += weighted
         self.weight[part] += self.importance
 
     def advance(self, z: int) -> Tensor:
-        """Finish the slices before `z`, which no further window covers, and let them go.
+        """Finish the slices that no further window covers, and let them go.
+
+        Args:
+            z: The first slice that stays.
 
         Returns:
             The classes' probabilities × 255, uint8 (K, X, Y, n), of the blended logits.
