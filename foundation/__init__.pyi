@@ -63,6 +63,7 @@ from .networks.encoder import Encoder as Encoder
 from .networks.protocol import Network as Network
 from .pretraining.run import pretrain as pretrain
 from .taxonomy import CLASSES as CLASSES
+from .taxonomy import TOTALSEGMENTATOR as TOTALSEGMENTATOR
 from .taxonomy import AnatomicalClass as AnatomicalClass
 from .tuning.finetune import finetune as finetune
 from .tuning.methods import METHODS as METHODS

@@ -1,0 +1,9 @@
+from .backbones import BACKBONES as BACKBONES
+from .backbones import Backbone as Backbone
+from .backbones import build_backbone as build_backbone
+from .backbones import register_backbone as register_backbone
+from .encoder import Encoder as Encoder
+from .head import TextDrivenHead as TextDrivenHead
+from .plain_head import PlainHead as PlainHead
+from .protocol import Network as Network
+from .protocol import require as require
