@@ -94,18 +94,14 @@ def recover_folder(folder: str | os.PathLike[str]) -> None:
     if old.exists() and not place.exists():
         old.replace(place)
     for rest in (old, new):
-        _remove(rest)
+        if rest.exists():
+            shutil.rmtree(rest)
 
 
 def _beside(folder: str | os.PathLike[str]) -> tuple[Path, Path, Path]:
     """The folder itself, and the names beside it under which one is written and moved aside."""
     place = Path(os.path.realpath(folder))  # of a link, what it leads to
     return place, place.with_name(f".{place.name}.new"), place.with_name(f".{place.name}.old")
-
-
-def _remove(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
 
 
 def file_sha256(path: Path) -> str:

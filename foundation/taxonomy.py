@@ -245,6 +245,19 @@ def classes_of(name: str) -> tuple[str, ...]:
     return pair_of(name) or (resolve(name),)
 
 
+def in_order(classes: Iterable[str]) -> list[str]:
+    """Sort names of classes in the paper's order, others after them by name.
+
+    A pair's organ ("kidney") comes before its sides.
+
+    Args:
+        classes: names of the 32 classes, of pairs, and any others.
+    """
+    rank: dict[str, float] = {name: number for number, name in enumerate(NAMES)}
+    rank |= {organ: rank[pair[0]] - 0.5 for organ, pair in PAIRED.items()}
+    return sorted(classes, key=lambda name: (rank.get(name, len(NAMES)), name))
+
+
 def organ_around(parent: str, *texts: str) -> str | None:
     """The organ that holds a lesion: a lesion's voxels are its organ's too.
 

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from foundation.data.cases import Case, natural_key
 from foundation.data.dataset import Dataset
-from foundation.data.meaning import in_order, meaning
-from foundation.data.reading import Image, LabelMap, read_image
-from foundation.errors import MissingExtraError, UsageError, VolumeError, listed
-from foundation.taxonomy import PAIRED, by_name
+from foundation.data.meaning import meaning
+from foundation.data.reading import Image, LabelMap, count_values, read_image
+from foundation.errors import UsageError, VolumeError, listed
+from foundation.taxonomy import PAIRED, by_name, in_order
 
 _CHECK_HU = -300.0  # roughly above it: the body, in a thinned CT whose middle alone counts
 _WRONG_SIDE_MM = 15.0  # an organ's centre this far beyond the body's middle is on the wrong side
@@ -155,8 +155,6 @@ def check_case(dataset: Dataset, case: Case) -> CaseReport:
     if case.image:
         try:
             image = read_image(case.image)
-        except MissingExtraError:
-            raise
         except (VolumeError, OSError, MemoryError) as error:
             report.faults.append(f"unreadable image: {error}")
             return report  # labels cannot be judged without its grid
@@ -169,8 +167,6 @@ def check_case(dataset: Dataset, case: Case) -> CaseReport:
         report.faults.append(f"missing labels: there is no mask of {names}.")
     try:
         found = dataset.read_labels(case, image)
-    except MissingExtraError:
-        raise
     except (VolumeError, OSError, MemoryError) as error:
         report.faults.append(f"unusable labels: {error}")
         return report
@@ -200,7 +196,7 @@ def _check_labels(
 ) -> None:
     """Empty labels, values that mean nothing, and organs on the wrong side."""
     labels, names, affine = found.values, found.names, found.affine
-    counts = _count(labels, len(names))
+    counts = count_values(labels, len(names))
     if not counts[1:].any():
         report.faults.append("empty labels: no voxel is labelled.")
         return
@@ -222,14 +218,6 @@ def _check_labels(
             centres[name] = np.average(places[values], axis=0, weights=looked_at[values])
     middle = _body_middle(image, looked_at, places)
     report.faults += _side_faults(centres, middle)
-
-
-def _count(labels: NDArray[np.generic], values: int) -> NDArray[np.int64]:
-    """Voxels of each value (V,); plane by plane, which needs little memory."""
-    counts = np.zeros(values, np.int64)
-    for z in range(labels.shape[2]):
-        counts += np.bincount(labels[:, :, z].ravel(order="K"), minlength=values)
-    return counts
 
 
 def _centres(

@@ -156,29 +156,22 @@ def _simpleitk() -> Iterator[Any]:
 
 
 def _slices_of(folder: Path) -> list[Slice]:
-    with _simpleitk() as sitk:
-        if not folder.is_dir():
-            raise VolumeError(f"{folder} is not a folder with a DICOM series.")
-        return _read_slices(folder, sitk)
-
-
-def _read_slices(folder: Path, sitk: Any) -> list[Slice]:
+    files = [path for path in folder.glob("[!.]*") if path.is_file()]
     slices = []
-    for path in sorted(folder.iterdir(), key=lambda p: natural_key(p.name)):
-        if path.name.startswith(".") or not path.is_file():
-            continue
-        reader = sitk.ImageFileReader()
-        reader.SetImageIO("GDCMImageIO")
-        reader.SetFileName(str(path))
-        try:
-            reader.ReadImageInformation()
-        except RuntimeError as error:
-            if _claims_to_be_dicom(path):
-                raise VolumeError(
-                    f"{path} is damaged or cut short ({_last_line(error)}). Download it again."
-                ) from error
-            continue
-        slices.append(_slice_of(path, reader))
+    with _simpleitk() as sitk:
+        for path in sorted(files, key=lambda file: natural_key(file.name)):
+            reader = sitk.ImageFileReader()
+            reader.SetImageIO("GDCMImageIO")
+            reader.SetFileName(str(path))
+            try:
+                reader.ReadImageInformation()
+            except RuntimeError as error:
+                if _claims_to_be_dicom(path):
+                    raise VolumeError(
+                        f"{path} is damaged or cut short ({_last_line(error)}). Download it again."
+                    ) from error
+                continue
+            slices.append(_slice_of(path, reader))
     if not slices:
         raise VolumeError(f"{folder} holds no DICOM file.")
     return slices

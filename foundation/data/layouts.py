@@ -88,8 +88,7 @@ class Patterns:
         splits = read_splits(root / tables[0]) if tables else {}
         survey = Survey()
         for id_ in {**images, **labels}:
-            image, label = images.get(id_, []), labels.get(id_, [])
-            name = names.get(id_, [])
+            image, label, name = (found.get(id_, []) for found in (images, labels, names))
             if fault := self._fault(image, label, name):
                 survey.faults.append((safe_id(id_), fault))
                 continue
@@ -382,7 +381,6 @@ def _scans(root: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def _niftis(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    visible = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    """The NIfTI files in a folder, sorted; none where there is no such folder."""
+    visible = sorted(folder.glob("[!.]*"))
     return [path for path in visible if path.is_file() and nifti_stem(path) is not None]

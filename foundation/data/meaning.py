@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from foundation.taxonomy import CLASSES, NAMES, PAIRED, organ_around
+from foundation.taxonomy import CLASSES, PAIRED, organ_around
 
 # The organ that holds a lesion; a hepatic vessel is in the liver too.
 PARENTS = {c.name: c.parent for c in CLASSES if c.parent} | {"hepatic_vessel": "liver"}
@@ -79,13 +79,3 @@ def _tissue(source: str, found: Sequence[str], pair: str | None) -> str:
     if not found or re.search("[a-zA-Z]", source):
         return source
     return next((name for name in found if name in PARENTS), found[0])
-
-
-def in_order(classes: Iterable[str]) -> list[str]:
-    """Sort names of classes in the paper's order, others after them by name.
-
-    A pair's organ ("kidney") comes before its sides.
-    """
-    rank: dict[str, float] = {name: number for number, name in enumerate(NAMES)}
-    rank |= {organ: rank[pair[0]] - 0.5 for organ, pair in PAIRED.items()}
-    return sorted(classes, key=lambda name: (rank.get(name, len(NAMES)), name))

@@ -53,15 +53,10 @@ def spellings(name: str) -> frozenset[str]:
     """Keys that spellings of one name share: "vertebrae_L1", "Vertebra L1", "L1 vertebra"."""
     from foundation.text import load_bank
 
-    words = [_singular(word) for word in normalise(name).split()]
+    words = normalise(name).replace("vertebrae", "vertebra").split()
+    singular = " ".join(word.removesuffix("s") if len(word) > 3 else word for word in words)
     term = load_bank().find(name)
-    return frozenset({" ".join(words)} | ({normalise(term)} if term else set()))
-
-
-def _singular(word: str) -> str:
-    if word == "vertebrae":
-        return "vertebra"
-    return word.removesuffix("s") if len(word) > 3 else word
+    return frozenset({singular} | ({normalise(term)} if term else set()))
 
 
 def stands_for(wanted: str, label: str) -> bool:
@@ -103,9 +98,9 @@ class Naming:
 
     def classes(self, label: str) -> tuple[str, ...]:
         """Return the classes of a voxel with this source label; both sides of a merged pair."""
-        new, known = self._new(label), self._known(label)
+        new, known = self._new(label), known_classes(label, self.model)
         found = [each.name for each in new]
-        if not (new and self._is_pair(known)):  # its sides would both be everywhere
+        if not (new and known in PAIRED.values()):  # its sides would both be everywhere
             found += known
         for each in new:
             found += self._parents(each, label) or ()
@@ -118,7 +113,7 @@ class Naming:
         for label in labels:
             for each in self._new(label):
                 if self._parents(each, label) is None:  # in one of two sides, unknown which
-                    spoilt |= set(self._known(str(each.parent)))
+                    spoilt |= set(known_classes(str(each.parent), self.model))
         found += self._known_in(labels)
         return tuple(name for name in dict.fromkeys(found) if name not in spoilt)
 
@@ -177,17 +172,14 @@ class Naming:
             )
         ]
 
-    def _known(self, label: str) -> tuple[str, ...]:
-        return known_classes(label, self.model)
-
     def _known_in(self, labels: Collection[str]) -> list[str]:
         """The model's classes that are wholly labelled where these labels are."""
         found: list[str] = []
         for label in labels:
-            known = self._known(label)
+            known = known_classes(label, self.model)
             is_part = TOTALSEGMENTATOR.get(label, label) != label
             whole = all(_parts(name) <= set(labels) for name in known if is_part)
-            if whole and not (self._is_pair(known) and self._new(label)):
+            if whole and not (known in PAIRED.values() and self._new(label)):
                 found += known
         return found
 
@@ -198,14 +190,11 @@ class Naming:
         for each in self.new:
             if normalise(each.name) == normalise(child.parent):
                 return (each.name,)
-        known = self._known(child.parent)
-        if not self._is_pair(known):
+        known = known_classes(child.parent, self.model)
+        if known not in PAIRED.values():
             return known
         organ = organ_around(known[0].rpartition("_")[0], label, child.name)
         return (organ,) if organ else None
-
-    def _is_pair(self, classes: tuple[str, ...]) -> bool:
-        return classes in PAIRED.values()
 
 
 def _parts(name: str) -> set[str]:

@@ -128,6 +128,22 @@ def _as_labels(values: NDArray[Any], path: Path) -> NDArray[Any]:
     return values.astype(np.uint8 if high < 256 else np.uint16)
 
 
+def count_values(labels: NDArray[np.unsignedinteger], values: int) -> NDArray[np.int64]:
+    """Count the voxels of each label value; plane by plane, which needs little memory.
+
+    Args:
+        labels: (X, Y, Z), below `values`.
+        values: how many values there are, 0 among them.
+
+    Returns:
+        Voxels of each value, (values,).
+    """
+    counts = np.zeros(values, np.int64)
+    for plane in np.moveaxis(labels, int(np.argmax(labels.strides)), 0):  # each of one piece
+        counts += np.bincount(plane.ravel(order="K"), minlength=values)
+    return counts
+
+
 def onto_grid(
     labels: NDArray[Any], affine: NDArray[np.float64], image: Image, path: Path
 ) -> NDArray[Any]:
@@ -240,24 +256,18 @@ def labels_from_map(case: Case, image: Image | None) -> LabelMap:
     if image is not None:
         labels, affine = onto_grid(labels, affine, image, case.labels[0]), image.affine
     known = read_names(case.names_file) if case.names_file else {}
-    used = {int(value) for value in np.flatnonzero(_present(labels)) if value}
+    counts = count_values(labels, int(labels.max()) + 1)
+    used = {int(value) for value in np.flatnonzero(counts) if value}
     nameless = [str(value) for value in sorted(used) if value not in known]
     if case.names_file and nameless:
         raise VolumeError(
             f"{case.labels[0]} has label {listed(nameless)}, which {case.names_file.name} does not "
             "name. Add the name, or correct the labels."
         )
-    values = range(int(labels.max()) + 1)
-    names = tuple((known.get(value, str(value)),) if value in used else () for value in values)
+    names = tuple(
+        (known.get(value, str(value)),) if value in used else () for value in range(len(counts))
+    )
     return LabelMap(labels, names, affine)
-
-
-def _present(labels: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which values a label map has; plane by plane, which needs little memory."""
-    found = np.zeros(int(labels.max()) + 1, bool)
-    for z in range(labels.shape[2]):
-        found[labels[:, :, z]] = True
-    return found
 
 
 def labels_from_masks(case: Case, image: Image | None) -> LabelMap:

@@ -84,12 +84,11 @@ def _lines(path: Path) -> Iterator[tuple[Path, Structure, str | None]]:
 
 def _unique_ids(images: Sequence[Path]) -> dict[Path, str]:
     """A case's name: its file's, with those of folders before it as far as they differ."""
-    depth = 1
-    while True:
+    for depth in range(1, 22):
         names = {
             image: safe_id("_".join((*image.parts[-depth:-1], nifti_stem(image) or image.name)))
             for image in images
         }
-        if max(Counter(names.values()).values()) == 1 or depth > 20:
-            return names
-        depth += 1
+        if max(Counter(names.values()).values()) == 1:
+            break
+    return names

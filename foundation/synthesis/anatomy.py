@@ -7,7 +7,7 @@ the loss.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from scipy import ndimage
 from foundation.errors import UsageError
 from foundation.synthesis import phantom
 from foundation.synthesis.lesions import growable
-from foundation.taxonomy import NAMES, TOTALSEGMENTATOR
+from foundation.taxonomy import NAMES, TOTALSEGMENTATOR, in_order
 
 if TYPE_CHECKING:
     from foundation.data.store.arrays import Store, StoredCase
@@ -63,7 +63,7 @@ class Anatomy:
     centres: dict[str, NDArray[np.int64]] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.annotated = in_order(self.annotated)
+        self.annotated = tuple(in_order({*self.annotated}))
         self.sets = {value: names & {*self.annotated} for value, names in self.sets.items()}
         self.centres = dict(self._voxels_by_class())
 
@@ -76,12 +76,6 @@ class Anatomy:
             if len(found):
                 found = picker.choice(found, min(most, len(found)), replace=False)
                 yield name, np.stack(np.unravel_index(found, self.label_map.shape), axis=1)
-
-
-def in_order(classes: Iterable[str]) -> tuple[str, ...]:
-    """Return the taxonomy's classes in its order, then the others by name."""
-    given = {*classes}
-    return (*(name for name in NAMES if name in given), *sorted(given - {*NAMES}))
 
 
 def _hull_distance_mm(

@@ -10,9 +10,8 @@ kept between reads, so that any number of workers, forked or spawned, can read a
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -140,11 +139,21 @@ class StoredCase:
 
     @property
     def centres(self) -> Mapping[str, NDArray[np.int32]]:
-        """Class → voxels (N, 3) to centre crops on, at most 2000 and at random; read when asked.
+        """Class → voxels (N, 3) to centre crops on, at most 2000 and at random.
 
-        Only classes that occur; `BACKGROUND` is in the body and of no class.
+        Only classes that occur; `BACKGROUND` is in the body and of no class. Each is read when it
+        is asked for and none is kept, since stores have many cases. The file is open for as long
+        as the mapping is used.
+
+        Raises:
+            VolumeError: the store's file is missing or damaged.
         """
-        return _Centres(self.folder / CENTRES)
+        path = self.folder / CENTRES
+        try:
+            centres: Mapping[str, NDArray[np.int32]] = np.load(path, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise VolumeError(f"{path} is missing or damaged; {_AGAIN}") from error
+        return centres
 
     def read(
         self, start: Sequence[int], size: Sequence[int], *, pad: int = PADDING_HU
@@ -223,34 +232,6 @@ class StoredCase:
         if getattr(array, "shape", None) != self.shape:
             raise VolumeError(f"{path} is not of shape {self.shape}; {_AGAIN}")
         return array
-
-
-class _Centres(Mapping[str, NDArray[np.int32]]):
-    """Arrays of an .npz file, each read when asked for and none kept: stores have many cases."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    @cached_property
-    def _names(self) -> tuple[str, ...]:
-        with self._open() as arrays:
-            return tuple(arrays.files)
-
-    def _open(self) -> Any:
-        try:
-            return np.load(self.path, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise VolumeError(f"{self.path} is missing or damaged; {_AGAIN}") from error
-
-    def __getitem__(self, name: str) -> NDArray[np.int32]:
-        with self._open() as arrays:
-            return np.asarray(arrays[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 def write_array(path: Path, array: NDArray[Any]) -> None:

@@ -131,7 +131,9 @@ def prepare(
         refuse_while_starting()
     store = Path(store)
     settings = Settings(spacing_mm, femoral_heads)
-    _check_settings(settings)
+    low, high = SPACING_LIMITS_MM
+    if not low <= spacing_mm <= high:
+        raise UsageError(f"spacing_mm is {spacing_mm}; allowed is {low} to {high} mm.")
     if workers is not None and workers < 1:
         raise UsageError(f"workers is {workers}; give 1 or more.")
     jobs, incomplete = _find_jobs(datasets, store, settings, overwrite)
@@ -161,12 +163,6 @@ def prepare(
 
 
 # --- what is to be done -------------------------------------------------------------------------
-
-
-def _check_settings(settings: Settings) -> None:
-    low, high = SPACING_LIMITS_MM
-    if not low <= settings.spacing_mm <= high:
-        raise UsageError(f"spacing_mm is {settings.spacing_mm}; allowed is {low} to {high} mm.")
 
 
 def _find_jobs(
