@@ -30,13 +30,13 @@ class CaseReport:
     """What one case holds and what is wrong with it.
 
     Attributes:
-        id: of the case.
-        shape, orientation: of the file's axes, e.g. "LPS".
-        spacing_mm: along them.
+        id: Of the case.
+        shape, orientation: Of the file's axes, e.g. "LPS".
+        spacing_mm: Along them.
         hu: 0.5 % and 99.5 % of the voxels lie below; None without a scan.
-        voxels: class → count.
-        labels: source labels that occur.
-        faults: what is wrong, in words.
+        voxels: Class → count.
+        labels: Source labels that occur.
+        faults: What is wrong, in words.
     """
 
     id: str
@@ -54,10 +54,10 @@ class Report:
     """What a folder holds of a dataset.
 
     Attributes:
-        dataset, name, folder: what was looked at, and where.
-        cases: each that was read.
+        dataset, name, folder: What was looked at, and where.
+        cases: Each that was read.
         faults: "case: what is wrong", of all cases.
-        notes: what was left out, how labels were read, and what no case has.
+        notes: What was left out, how labels were read, and what no case has.
     """
 
     dataset: str
@@ -83,7 +83,11 @@ class Report:
         return dict(Counter(c.orientation for c in self.cases if c.orientation).most_common())
 
     def ranges(self) -> dict[str, tuple[float, float]]:
-        """Smallest and largest spacing of each axis, number of voxels, and HU."""
+        """Return the smallest and the largest spacing of each axis, and HU, over all cases.
+
+        Returns:
+            What it is, with its unit → smallest and largest value.
+        """
         spacings = [case.spacing_mm for case in self.cases if case.spacing_mm]
         found: dict[str, tuple[float, float]] = {}
         for axis, values in zip("xyz", zip(*spacings, strict=True), strict=False):
@@ -104,14 +108,17 @@ def check_dataset(
     """Look at the cases of a dataset and say what is wrong with them.
 
     Args:
-        dataset: which it is.
-        root: the folder that holds it.
-        limit: read only so many cases, the first ones.
-        progress: is given the cases and gives them back, one at a time.
+        dataset: Which it is.
+        root: The folder that holds it.
+        limit: Read only so many cases, the first ones.
+        progress: Is given the cases and gives them back, one at a time.
+
+    Returns:
+        What the folder holds, and what is wrong with it.
 
     Raises:
-        UsageError: nothing of the dataset lies there.
-        MissingExtraError: it is DICOM, and SimpleITK is not installed.
+        UsageError: Nothing of the dataset lies there.
+        MissingExtraError: It is DICOM, and SimpleITK is not installed.
     """
     root = Path(root)
     cases, survey, left_out = dataset.survey(root)
@@ -147,8 +154,15 @@ def _reading(dataset: Dataset, labels: Sequence[str]) -> list[str]:
 def check_case(dataset: Dataset, case: Case) -> CaseReport:
     """Read one case and say what is wrong with it; nothing that it holds makes this fail.
 
+    Args:
+        dataset: That it belongs to.
+        case: As the dataset found it.
+
+    Returns:
+        What it holds, and what is wrong with it.
+
     Raises:
-        MissingExtraError: it is DICOM, and SimpleITK is not installed.
+        MissingExtraError: It is DICOM, and SimpleITK is not installed.
     """
     report = CaseReport(case.id)
     image: Image | None = None

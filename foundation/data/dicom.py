@@ -27,7 +27,18 @@ _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 @dataclass(frozen=True)
 class Slice:
-    """The header of one file of a series; position and directions in mm, LPS, as DICOM has them."""
+    """The header of one file of a series. Lengths and places are in mm, LPS, as DICOM has them.
+
+    Attributes:
+        path: Of the file.
+        series: Identifier of its series, "" without one.
+        modality: E.g. "CT", "" where the header has none.
+        instance: Number that the publisher gave it, if any.
+        size: Columns and rows.
+        spacing_mm: Between columns and between rows.
+        position: Centre of the first voxel.
+        directions: Of rows (3 numbers) and of columns (3).
+    """
 
     path: Path
     series: str
@@ -41,9 +52,13 @@ class Slice:
 
 @dataclass(frozen=True)
 class Series:
-    """Slices in order along the normal of their plane, and the affine (4, 4) of the volume, RAS+.
+    """The slices of a series, in order along the normal of their plane.
 
     Index x counts columns, y rows, z slices. A tilted gantry makes the affine sheared, as it is.
+
+    Attributes:
+        slices: Their headers, in order.
+        affine: (4, 4), voxel index to millimetres, RAS+.
     """
 
     slices: tuple[Slice, ...]
@@ -64,8 +79,11 @@ class Series:
 
         By instance number and by file name, which must not contradict each other.
 
+        Returns:
+            Places in `slices`.
+
         Raises:
-            VolumeError: they do, or the instance numbers repeat.
+            VolumeError: They do, or the instance numbers repeat.
         """
         everyone = range(len(self.slices))
         by_name = sorted(everyone, key=lambda i: natural_key(self.slices[i].path.name))
@@ -93,9 +111,15 @@ def read_headers(folder: Path) -> Series:
     Files that are not DICOM are passed over. Where every file has a series identifier of its own,
     as after careless anonymisation, they count as one series.
 
+    Args:
+        folder: With the files; those below it are not looked at.
+
+    Returns:
+        The series.
+
     Raises:
         MissingExtraError: SimpleITK is not installed.
-        VolumeError: no DICOM file, a damaged one, several series, slices of different size,
+        VolumeError: No DICOM file, a damaged one, several series, slices of different size,
             spacing or direction, two at one place, or a missing one.
     """
     slices = _slices_of(folder)
@@ -122,10 +146,16 @@ def read_headers(folder: Path) -> Series:
 
 
 def read_pixels(paths: Sequence[Path]) -> NDArray[np.float32]:
-    """Decode slices in the order given: (X, Y, Z), float32, slope and intercept applied.
+    """Decode slices in the order given; slope and intercept are applied.
+
+    Args:
+        paths: A DICOM file for each slice.
+
+    Returns:
+        (X, Y, Z), float32 HU.
 
     Raises:
-        VolumeError: a file cannot be decoded.
+        VolumeError: A file cannot be decoded.
     """
     with _simpleitk() as sitk:
         reader = sitk.ImageSeriesReader()

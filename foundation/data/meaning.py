@@ -17,10 +17,10 @@ class Value:
     """What one label value stands for.
 
     Attributes:
-        tissues: names of what is there, the most specific first.
-        classes: the annotated classes of such a voxel.
-        undecided: pairs whose side is not known yet.
-        unknown: of no known class, and it may be of any.
+        tissues: Names of what is there, the most specific first.
+        classes: The annotated classes of such a voxel.
+        undecided: Pairs whose side is not known yet.
+        unknown: Of no known class, and it may be of any.
     """
 
     tissues: tuple[str, ...] = ()
@@ -35,13 +35,16 @@ def meaning(
     annotated: Collection[str],
     marked: Collection[str] = (),
 ) -> Value:
-    """Say what a voxel with these source labels is.
+    """Find out what a voxel with these source labels is.
 
     Args:
-        sources: the source labels of the voxel.
-        names: source label → classes; two sides of a pair are a label that merges them.
-        annotated: the classes that the case annotates; all others are left out.
-        marked: source labels whose voxels may be anything.
+        sources: The source labels of the voxel.
+        names: Source label → classes; two sides of a pair are a label that merges them.
+        annotated: The classes that the case annotates; all others are left out.
+        marked: Source labels whose voxels may be anything.
+
+    Returns:
+        What its value stands for.
     """
     wanted = set(annotated)
     classes: set[str] = set()

@@ -33,8 +33,8 @@ class Image:
     Attributes:
         array: (X, Y, Z), float32 HU.
         affine: (4, 4), voxel index to millimetres, RAS+.
-        series: the headers, where it came from DICOM.
-        doubts: why its values may not be HU.
+        series: The headers, where it came from DICOM.
+        doubts: Why its values may not be HU.
     """
 
     array: NDArray[np.float32]
@@ -49,7 +49,7 @@ class LabelMap:
 
     Attributes:
         values: (X, Y, Z), uint8 or uint16.
-        names: label value → the source labels of such a voxel, as in `cases.Scan`.
+        names: Label value → the source labels of such a voxel, as in `cases.Scan`.
         affine: (4, 4), voxel index to millimetres, RAS+.
     """
 
@@ -61,9 +61,15 @@ class LabelMap:
 def read_image(path: Path) -> Image:
     """Read a NIfTI file, or a folder with one DICOM series.
 
+    Args:
+        path: Of either.
+
+    Returns:
+        The scan.
+
     Raises:
-        VolumeError: it cannot be read, or is no volume with a place in the body.
-        MissingExtraError: it is DICOM, and SimpleITK is not installed.
+        VolumeError: It cannot be read, or is no volume with a place in the body.
+        MissingExtraError: It is DICOM, and SimpleITK is not installed.
     """
     series = None
     with warnings.catch_warnings(record=True) as caught:
@@ -86,10 +92,16 @@ def read_image(path: Path) -> Image:
 
 
 def read_label_map(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Read labels (X, Y, Z; uint8 or uint16) and their affine (4, 4; RAS+) from a NIfTI file.
+    """Read a NIfTI file with labels.
+
+    Args:
+        path: Of the file.
+
+    Returns:
+        Labels (X, Y, Z), uint8 or uint16; and their affine (4, 4), voxel index to mm, RAS+.
 
     Raises:
-        VolumeError: missing, damaged, not 3-D, or not whole numbers from 0 to 65535.
+        VolumeError: Missing, damaged, not 3-D, or not whole numbers from 0 to 65535.
     """
     if nifti_stem(path) is None:
         raise VolumeError(f"{path} is not a NIfTI file (.nii, .nii.gz).")
@@ -133,7 +145,7 @@ def count_values(labels: NDArray[np.unsignedinteger], values: int) -> NDArray[np
 
     Args:
         labels: (X, Y, Z), below `values`.
-        values: how many values there are, 0 among them.
+        values: How many values there are, 0 among them.
 
     Returns:
         Voxels of each value, (values,).
@@ -155,14 +167,14 @@ def onto_grid(
     Args:
         labels: (X, Y, Z), whole numbers.
         affine: (4, 4) of the labels, voxel index to millimetres, RAS+.
-        image: the scan whose grid is wanted.
-        path: of the labels, for an error.
+        image: The scan whose grid is wanted.
+        path: Of the labels, for an error.
 
     Returns:
         Labels (X, Y, Z) of the image's shape.
 
     Raises:
-        VolumeError: the two grids are not the same voxels.
+        VolumeError: The two grids are not the same voxels.
     """
     to_image = np.linalg.inv(image.affine) @ affine
     turn = np.rint(to_image[:3, :3])
@@ -211,13 +223,13 @@ def overlay(
 
     Args:
         shape: X, Y, Z.
-        masks: name of a structure and its mask (X, Y, Z).
+        masks: Name of a structure and its mask (X, Y, Z).
 
     Returns:
         Label values (X, Y, Z; uint8 or uint16), and the structures of each value.
 
     Raises:
-        VolumeError: there are more than 65535 combinations of structures.
+        VolumeError: There are more than 65535 combinations of structures.
     """
     labels = np.zeros(shape, np.uint16)
     names: list[tuple[str, ...]] = [()]
@@ -244,14 +256,39 @@ def overlay(
 
 
 def no_labels(case: Case, image: Image | None) -> LabelMap:
-    """Nothing is labelled: every voxel is background."""
+    """Return labels of which every voxel is background.
+
+    Args:
+        case: One without labels.
+        image: Its scan.
+
+    Returns:
+        The labels, and what their values mean.
+
+    Raises:
+        VolumeError: It has no scan either.
+    """
     if image is None:
         raise VolumeError(f"{case.id} has neither image nor labels.")
     return LabelMap(np.zeros(image.array.shape, np.uint8), ((),), image.affine)
 
 
 def labels_from_map(case: Case, image: Image | None) -> LabelMap:
-    """One NIfTI file with a number per structure; `case.names_file` may name the numbers."""
+    """Read one NIfTI file with a number for each structure.
+
+    `case.names_file` may name the numbers.
+
+    Args:
+        case: What to read.
+        image: Its scan as read; None where it has none.
+
+    Returns:
+        The labels, and what their values mean.
+
+    Raises:
+        VolumeError: A file cannot be read, is not on the grid of the image, or has a number without
+            a name.
+    """
     labels, affine = read_label_map(case.labels[0])
     if image is not None:
         labels, affine = onto_grid(labels, affine, image, case.labels[0]), image.affine
@@ -271,7 +308,18 @@ def labels_from_map(case: Case, image: Image | None) -> LabelMap:
 
 
 def labels_from_masks(case: Case, image: Image | None) -> LabelMap:
-    """One NIfTI file per structure, or one value of a label map; see `Case.structures`."""
+    """Read a NIfTI file for each structure, or single values of label maps.
+
+    Args:
+        case: What to read, see `Case.structures`.
+        image: Its scan as read; None where it has none.
+
+    Returns:
+        The labels, and what their values mean.
+
+    Raises:
+        VolumeError: A file cannot be read, or is not on the grid of the image.
+    """
     if image is None:
         mask, affine = read_label_map(case.labels[0])
         image = Image(np.broadcast_to(np.float32(0), mask.shape), affine)
@@ -286,7 +334,21 @@ def labels_from_masks(case: Case, image: Image | None) -> LabelMap:
 
 
 def labels_from_slices(case: Case, image: Image | None) -> LabelMap:
-    """One picture per slice, numbered as the slices of the DICOM series; inside is not black."""
+    """Read one picture for each slice, numbered as the slices of the DICOM series are.
+
+    What is not black is inside.
+
+    Args:
+        case: What to read.
+        image: Its scan as read; None where it has none.
+
+    Returns:
+        The labels, and what their values mean.
+
+    Raises:
+        VolumeError: A picture cannot be read, or is not of its slice's size; or their numbers
+            differ.
+    """
     from PIL import Image as Picture
 
     series = _series_of(case, image)
@@ -315,7 +377,18 @@ def labels_from_slices(case: Case, image: Image | None) -> LabelMap:
 
 
 def labels_from_dicom_masks(case: Case, image: Image | None) -> LabelMap:
-    """A folder of DICOM masks per structure, whose files are named as those of the scan."""
+    """Read a folder of DICOM masks for each structure, whose files are named as those of the scan.
+
+    Args:
+        case: What to read.
+        image: Its scan as read; None where it has none.
+
+    Returns:
+        The labels, and what their values mean.
+
+    Raises:
+        VolumeError: A mask is missing, cannot be read, or is not on the grid of the image.
+    """
     series = _series_of(case, image)
     folders: dict[Path, dict[str, Path]] = {}
     for path in case.labels:
@@ -355,10 +428,16 @@ def _series_of(case: Case, image: Image | None) -> Series:
 
 
 def read_names(path: Path) -> dict[int, str]:
-    """Read label value → name from a JSON object, whose keys are numbers as text.
+    """Read the names of label values from a JSON object, whose keys are numbers as text.
+
+    Args:
+        path: Of the file.
+
+    Returns:
+        Label value → name.
 
     Raises:
-        VolumeError: it cannot be read as that.
+        VolumeError: It cannot be read as that.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -19,8 +19,8 @@ class Table:
     """The cases of a table, which are known before their folder is looked at.
 
     Attributes:
-        root: the folder that holds the table and all of its files.
-        cases: one for each image.
+        root: The folder that holds the table and all of its files.
+        cases: One for each image.
     """
 
     root: Path
@@ -28,15 +28,28 @@ class Table:
     expected: str = field(default="the files of the table", init=False)
 
     def survey(self, root: Path) -> Survey:
-        """Return the table's cases."""
+        """Return the table's cases.
+
+        Args:
+            root: Not looked at: the table names its files.
+
+        Returns:
+            The cases in natural order of their ids.
+        """
         return Survey(list(self.cases)).sort()
 
 
 def read_table(path: Path) -> Table:
     """Read a table, whose paths are relative to it.
 
+    Args:
+        path: A CSV file.
+
+    Returns:
+        Its cases, all files of which exist.
+
     Raises:
-        UsageError: a column or a file is missing, or a line is wrong; names the line.
+        UsageError: A column or a file is missing, or a line is wrong; names the line.
     """
     by_image: dict[Path, list[tuple[Structure, str | None]]] = {}
     for image, structure, split in _lines(path):

@@ -188,11 +188,14 @@ def stored_anatomy(case: StoredCase) -> Anatomy:
 
 
 def membership_of(sets: Mapping[int, Collection[str]], classes: Sequence[str]) -> NDArray[np.bool_]:
-    """Return which of `classes` each label value belongs to, bool (256, K).
+    """Return to which classes the voxels of each label value belong.
 
     Args:
         sets: Label value, at most 255 → the classes that its voxels belong to.
         classes: The K classes that are asked about; any names.
+
+    Returns:
+        bool (256, K).
     """
     table = np.zeros((256, len(classes)), dtype=bool)
     for value, names in sets.items():
@@ -207,6 +210,9 @@ def sets_of(names: Mapping[int, str]) -> dict[int, frozenset[str]]:
 
     Args:
         names: Label value → a class of the taxonomy, or what TotalSegmentator calls it.
+
+    Returns:
+        Label value → names of classes; none for a tissue of no class.
     """
     found = {}
     for value, label in names.items():
@@ -217,7 +223,17 @@ def sets_of(names: Mapping[int, str]) -> dict[int, frozenset[str]]:
 
 
 def phantom_anatomy(seed: int, weight: float = 1.0) -> Anatomy:
-    """Generate a phantom: all classes are annotated. It has no lesions: views grow them."""
+    """Generate a phantom, of which all classes are annotated.
+
+    It has no lesions: views grow them.
+
+    Args:
+        seed: Of the phantom.
+        weight: How often it is drawn, relative to other anatomies.
+
+    Returns:
+        The anatomy.
+    """
     body = phantom.generate(seed, spacing_mm=FINE_MM, lesions=False)
     return Anatomy(
         f"phantom_{seed}", body.label_map, body.names, sets_of(body.names), NAMES, weight

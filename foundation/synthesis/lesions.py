@@ -29,6 +29,12 @@ def growable(annotated: Collection[str]) -> set[str]:
     """Return the lesions whose hosts, and the organ around them, are all annotated.
 
     Only then is every voxel outside of a grown lesion known to be free of it.
+
+    Args:
+        annotated: Names of classes.
+
+    Returns:
+        Names of lesions.
     """
     return {
         lesion

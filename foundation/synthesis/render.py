@@ -129,7 +129,14 @@ _HOLLOW = {
 
 
 def tissue_kind(name: str) -> str:
-    """Return the row of TISSUES that a tissue or label name is rendered with."""
+    """Return how a tissue is rendered.
+
+    Args:
+        name: Of the tissue, as `names` of `render_ct` has it.
+
+    Returns:
+        A key of `TISSUES`; "soft" for a name that is not known.
+    """
     for prefixes, kind in _KIND_BY_PREFIX:
         if name.startswith(tuple(prefixes)):
             return kind

@@ -49,7 +49,14 @@ class View:
     covered: Tensor
 
     def membership(self, classes: Sequence[str]) -> NDArray[np.bool_]:
-        """Which of `classes` each label value belongs to, bool (256, K)."""
+        """Return to which classes the voxels of each label value belong.
+
+        Args:
+            classes: The K classes that are asked about; any names.
+
+        Returns:
+            bool (256, K).
+        """
         return membership_of(self.sets, classes)
 
 

@@ -39,8 +39,8 @@ class Settings:
     """How cases are harmonised.
 
     Attributes:
-        spacing_mm: of the store, along every axis.
-        femoral_heads: derive the heads of the femurs where a femur meets a hip bone (labels named
+        spacing_mm: Of the store, along every axis.
+        femoral_heads: Derive the heads of the femurs where a femur meets a hip bone (labels named
             as by TotalSegmentator) and the dataset has no own.
     """
 
@@ -56,13 +56,13 @@ class Harmonised:
         ct: (X, Y, Z), int16 HU, or None.
         labels: (X, Y, Z), uint8 or uint16.
         affine: (4, 4), voxel index to millimetres, RAS+.
-        spacing_mm: along every axis.
-        sets: label value → the classes that its voxels belong to.
-        tissues: label value → what its source calls it ("a+b" where structures overlap, the most
+        spacing_mm: Along every axis.
+        sets: Label value → the classes that its voxels belong to.
+        tissues: Label value → what its source calls it ("a+b" where structures overlap, the most
             specific first).
-        unknown: values of which no class is known, not even that it is absent.
-        annotated: classes whose absence means absence.
-        notes: what a reader of the data should know.
+        unknown: Values of which no class is known, not even that it is absent.
+        annotated: Classes whose absence means absence.
+        notes: What a reader of the data should know.
     """
 
     ct: NDArray[np.int16] | None
@@ -119,13 +119,16 @@ def harmonise(
     """Bring a scan and its labels into the frame and classes of the store.
 
     Args:
-        scan: what was read.
-        label_map: source label → classes; two sides of a pair are a merged label to be split
+        scan: What was read.
+        label_map: Source label → classes; two sides of a pair are a merged label to be split
             (`Dataset.label_map`). A source label that it lacks is a tissue of no class.
-        annotated: the classes that this case annotates; only those are kept.
-        unknown: source labels whose voxels, unless another label there names a class, are excluded
+        annotated: The classes that this case annotates; only those are kept.
+        unknown: Source labels whose voxels, unless another label there names a class, are excluded
             from every loss.
-        settings: of the store.
+        settings: Of the store.
+
+    Returns:
+        The case as the store holds it.
 
     Raises:
         VolumeError: CT and labels of different shapes, a label value without a name, CT voxels

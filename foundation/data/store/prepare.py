@@ -58,9 +58,9 @@ class Report:
     """What a run did.
 
     Attributes:
-        store: its folder.
-        prepared, skipped: keys of the store.
-        failed: case → why.
+        store: Its folder.
+        prepared, skipped: Keys of the store.
+        failed: Case → why.
     """
 
     store: Path
@@ -113,19 +113,22 @@ def prepare(
     """Harmonise all cases of `datasets` into `store`; what is there and unchanged is left alone.
 
     Args:
-        datasets: pairs of a dataset (see `get_dataset`) and the folder that it lies in.
-        store: the folder to prepare into.
-        spacing_mm, femoral_heads: see `harmonise.Settings`.
-        workers: processes; 1 works in this one, None is one a core.
-        overwrite: prepare finished cases again.
-        manifest: of a store; if the sources differ from those it lists, nothing is prepared.
-        progress: show a bar, on standard error.
+        datasets: Pairs of a dataset (see `get_dataset`) and the folder that it lies in.
+        store: The folder to prepare into.
+        spacing_mm, femoral_heads: See `harmonise.Settings`.
+        workers: Processes; 1 works in this one, None is one a core.
+        overwrite: Prepare finished cases again.
+        manifest: Of a store; if the sources differ from those it lists, nothing is prepared.
+        progress: Show a bar, on standard error.
+
+    Returns:
+        Which cases were prepared, skipped and failed.
 
     Raises:
-        UsageError: unknown dataset, no case found, settings that do not fit the store, two cases
+        UsageError: Unknown dataset, no case found, settings that do not fit the store, two cases
             of one name, another run is writing to the store, or a script without a main guard
             asks for several workers.
-        UniversalCTError: the sources differ from `manifest`.
+        UniversalCTError: The sources differ from `manifest`.
     """
     if workers != 1:
         refuse_while_starting()

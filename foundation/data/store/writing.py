@@ -25,9 +25,9 @@ def write_case(folder: Path, case: Harmonised, about: Mapping[str, Any]) -> dict
     """Write all files of one case into an empty folder.
 
     Args:
-        folder: of the case.
-        case: what is written.
-        about: what is not in it (dataset, id, sources, licence, weight …).
+        folder: Of the case.
+        case: What is written.
+        about: What is not in it (dataset, id, sources, licence, weight …).
 
     Returns:
         The content of `case.json`.

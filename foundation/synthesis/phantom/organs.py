@@ -11,7 +11,12 @@ from foundation.synthesis.phantom.shapes import curve, rotation_deg
 
 
 def fill(body: Body, female: bool) -> None:
-    """Paint every organ: rigid and small ones first, the bowel into what is left."""
+    """Paint every organ: rigid and small ones first, the bowel into what is left.
+
+    Args:
+        body: One that `frame.build` has painted.
+        female: Whether it has a uterus and no prostate.
+    """
     _vessels(body)
     _retroperitoneum(body)
     _upper_abdomen(body)
@@ -167,7 +172,11 @@ def _small_bowel(body: Body) -> None:
 
 
 def grow_lesions(body: Body) -> None:
-    """Paint each kind of lesion with some probability, inside or at the surface of its organ."""
+    """Paint each kind of lesion with some probability, inside or at the surface of its organ.
+
+    Args:
+        body: One with organs. Each kind of lesion is drawn by chance.
+    """
     rng = body.rng
     kidneys = [name for name in ("kidney_right", "kidney_left") if name in body.solids]
     cystic, ill = (kidneys[int(rng.integers(len(kidneys)))] for _ in range(2))
