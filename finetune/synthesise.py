@@ -88,16 +88,19 @@ def main(given: Sequence[str] | None = None) -> None:
     add("--seed", type=int, default=Settings.seed)
     add("--smoke", action="store_true", help="two small CTs from a generated body")
     args = parser.parse_args(given)
-    keep, cases = tuple(args.keep), tuple(args.cases)
-    settings = Settings(args.count, args.size, args.spacing, keep, cases, args.seed)
     if args.smoke:
         with tempfile.TemporaryDirectory() as folder:
             settings = Settings(count=2, size=32, spacing_mm=8.0, keep=("liver", "spleen"))
-            made = render([generated_body(0)], settings, Path(folder))
+            phantom = phantom_anatomy(seed=0)
+            body = Body(phantom, tuple(phantom.names.values()))
+            made = render([body], settings, Path(folder))
             print("\n".join(path.name for path in made))
         return
     if args.data is None or args.out is None:
         parser.error("give DATA and OUT, or --smoke")
+    settings = Settings(
+        args.count, args.size, args.spacing, tuple(args.keep), tuple(args.cases), args.seed
+    )
     with tempfile.TemporaryDirectory() as work:
         bodies = read_bodies(args.data, settings, Path(work))
         print("\n".join(str(path) for path in render(bodies, settings, args.out)))
@@ -131,12 +134,6 @@ def read_bodies(data: Path, settings: Settings, work: Path) -> list[Body]:
         for id_, case in found.items()
         if case.names_file and (not settings.cases or id_ in settings.cases)
     ]
-
-
-def generated_body(seed: int) -> Body:
-    """A phantom, which labels all that it holds."""
-    anatomy = phantom_anatomy(seed)
-    return Body(anatomy, tuple(anatomy.names.values()))
 
 
 def render(bodies: Sequence[Body], settings: Settings, out: Path) -> list[Path]:

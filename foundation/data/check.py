@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -132,23 +132,17 @@ def check_dataset(
         report.cases.append(check_case(dataset, case))
     report.faults += [f"{each.id}: {text}" for each in report.cases for text in each.faults]
     labels = sorted({label for case in report.cases for label in case.labels}, key=natural_key)
-    report.notes += _reading(dataset, labels)
+    classes = dataset.classes_of(labels)
+    read = [f"{label} as {' and '.join(names)}" for label, names in classes.items()]
+    ignored = [label for label in labels if label not in classes and label not in dataset.unknown]
+    for what, found in (("labels read", read), ("labels ignored, of no class", ignored)):
+        if found:
+            report.notes.append(f"{what}: {listed(found, _MOST_LABELS)}")
     if limit is None and report.cases:
         never = [n for n in _merged(dataset) if n not in report.classes]
         if never:
             report.notes.append(f"annotated, but in no case: {listed(never, 40)}")
     return report
-
-
-def _reading(dataset: Dataset, labels: Sequence[str]) -> list[str]:
-    """Which labels that occur are read as what, and which have no class."""
-    classes = dataset.classes_of(labels)
-    read = [f"{label} as {' and '.join(names)}" for label, names in classes.items()]
-    ignored = [label for label in labels if label not in classes and label not in dataset.unknown]
-    notes = [f"labels read: {listed(read, _MOST_LABELS)}"] if read else []
-    return notes + (
-        [f"labels ignored, of no class: {listed(ignored, _MOST_LABELS)}"] if ignored else []
-    )
 
 
 def check_case(dataset: Dataset, case: Case) -> CaseReport:

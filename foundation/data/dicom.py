@@ -169,8 +169,7 @@ def read_pixels(paths: Sequence[Path]) -> NDArray[np.float32]:
                 f"{paths[0].parent}: a DICOM file cannot be decoded ({_last_line(error)}). "
                 "Download the series again."
             ) from error
-    array: NDArray[np.float32] = voxels.transpose(2, 1, 0)
-    return array
+    return np.asarray(voxels.transpose(2, 1, 0), np.float32)
 
 
 @contextmanager
@@ -296,5 +295,5 @@ def _claims_to_be_dicom(path: Path) -> bool:
 
 
 def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:200] if lines else type(error).__name__
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[-1].strip()[:200]

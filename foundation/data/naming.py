@@ -184,10 +184,8 @@ class Naming:
         classes = {label: self.classes(label) for label in sorted(labels)}
         read = [f"{label} as {' and '.join(names)}" for label, names in classes.items() if names]
         ignored = [label for label, names in classes.items() if not names]
-        parts = [f"Labels read: {listed(read, _MOST_LABELS)}."] if read else []
-        if ignored:
-            parts.append(f"Ignored, as of no class: {listed(ignored, _MOST_LABELS)}.")
-        return " ".join(parts)
+        both = (("Labels read", read), ("Ignored, as of no class", ignored))
+        return " ".join(f"{what}: {listed(found, _MOST_LABELS)}." for what, found in both if found)
 
     def require(self, labels: Collection[str], where: str) -> None:
         """Refuse files that hold no label of a class to learn.

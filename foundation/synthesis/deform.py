@@ -80,13 +80,11 @@ def draw_positions(
     matrix = rotation(angles) @ np.diag(1 / scale) * (spacing_mm / fine_per_voxel / FINE_MM)
     line = torch.linspace(-0.5, 0.5, nodes) * (fine_size - 1)
     grid = torch.stack(torch.meshgrid(line, line, line, indexing="ij")).reshape(3, -1)
-    affine = torch.from_numpy(matrix).float() @ grid
-    positions = affine.view(3, nodes, nodes, nodes)
+    positions = (torch.from_numpy(matrix).float() @ grid).view(3, nodes, nodes, nodes)
     positions += torch.from_numpy(centre).float()[:, None, None, None]
     # Coarse shifts move organs against each other, fine ones bend their outlines.
-    amplitudes_mm = rng.uniform(0, 12), rng.uniform(0, 4)
-    shift = _elastic_field(5, amplitudes_mm[0], generator)
-    shift = shift + _elastic_field(11, amplitudes_mm[1], generator)
+    shift = _elastic_field(5, rng.uniform(0, 12), generator)
+    shift = shift + _elastic_field(11, rng.uniform(0, 4), generator)
     positions += enlarge(shift, (nodes,) * 3)
     for bump in bumps:
         apply_bump(positions, *bump)
@@ -256,9 +254,8 @@ def draw_field_of_view(
         bool (X, Y, Z), of the patch.
     """
     middle = positions[(slice(None), *[slice(fine_per_voxel // 2, None, fine_per_voxel)] * 3)]
-    sides = range(3) if anatomy.ct is not None else (2,)
     outside = torch.zeros(middle.shape[1:], dtype=torch.bool)
-    for axis in sides:
+    for axis in range(3) if anatomy.ct is not None else (2,):
         outside |= (middle[axis] < 0) | (middle[axis] > anatomy.label_map.shape[axis] - 1)
     for axis, probability in ((0, 0.06), (1, 0.03), (2, 0.25)):
         size = outside.shape[axis]

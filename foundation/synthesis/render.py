@@ -187,9 +187,8 @@ def render_ct(
         layers = ("skin", "fat", "muscle", "soft", "fluid")
         fill = dict(zip(layers, range(first, first + len(layers)), strict=True))
         kinds |= {value: kind for kind, value in fill.items()}
-        layers_mm = depth_mm, fat_mm, muscle_mm
         cover = _draw_cover(labels, kinds, spacing_mm, noise, rng)
-        labels = _fill_unlabelled(labels, fill, layers_mm, cover, noise, rng)
+        labels = _fill_unlabelled(labels, fill, (depth_mm, fat_mm, muscle_mm), cover, noise, rng)
 
     phase = int(rng.choice(len(PHASES), p=PHASE_PROBABILITIES))
     mean, texture = _draw_means(kinds, names, phase, rng)

@@ -16,7 +16,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,7 @@ class _Outcome:
     description: Mapping[str, Any] | None = None
     error: str = ""
     skipped: bool = False
-    warnings: tuple[str, ...] = field(default=())
+    warnings: tuple[str, ...] = ()
 
 
 def prepare(
@@ -283,7 +283,7 @@ def _attempt(job: _Job) -> _Outcome:
             # Manifests are shared: they name files as the sources do, relative to the dataset.
             outcome = _Outcome(error=text.replace(f"{job.root}{os.sep}", ""))
     texts = dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning))
-    return _Outcome(outcome.description, outcome.error, outcome.skipped, tuple(texts))
+    return replace(outcome, warnings=tuple(texts))
 
 
 def _prepare_case(job: _Job) -> _Outcome:
