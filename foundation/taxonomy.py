@@ -130,7 +130,6 @@ def _read_table() -> Iterable[AnatomicalClass]:
 
 CLASSES: tuple[AnatomicalClass, ...] = tuple(_read_table())
 NAMES: tuple[str, ...] = tuple(c.name for c in CLASSES)
-_BY_NAME = {c.name: c for c in CLASSES}
 
 # TotalSegmentator label name (v1, v2, subtasks) → our class. `femur_left` is not among them: the
 # whole bone is more than `femur_head_left`. Heart, bones and muscles have no counterpart.
@@ -215,7 +214,7 @@ def by_name(name: str) -> AnatomicalClass:
     Raises:
         UsageError: No class goes by that name.
     """
-    return _BY_NAME[resolve(name)]
+    return CLASSES[NAMES.index(resolve(name))]
 
 
 def resolve(name: str, allowed: Sequence[str] = NAMES) -> str:

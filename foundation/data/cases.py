@@ -83,7 +83,7 @@ class Scan:
     """A case as read: everything on the grid of the image, in the order of its file.
 
     Attributes:
-        ct: (X, Y, Z), float32 HU; None for a label map without a scan.
+        ct: (X, Y, Z), float32 HU; None where there is none, and of labels that are read alone.
         affine: (4, 4), voxel index to millimetres, RAS+.
         labels: (X, Y, Z), uint8 or uint16.
         names: Label value → the source labels that such a voxel has; several where masks of

@@ -11,10 +11,10 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from foundation.data.cases import Case, natural_key
+from foundation.data.cases import Case, Scan, natural_key
 from foundation.data.dataset import Dataset
 from foundation.data.meaning import meaning
-from foundation.data.reading import Image, LabelMap, count_values, read_image
+from foundation.data.reading import Image, count_values, read_image
 from foundation.errors import UsageError, VolumeError, listed
 from foundation.taxonomy import PAIRED, by_name, in_order
 
@@ -179,7 +179,7 @@ def check_case(dataset: Dataset, case: Case) -> CaseReport:
         report.faults.append(f"unusable labels: {error}")
         return report
     if image is None:
-        _describe(report, found.values.shape, found.affine)
+        _describe(report, found.labels.shape, found.affine)
     if case.labels:
         _check_labels(dataset, report, image, found)
     return report
@@ -199,11 +199,9 @@ def _describe(report: CaseReport, shape: tuple[int, ...], affine: NDArray[np.flo
         )
 
 
-def _check_labels(
-    dataset: Dataset, report: CaseReport, image: Image | None, found: LabelMap
-) -> None:
+def _check_labels(dataset: Dataset, report: CaseReport, image: Image | None, found: Scan) -> None:
     """Empty labels, values that mean nothing, and organs on the wrong side."""
-    labels, names, affine = found.values, found.names, found.affine
+    labels, names, affine = found.labels, found.names, found.affine
     counts = count_values(labels, len(names))
     if not counts[1:].any():
         report.faults.append("empty labels: no voxel is labelled.")

@@ -14,7 +14,7 @@ from foundation.data.layouts import Layout, Survey
 from foundation.errors import UsageError, VolumeError, listed
 
 if TYPE_CHECKING:  # listing datasets imports no numpy
-    from foundation.data.reading import Image, LabelMap
+    from foundation.data.reading import Image
 
 # What is special about single cases: the case changed, or why it is left out.
 Rule = Callable[[Case, "Dataset"], Case | str]
@@ -166,9 +166,9 @@ class Dataset:
                 f"{case.image} has no voxel below 0 HU: an MR, a windowed CT, or one stored "
                 "without its intercept of -1024. Give a CT in HU (air near -1000)."
             )
-        return Scan(image.array if image else None, found.affine, found.values, found.names)
+        return replace(found, ct=image.array if image else None)
 
-    def read_labels(self, case: Case, image: Image | None) -> LabelMap:
+    def read_labels(self, case: Case, image: Image | None) -> Scan:
         """Read the labels of a case, on the grid of its image.
 
         Args:
@@ -176,7 +176,7 @@ class Dataset:
             image: Its scan as read; None where it has none.
 
         Returns:
-            The labels, and what their values mean.
+            The labels and what their values mean, without the scan.
 
         Raises:
             VolumeError: A file cannot be read, or is not on the grid of the image.

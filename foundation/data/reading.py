@@ -17,7 +17,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from foundation.data.cases import Case, natural_key
+from foundation.data.cases import Case, Scan, natural_key
 from foundation.data.dicom import Series, read_headers, read_pixels
 from foundation.errors import VolumeError, listed
 from foundation.files import nifti_stem
@@ -41,21 +41,6 @@ class Image:
     affine: NDArray[np.float64]
     series: Series | None = None
     doubts: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class LabelMap:
-    """Labels as read, on the grid of their image.
-
-    Attributes:
-        values: (X, Y, Z), uint8 or uint16.
-        names: Label value → the source labels of such a voxel, as in `cases.Scan`.
-        affine: (4, 4), voxel index to millimetres, RAS+.
-    """
-
-    values: NDArray[Any]
-    names: tuple[tuple[str, ...], ...]
-    affine: NDArray[np.float64]
 
 
 def read_image(path: Path) -> Image:
@@ -255,7 +240,7 @@ def overlay(
 # --- one function per way in which labels are stored ---------------------------------------------
 
 
-def no_labels(case: Case, image: Image | None) -> LabelMap:
+def no_labels(case: Case, image: Image | None) -> Scan:
     """Return labels of which every voxel is background.
 
     Args:
@@ -263,17 +248,17 @@ def no_labels(case: Case, image: Image | None) -> LabelMap:
         image: Its scan.
 
     Returns:
-        The labels, and what their values mean.
+        The labels and what their values mean, without the scan.
 
     Raises:
         VolumeError: It has no scan either.
     """
     if image is None:
         raise VolumeError(f"{case.id} has neither image nor labels.")
-    return LabelMap(np.zeros(image.array.shape, np.uint8), ((),), image.affine)
+    return Scan(None, image.affine, np.zeros(image.array.shape, np.uint8), ((),))
 
 
-def labels_from_map(case: Case, image: Image | None) -> LabelMap:
+def labels_from_map(case: Case, image: Image | None) -> Scan:
     """Read one NIfTI file with a number for each structure.
 
     `case.names_file` may name the numbers.
@@ -283,7 +268,7 @@ def labels_from_map(case: Case, image: Image | None) -> LabelMap:
         image: Its scan as read; None where it has none.
 
     Returns:
-        The labels, and what their values mean.
+        The labels and what their values mean, without the scan.
 
     Raises:
         VolumeError: A file cannot be read, is not on the grid of the image, or has a number without
@@ -304,10 +289,10 @@ def labels_from_map(case: Case, image: Image | None) -> LabelMap:
     names = tuple(
         (known.get(value, str(value)),) if value in used else () for value in range(len(counts))
     )
-    return LabelMap(labels, names, affine)
+    return Scan(None, affine, labels, names)
 
 
-def labels_from_masks(case: Case, image: Image | None) -> LabelMap:
+def labels_from_masks(case: Case, image: Image | None) -> Scan:
     """Read a NIfTI file for each structure, or single values of label maps.
 
     Args:
@@ -315,7 +300,7 @@ def labels_from_masks(case: Case, image: Image | None) -> LabelMap:
         image: Its scan as read; None where it has none.
 
     Returns:
-        The labels, and what their values mean.
+        The labels and what their values mean, without the scan.
 
     Raises:
         VolumeError: A file cannot be read, or is not on the grid of the image.
@@ -330,10 +315,10 @@ def labels_from_masks(case: Case, image: Image | None) -> LabelMap:
             labels = onto_grid(labels, affine, image, each.path)
             yield each.label, labels > 0 if each.value is None else labels == each.value
 
-    return LabelMap(*overlay(image.array.shape, masks()), image.affine)
+    return Scan(None, image.affine, *overlay(image.array.shape, masks()))
 
 
-def labels_from_slices(case: Case, image: Image | None) -> LabelMap:
+def labels_from_slices(case: Case, image: Image | None) -> Scan:
     """Read one picture for each slice, numbered as the slices of the DICOM series are.
 
     What is not black is inside.
@@ -343,7 +328,7 @@ def labels_from_slices(case: Case, image: Image | None) -> LabelMap:
         image: Its scan as read; None where it has none.
 
     Returns:
-        The labels, and what their values mean.
+        The labels and what their values mean, without the scan.
 
     Raises:
         VolumeError: A picture cannot be read, or is not of its slice's size; or their numbers
@@ -373,10 +358,10 @@ def labels_from_slices(case: Case, image: Image | None) -> LabelMap:
                 f"{series.shape[0]}×{series.shape[1]}."
             )
         labels[:, :, place] = inside
-    return LabelMap(labels, ((), ("1",)), series.affine)
+    return Scan(None, series.affine, labels, ((), ("1",)))
 
 
-def labels_from_dicom_masks(case: Case, image: Image | None) -> LabelMap:
+def labels_from_dicom_masks(case: Case, image: Image | None) -> Scan:
     """Read a folder of DICOM masks for each structure, whose files are named as those of the scan.
 
     Args:
@@ -384,7 +369,7 @@ def labels_from_dicom_masks(case: Case, image: Image | None) -> LabelMap:
         image: Its scan as read; None where it has none.
 
     Returns:
-        The labels, and what their values mean.
+        The labels and what their values mean, without the scan.
 
     Raises:
         VolumeError: A mask is missing, cannot be read, or is not on the grid of the image.
@@ -410,7 +395,7 @@ def labels_from_dicom_masks(case: Case, image: Image | None) -> LabelMap:
                 )
             yield folder.name, mask
 
-    return LabelMap(*overlay(series.shape, masks()), series.affine)
+    return Scan(None, series.affine, *overlay(series.shape, masks()))
 
 
 READERS = {

@@ -232,10 +232,9 @@ def _split_pairs(state: _State) -> None:
 
 
 def _middle(state: _State) -> float | None:
-    if state.ct is not None:
-        middle = midline_from_ct(state.ct, state.spacing_mm)
-        if middle is not None:
-            return middle
+    middle = None if state.ct is None else midline_from_ct(state.ct, state.spacing_mm)
+    if middle is not None:
+        return middle
     names = [(*value.tissues, *value.classes) for value in state.values]
     return midline_from_labels(state.labels, names)
 

@@ -105,10 +105,6 @@ class Canvas:
         self.noise = _waves(rng, axes, _NOISE_MODES, (25.0, 70.0))
         self.everywhere = (slice(None), slice(None), slice(None))
 
-    def label(self, name: str) -> int:
-        """Return the label value of a tissue."""
-        return self.names.index(name)
-
     def box(self, low: ArrayLike, high: ArrayLike) -> Box:
         """Return the voxels whose warped position can lie between two corners (mm).
 
@@ -136,9 +132,9 @@ class Canvas:
             over: Tissues that are replaced.
         """
         table = np.zeros(256, bool)
-        table[[self.label(tissue) for tissue in over]] = True
+        table[[self.names.index(tissue) for tissue in over]] = True
         region = self.labels[box]
-        region[inside & table[region]] = self.label(name)
+        region[inside & table[region]] = self.names.index(name)
 
     def ellipsoid(
         self,
