@@ -101,7 +101,7 @@ class Naming:
 
     new: tuple[NewClass, ...]
     old: tuple[str, ...]
-    model: tuple[str, ...] = field(init=False)  # classes whose labels are those of the model
+    model: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         seen: dict[str, str] = {}

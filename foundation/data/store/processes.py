@@ -38,6 +38,9 @@ def in_processes(
         jobs: What to do.
         workers: How many processes.
 
+    Yields:
+        Each job with its outcome, as they come; None where its process died.
+
     Raises:
         UsageError: No process came up, as where the caller's script has no main guard.
     """

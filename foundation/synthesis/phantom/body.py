@@ -69,9 +69,9 @@ class Body:
         """Draw a position with a random error.
 
         Args:
-            x: In mm, as are `y` and `z`.
-            y: See `x`.
-            z: See `x`.
+            x: To the right, in mm.
+            y: To the front, in mm.
+            z: To the head, in mm.
             sd_mm: Standard deviation of the error along each axis.
 
         Returns:
