@@ -42,7 +42,16 @@ from foundation.synthesis import (
 
 @dataclass(frozen=True)
 class Settings:
-    """What to render. size: voxels along each axis. keep: labels to write; all if empty."""
+    """What to render.
+
+    Attributes:
+        count: How many CTs.
+        size: Voxels along each axis.
+        spacing_mm: Of the CTs, isotropic.
+        keep: Labels to write; all if empty.
+        cases: Maps to use, by the names of their folders; all if empty.
+        seed: Of everything that is drawn.
+    """
 
     count: int = 5
     size: int = 128
@@ -54,7 +63,12 @@ class Settings:
 
 @dataclass(frozen=True)
 class Body:
-    """A label map to render, and every name that its source labels, present in it or not."""
+    """A label map to render.
+
+    Attributes:
+        anatomy: The label map.
+        labelled: Every name that its source labels, present in it or not.
+    """
 
     anatomy: Anatomy
     labelled: tuple[str, ...]
@@ -74,23 +88,34 @@ def main(given: Sequence[str] | None = None) -> None:
     add("--seed", type=int, default=Settings.seed)
     add("--smoke", action="store_true", help="two small CTs from a generated body")
     args = parser.parse_args(given)
-    keep, cases = tuple(args.keep), tuple(args.cases)
-    settings = Settings(args.count, args.size, args.spacing, keep, cases, args.seed)
     if args.smoke:
         with tempfile.TemporaryDirectory() as folder:
             settings = Settings(count=2, size=32, spacing_mm=8.0, keep=("liver", "spleen"))
-            made = render([generated_body(0)], settings, Path(folder))
+            phantom = phantom_anatomy(seed=0)
+            body = Body(phantom, tuple(phantom.names.values()))
+            made = render([body], settings, Path(folder))
             print("\n".join(path.name for path in made))
         return
     if args.data is None or args.out is None:
         parser.error("give DATA and OUT, or --smoke")
+    settings = Settings(
+        args.count, args.size, args.spacing, tuple(args.keep), tuple(args.cases), args.seed
+    )
     with tempfile.TemporaryDirectory() as work:
         bodies = read_bodies(args.data, settings, Path(work))
         print("\n".join(str(path) for path in render(bodies, settings, args.out)))
 
 
 def read_bodies(data: Path, settings: Settings, work: Path) -> list[Body]:
-    """The label maps of a folder, at the spacing from which they are rendered.
+    """Read the label maps of a folder, at the spacing from which they are rendered.
+
+    Args:
+        data: A folder with a folder for each map.
+        settings: Which maps to use.
+        work: An empty folder for what is made on the way.
+
+    Returns:
+        The maps.
 
     Raises:
         UsageError: no map, or one that was asked for by a name that there is not.
@@ -111,14 +136,16 @@ def read_bodies(data: Path, settings: Settings, work: Path) -> list[Body]:
     ]
 
 
-def generated_body(seed: int) -> Body:
-    """A phantom, which labels all that it holds."""
-    anatomy = phantom_anatomy(seed)
-    return Body(anatomy, tuple(anatomy.names.values()))
-
-
 def render(bodies: Sequence[Body], settings: Settings, out: Path) -> list[Path]:
-    """Render CT after CT, the maps in turn; returns the folders.
+    """Render one CT after the other, from the maps in turn.
+
+    Args:
+        bodies: The maps.
+        settings: What to render.
+        out: Receives a folder for each CT; those that are there are kept.
+
+    Returns:
+        The folders.
 
     Raises:
         UsageError: none of the maps labels what is to be kept.
@@ -152,13 +179,26 @@ def render(bodies: Sequence[Body], settings: Settings, out: Path) -> list[Path]:
 
 
 def kept(body: Body, settings: Settings) -> tuple[str, ...]:
-    """Labels of this map that are to be written."""
+    """Return the labels of a map that are to be written.
+
+    Args:
+        body: The map.
+        settings: What to keep.
+
+    Returns:
+        Names of labels.
+    """
     wanted = settings.keep or body.labelled
     return tuple(name for name in body.labelled if name in wanted and name != "body")
 
 
 def aim(body: Body, names: Sequence[str]) -> None:
-    """Centre views at the height of the structures that are kept, each alike, in mid body."""
+    """Centre views at the height of the structures that are kept, each alike, in mid body.
+
+    Args:
+        body: The map; the places that views are centred on are changed.
+        names: Labels that are kept.
+    """
     rng = np.random.default_rng(0)
     anatomy = body.anatomy
     values = {name: value for value, name in anatomy.names.items() if name in names}
@@ -175,7 +215,16 @@ def aim(body: Body, names: Sequence[str]) -> None:
 
 
 def write(folder: Path, view: View, names: Sequence[str], spacing_mm: float) -> None:
-    """A CT and its labels; a name that this view does not show is labelled all the same: absent."""
+    """Write a CT and its labels.
+
+    A name that this view does not show is labelled all the same: as absent.
+
+    Args:
+        folder: Where the files go.
+        view: The CT.
+        names: Labels to write, numbered from 1.
+        spacing_mm: Of the view.
+    """
     values = {name: number for number, name in enumerate(names, start=1)}
     table = np.zeros(256, np.uint8 if len(names) < 256 else np.uint16)
     for value, name in view.names.items():

@@ -21,7 +21,14 @@ NIFTI_SUFFIXES = (".nii.gz", ".nii")
 
 
 def nifti_stem(path: Path) -> str | None:
-    """The file's name without .nii or .nii.gz, in any case; None where it ends otherwise."""
+    """Return a file's name without .nii or .nii.gz, which may be in upper case.
+
+    Args:
+        path: The file, which need not exist.
+
+    Returns:
+        The name; None where it ends otherwise.
+    """
     name = path.name
     for suffix in NIFTI_SUFFIXES:
         if name.lower().endswith(suffix):
@@ -94,7 +101,8 @@ def recover_folder(folder: str | os.PathLike[str]) -> None:
     if old.exists() and not place.exists():
         old.replace(place)
     for rest in (old, new):
-        _remove(rest)
+        if rest.exists():
+            shutil.rmtree(rest)
 
 
 def _beside(folder: str | os.PathLike[str]) -> tuple[Path, Path, Path]:
@@ -103,13 +111,15 @@ def _beside(folder: str | os.PathLike[str]) -> tuple[Path, Path, Path]:
     return place, place.with_name(f".{place.name}.new"), place.with_name(f".{place.name}.old")
 
 
-def _remove(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
-
-
 def file_sha256(path: Path) -> str:
-    """Compute the SHA-256 of a file, in hexadecimal."""
+    """Compute the SHA-256 of a file, in hexadecimal.
+
+    Args:
+        path: The file.
+
+    Returns:
+        64 digits.
+    """
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -104,8 +104,7 @@ def read(
     except (TypeError, ValueError, RecursionError) as wrong:
         raise error(f"{where}: holds something that is no plain value: {wrong}.") from wrong
     try:
-        read_as: _T = _adapter(cast(Any, kind)).validate_json(text)[0]
-        return read_as
+        return cast(_T, _adapter(cast(Any, kind)).validate_json(text)[0])
     except ValidationError as wrong:
         found = wrong.errors(include_url=False)
         # A key that is misspelt is missing too, and a union has an error of each of its members:
@@ -170,8 +169,7 @@ def did_you_mean(name: str, choices: Collection[str], *, most: int = 1, cutoff: 
         Text that follows the sentence about the wrong name, with a space before it; empty where
         nothing is near.
     """
-    near = difflib.get_close_matches(name, choices, n=most, cutoff=cutoff)
-    return suggestion(near)
+    return suggestion(difflib.get_close_matches(name, choices, n=most, cutoff=cutoff))
 
 
 def suggestion(names: Collection[str]) -> str:
@@ -210,8 +208,7 @@ def _yaml_loader() -> Any:
                         text = f"the key {key.value!r} stands twice"
                         raise yaml.constructor.ConstructorError(None, None, text, key.start_mark)
                     seen.add((key.tag, key.value))
-            values: dict[Any, Any] = super().construct_mapping(node, deep)
-            return values
+            return dict(super().construct_mapping(node, deep))
 
     # YAML 1.1, PyYAML's version, takes 4e-4 for text: it wants a dot and a sign. YAML 1.2 does not.
     number = re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$")

@@ -18,10 +18,15 @@ from foundation.settings import suggestion
 class AnatomicalClass:
     """One class of the paper.
 
-    index: channel, 0-based. name: the identifier used everywhere. display: for people.
-    prompt_name: the name inside the published weights' prompt, typing errors included.
-    parent: the organ a lesion lies in ("kidney" for either kidney; see `parents`).
-    snomed: SNOMED CT code, only where it is certain. colour: RGB, 0 to 255.
+    Attributes:
+        index: Its channel, counted from 0.
+        name: The identifier that is used everywhere.
+        display: The name for people.
+        prompt_name: The name inside the published weights' prompt, typing errors included.
+        colour: Red, green and blue, 0 to 255.
+        aliases: Other names that it goes by.
+        snomed: Its SNOMED CT code, only where that is certain.
+        parent: The organ that a lesion lies in ("kidney" for either kidney; see `parents`).
     """
 
     index: int
@@ -125,7 +130,6 @@ def _read_table() -> Iterable[AnatomicalClass]:
 
 CLASSES: tuple[AnatomicalClass, ...] = tuple(_read_table())
 NAMES: tuple[str, ...] = tuple(c.name for c in CLASSES)
-_BY_NAME = {c.name: c for c in CLASSES}
 
 # TotalSegmentator label name (v1, v2, subtasks) → our class. `femur_left` is not among them: the
 # whole bone is more than `femur_head_left`. Heart, bones and muscles have no counterpart.
@@ -166,6 +170,12 @@ def normalise(name: str) -> str:
     """Reduce a name to a key: lower case, American spelling, no punctuation, side at the end.
 
     "Left_Kidney", "kidney-left", "leftkidney" and "kidney LEFT" share one key.
+
+    Args:
+        name: Of a class or a source label.
+
+    Returns:
+        The key.
     """
     key = re.sub(r"[^a-z0-9]+", " ", name.lower()).strip()
     key = re.sub(r"\b(left|right)(?=[a-z])", r"\1 ", key)
@@ -195,10 +205,16 @@ _ALIASES = _read_aliases()
 def by_name(name: str) -> AnatomicalClass:
     """Return the class of this name or alias.
 
+    Args:
+        name: In any spelling.
+
+    Returns:
+        The class.
+
     Raises:
-        UsageError: no class goes by that name.
+        UsageError: No class goes by that name.
     """
-    return _BY_NAME[resolve(name)]
+    return CLASSES[NAMES.index(resolve(name))]
 
 
 def resolve(name: str, allowed: Sequence[str] = NAMES) -> str:
@@ -206,8 +222,15 @@ def resolve(name: str, allowed: Sequence[str] = NAMES) -> str:
 
     Case, punctuation, order of words around the side, spelling and aliases do not matter.
 
+    Args:
+        name: In any spelling.
+        allowed: Names of classes.
+
+    Returns:
+        The one of `allowed` that is meant.
+
     Raises:
-        UsageError: none of them; suggests the nearest.
+        UsageError: None of them; suggests the nearest.
     """
     key = normalise(name)
     keys = {normalise(item): item for item in allowed}
@@ -232,26 +255,55 @@ def resolve(name: str, allowed: Sequence[str] = NAMES) -> str:
 
 
 def pair_of(name: str) -> tuple[str, ...]:
-    """Both sides of a paired organ that is named without one ("kidney", "Lungs"); else ()."""
+    """Return both sides of a paired organ that is named without one.
+
+    Args:
+        name: E.g. "kidney" or "Lungs".
+
+    Returns:
+        Names of two classes, or none.
+    """
     return PAIRED.get(name.strip().lower().replace(" ", "_").removesuffix("s"), ())
 
 
 def classes_of(name: str) -> tuple[str, ...]:
-    """The class of this name or alias, or both sides of a pair that is named without one.
+    """Return the class of a name or alias, or both sides of a pair that is named without one.
+
+    Args:
+        name: In any spelling.
+
+    Returns:
+        Names of classes.
 
     Raises:
-        UsageError: no class goes by that name.
+        UsageError: No class goes by that name.
     """
     return pair_of(name) or (resolve(name),)
 
 
-def organ_around(parent: str, *texts: str) -> str | None:
-    """The organ that holds a lesion: a lesion's voxels are its organ's too.
+def in_order(classes: Iterable[str]) -> list[str]:
+    """Sort names of classes in the paper's order, others after them by name.
+
+    A pair's organ ("kidney") comes before its sides.
 
     Args:
-        parent: the organ as the lesion's class has it; a pair such as "kidney" stands for one of
+        classes: Names of the 32 classes, of pairs, and any others.
+
+    Returns:
+        The names, sorted.
+    """
+    rank: dict[str, float] = {name: number for number, name in enumerate(NAMES)}
+    rank |= {organ: rank[pair[0]] - 0.5 for organ, pair in PAIRED.items()}
+    return sorted(classes, key=lambda name: (rank.get(name, len(NAMES)), name))
+
+
+def organ_around(parent: str, *texts: str) -> str | None:
+    """Find the organ that holds a lesion: a lesion's voxels are its organ's too.
+
+    Args:
+        parent: The organ as the lesion's class has it; a pair such as "kidney" stands for one of
             its sides.
-        texts: what names the lesion. The side is the one that they tell.
+        texts: What names the lesion. The side is the one that they tell.
 
     Returns:
         `parent`, or the side of the pair; None where the texts tell no side, or both.

@@ -24,8 +24,8 @@ class Structure:
 
     Attributes:
         path: NIfTI file, or one of a folder of DICOM masks.
-        name: what the structure is called.
-        value: of the label map; None where every voxel that is not 0 counts.
+        name: What the structure is called.
+        value: Of the label map; None where every voxel that is not 0 counts.
     """
 
     path: Path
@@ -45,17 +45,17 @@ class Case:
     A layout finds its files; the dataset adds what its description has of them.
 
     Attributes:
-        id: unique in its dataset and safe as the name of a file.
+        id: Unique in its dataset and safe as the name of a file.
         image: NIfTI file, or folder with one DICOM series; None for a label map without a scan.
-        labels: the files that must be read for the labels.
+        labels: The files that must be read for the labels.
         split: "train", "val" or "test", where the dataset's publisher gives it.
-        names_file: one of `labels`: JSON with the source label name of each label value.
-        named: the structures in `labels`, where they are not the names of files.
-        dataset: id of the dataset, e.g. "04".
-        annotated: classes that are labelled in this case; all others are unknown.
-        unknown: source labels whose voxels may be anything.
-        weight: how often to draw it, relative to the dataset's other cases.
-        licence: of this case, where it differs from its dataset's.
+        names_file: One of `labels`: JSON with the source label name of each label value.
+        named: The structures in `labels`, where they are not the names of files.
+        dataset: Id of the dataset, e.g. "04".
+        annotated: Classes that are labelled in this case; all others are unknown.
+        unknown: Source labels whose voxels may be anything.
+        weight: How often to draw it, relative to the dataset's other cases.
+        licence: Of this case, where it differs from its dataset's.
     """
 
     id: str
@@ -83,10 +83,10 @@ class Scan:
     """A case as read: everything on the grid of the image, in the order of its file.
 
     Attributes:
-        ct: (X, Y, Z), float32 HU; None for a label map without a scan.
+        ct: (X, Y, Z), float32 HU; None where there is none, and of labels that are read alone.
         affine: (4, 4), voxel index to millimetres, RAS+.
         labels: (X, Y, Z), uint8 or uint16.
-        names: label value → the source labels that such a voxel has; several where masks of
+        names: Label value → the source labels that such a voxel has; several where masks of
             structures overlap. `names[0]` is (). A source label that is no key of the dataset's
             label map has no class of its own.
     """
@@ -98,11 +98,25 @@ class Scan:
 
 
 def natural_key(text: str) -> list[tuple[int, int | str]]:
-    """Return a sort key by which "volume-2" comes before "volume-10"."""
+    """Return a sort key by which "volume-2" comes before "volume-10".
+
+    Args:
+        text: A name, such as a case's id.
+
+    Returns:
+        Its parts, numbers apart from the rest.
+    """
     parts = re.split(r"(\d+)", text)
     return [(0, int(part)) if part.isdigit() else (1, part) for part in parts if part]
 
 
 def safe_id(text: str) -> str:
-    """Replace every character of `text` that some file system forbids by "_"."""
+    """Replace every character of `text` that some file system forbids by "_".
+
+    Args:
+        text: A name.
+
+    Returns:
+        A name for files and folders; never empty.
+    """
     return re.sub(r"[^A-Za-z0-9._+-]", "_", text).strip(".") or "_"

@@ -22,7 +22,11 @@ _OPEN_DATA = "open-data"
 
 @cache
 def paper_datasets() -> Mapping[str, Dataset]:
-    """Return the datasets of the paper by id, in the order of their numbers."""
+    """Return the datasets of the paper, in the order of their numbers.
+
+    Returns:
+        Id → dataset.
+    """
     found = [read_description(path) for path in sorted((_HERE / "paper").glob("*.yaml"))]
     return {dataset.id: dataset for dataset in found}
 
@@ -31,11 +35,14 @@ def get_dataset(name: str | Path) -> Dataset:
     """Return a dataset of the paper by id or name ("04", "LiTS"), or one of your own.
 
     Args:
-        name: an id or a name; a YAML file; a folder in nnU-Net's raw format, or its dataset.json;
+        name: An id or a name; a YAML file; a folder in nnU-Net's raw format, or its dataset.json;
             or "open-data", whose description comes with the package.
 
+    Returns:
+        The dataset.
+
     Raises:
-        UsageError: there is none of this name, or its description is wrong.
+        UsageError: There is none of this name, or its description is wrong.
     """
     path, text = Path(name), str(name)
     if path.suffix.lower() in (".yaml", ".yml"):
@@ -61,8 +68,14 @@ def get_dataset(name: str | Path) -> Dataset:
 def read_nnunet(index: Path) -> Dataset:
     """Read a dataset in nnU-Net's raw format, whose dataset.json names its labels after classes.
 
+    Args:
+        index: Its dataset.json.
+
+    Returns:
+        The dataset, called as its folder is.
+
     Raises:
-        UsageError: a label is named after none of the 32 classes, or the format is another.
+        UsageError: A label is named after none of the 32 classes, or the format is another.
     """
     labels = nnunet.read_labels(index)
     try:

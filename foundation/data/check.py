@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,12 +11,12 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from foundation.data.cases import Case, natural_key
+from foundation.data.cases import Case, Scan, natural_key
 from foundation.data.dataset import Dataset
-from foundation.data.meaning import in_order, meaning
-from foundation.data.reading import Image, LabelMap, read_image
-from foundation.errors import MissingExtraError, UsageError, VolumeError, listed
-from foundation.taxonomy import PAIRED, by_name
+from foundation.data.meaning import meaning
+from foundation.data.reading import Image, count_values, read_image
+from foundation.errors import UsageError, VolumeError, listed
+from foundation.taxonomy import PAIRED, by_name, in_order
 
 _CHECK_HU = -300.0  # roughly above it: the body, in a thinned CT whose middle alone counts
 _WRONG_SIDE_MM = 15.0  # an organ's centre this far beyond the body's middle is on the wrong side
@@ -30,13 +30,13 @@ class CaseReport:
     """What one case holds and what is wrong with it.
 
     Attributes:
-        id: of the case.
-        shape, orientation: of the file's axes, e.g. "LPS".
-        spacing_mm: along them.
+        id: Of the case.
+        shape, orientation: Of the file's axes, e.g. "LPS".
+        spacing_mm: Along them.
         hu: 0.5 % and 99.5 % of the voxels lie below; None without a scan.
-        voxels: class → count.
-        labels: source labels that occur.
-        faults: what is wrong, in words.
+        voxels: Class → count.
+        labels: Source labels that occur.
+        faults: What is wrong, in words.
     """
 
     id: str
@@ -54,10 +54,10 @@ class Report:
     """What a folder holds of a dataset.
 
     Attributes:
-        dataset, name, folder: what was looked at, and where.
-        cases: each that was read.
+        dataset, name, folder: What was looked at, and where.
+        cases: Each that was read.
         faults: "case: what is wrong", of all cases.
-        notes: what was left out, how labels were read, and what no case has.
+        notes: What was left out, how labels were read, and what no case has.
     """
 
     dataset: str
@@ -83,7 +83,11 @@ class Report:
         return dict(Counter(c.orientation for c in self.cases if c.orientation).most_common())
 
     def ranges(self) -> dict[str, tuple[float, float]]:
-        """Smallest and largest spacing of each axis, number of voxels, and HU."""
+        """Return the smallest and the largest spacing of each axis, and HU, over all cases.
+
+        Returns:
+            What it is, with its unit → smallest and largest value.
+        """
         spacings = [case.spacing_mm for case in self.cases if case.spacing_mm]
         found: dict[str, tuple[float, float]] = {}
         for axis, values in zip("xyz", zip(*spacings, strict=True), strict=False):
@@ -104,14 +108,17 @@ def check_dataset(
     """Look at the cases of a dataset and say what is wrong with them.
 
     Args:
-        dataset: which it is.
-        root: the folder that holds it.
-        limit: read only so many cases, the first ones.
-        progress: is given the cases and gives them back, one at a time.
+        dataset: Which it is.
+        root: The folder that holds it.
+        limit: Read only so many cases, the first ones.
+        progress: Is given the cases and gives them back, one at a time.
+
+    Returns:
+        What the folder holds, and what is wrong with it.
 
     Raises:
-        UsageError: nothing of the dataset lies there.
-        MissingExtraError: it is DICOM, and SimpleITK is not installed.
+        UsageError: Nothing of the dataset lies there.
+        MissingExtraError: It is DICOM, and SimpleITK is not installed.
     """
     root = Path(root)
     cases, survey, left_out = dataset.survey(root)
@@ -125,7 +132,12 @@ def check_dataset(
         report.cases.append(check_case(dataset, case))
     report.faults += [f"{each.id}: {text}" for each in report.cases for text in each.faults]
     labels = sorted({label for case in report.cases for label in case.labels}, key=natural_key)
-    report.notes += _reading(dataset, labels)
+    classes = dataset.classes_of(labels)
+    read = [f"{label} as {' and '.join(names)}" for label, names in classes.items()]
+    ignored = [label for label in labels if label not in classes and label not in dataset.unknown]
+    for what, found in (("labels read", read), ("labels ignored, of no class", ignored)):
+        if found:
+            report.notes.append(f"{what}: {listed(found, _MOST_LABELS)}")
     if limit is None and report.cases:
         never = [n for n in _merged(dataset) if n not in report.classes]
         if never:
@@ -133,30 +145,24 @@ def check_dataset(
     return report
 
 
-def _reading(dataset: Dataset, labels: Sequence[str]) -> list[str]:
-    """Which labels that occur are read as what, and which have no class."""
-    classes = dataset.classes_of(labels)
-    read = [f"{label} as {' and '.join(names)}" for label, names in classes.items()]
-    ignored = [label for label in labels if label not in classes and label not in dataset.unknown]
-    notes = [f"labels read: {listed(read, _MOST_LABELS)}"] if read else []
-    return notes + (
-        [f"labels ignored, of no class: {listed(ignored, _MOST_LABELS)}"] if ignored else []
-    )
-
-
 def check_case(dataset: Dataset, case: Case) -> CaseReport:
     """Read one case and say what is wrong with it; nothing that it holds makes this fail.
 
+    Args:
+        dataset: That it belongs to.
+        case: As the dataset found it.
+
+    Returns:
+        What it holds, and what is wrong with it.
+
     Raises:
-        MissingExtraError: it is DICOM, and SimpleITK is not installed.
+        MissingExtraError: It is DICOM, and SimpleITK is not installed.
     """
     report = CaseReport(case.id)
     image: Image | None = None
     if case.image:
         try:
             image = read_image(case.image)
-        except MissingExtraError:
-            raise
         except (VolumeError, OSError, MemoryError) as error:
             report.faults.append(f"unreadable image: {error}")
             return report  # labels cannot be judged without its grid
@@ -169,13 +175,11 @@ def check_case(dataset: Dataset, case: Case) -> CaseReport:
         report.faults.append(f"missing labels: there is no mask of {names}.")
     try:
         found = dataset.read_labels(case, image)
-    except MissingExtraError:
-        raise
     except (VolumeError, OSError, MemoryError) as error:
         report.faults.append(f"unusable labels: {error}")
         return report
     if image is None:
-        _describe(report, found.values.shape, found.affine)
+        _describe(report, found.labels.shape, found.affine)
     if case.labels:
         _check_labels(dataset, report, image, found)
     return report
@@ -195,12 +199,10 @@ def _describe(report: CaseReport, shape: tuple[int, ...], affine: NDArray[np.flo
         )
 
 
-def _check_labels(
-    dataset: Dataset, report: CaseReport, image: Image | None, found: LabelMap
-) -> None:
+def _check_labels(dataset: Dataset, report: CaseReport, image: Image | None, found: Scan) -> None:
     """Empty labels, values that mean nothing, and organs on the wrong side."""
-    labels, names, affine = found.values, found.names, found.affine
-    counts = _count(labels, len(names))
+    labels, names, affine = found.labels, found.names, found.affine
+    counts = count_values(labels, len(names))
     if not counts[1:].any():
         report.faults.append("empty labels: no voxel is labelled.")
         return
@@ -222,14 +224,6 @@ def _check_labels(
             centres[name] = np.average(places[values], axis=0, weights=looked_at[values])
     middle = _body_middle(image, looked_at, places)
     report.faults += _side_faults(centres, middle)
-
-
-def _count(labels: NDArray[np.generic], values: int) -> NDArray[np.int64]:
-    """Voxels of each value (V,); plane by plane, which needs little memory."""
-    counts = np.zeros(values, np.int64)
-    for z in range(labels.shape[2]):
-        counts += np.bincount(labels[:, :, z].ravel(order="K"), minlength=values)
-    return counts
 
 
 def _centres(

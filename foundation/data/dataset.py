@@ -14,7 +14,7 @@ from foundation.data.layouts import Layout, Survey
 from foundation.errors import UsageError, VolumeError, listed
 
 if TYPE_CHECKING:  # listing datasets imports no numpy
-    from foundation.data.reading import Image, LabelMap
+    from foundation.data.reading import Image
 
 # What is special about single cases: the case changed, or why it is left out.
 Rule = Callable[[Case, "Dataset"], Case | str]
@@ -26,24 +26,24 @@ class Dataset:
 
     Attributes:
         id: "04", or the name of a dataset of the user's own; it names folders.
-        name: for people.
-        label_map: source label (a value, or the name of a structure, in which * stands for any
+        name: For people.
+        label_map: Source label (a value, or the name of a structure, in which * stands for any
             characters) → class names. Two names are a merged pair whose sides must be told apart.
-        annotated: the classes that its annotators labelled; the loss masks all others.
-        layout: how its cases are found.
-        labels_as: how its labels are stored, a key of `reading.READERS`.
-        rules: what is special about single cases; each takes the case of the one before.
-        unused: source labels that have no class.
-        unknown: source labels whose voxels may be anything.
-        open_names: source labels outside of the label map are structures without a class, no
+        annotated: The classes that its annotators labelled; the loss masks all others.
+        layout: How its cases are found.
+        labels_as: How its labels are stored, a key of `reading.READERS`.
+        rules: What is special about single cases; each takes the case of the one before.
+        unused: Source labels that have no class.
+        unknown: Source labels whose voxels may be anything.
+        open_names: Source labels outside of the label map are structures without a class, no
             faults.
-        complete: every source label must have a mask in every case.
-        ct_only: refuse a scan without a voxel below 0 HU, which a warning names otherwise.
-        prompts: class of the user's own → its prompt, where it has one.
-        url, licence, note: of its publisher. licence: SPDX id, only where it is certain; check the
+        complete: Every source label must have a mask in every case.
+        ct_only: Refuse a scan without a voxel below 0 HU, which a warning names otherwise.
+        prompts: Class of the user's own → its prompt, where it has one.
+        url, licence, note: Of its publisher. licence: SPDX id, only where it is certain; check the
             source before use.
-        obtain: how to get it, where the URL is not enough.
-        paper_cases, used_cases: scans by the paper, and those that the published weights were
+        obtain: How to get it, where the URL is not enough.
+        paper_cases, used_cases: Scans by the paper, and those that the published weights were
             trained on.
     """
 
@@ -68,7 +68,17 @@ class Dataset:
     used_cases: int | None = None
 
     def survey(self, root: Path) -> tuple[list[Case], Survey, list[str]]:
-        """Look through `root`: its cases, what the layout found, and cases left out on purpose."""
+        """Look through a folder for the cases of this dataset.
+
+        Args:
+            root: The folder that holds it.
+
+        Returns:
+            Its cases; what the layout found; and "case: why" of those left out on purpose.
+
+        Raises:
+            UsageError: `root` is no folder, or lacks the index that the layout needs.
+        """
         survey = self.layout.survey(root)
         cases, left_out = [], []
         for found in survey.found:
@@ -86,11 +96,17 @@ class Dataset:
     def find(self, root: str | Path) -> list[Case]:
         """Return the complete cases below `root`, in natural order of their ids.
 
+        Args:
+            root: The folder that holds the dataset.
+
+        Returns:
+            The cases.
+
         Raises:
-            UsageError: there is none, or `root` is not a folder.
+            UsageError: There is none, or `root` is not a folder.
 
         Warns:
-            DatasetWarning: what is left out, because it is incomplete, ambiguous or no CT.
+            DatasetWarning: What is left out, because it is incomplete, ambiguous or no CT.
         """
         root = Path(root)
         cases, survey, left_out = self.survey(root)
@@ -107,17 +123,31 @@ class Dataset:
         return cases
 
     def nothing_in(self, root: Path, reasons: list[str]) -> str:
-        """Return the words of an error: no case is in `root`, though these things were found."""
+        """Word the error about a folder without a case.
+
+        Args:
+            root: The folder.
+            reasons: Why what was found is no case.
+
+        Returns:
+            A sentence with what was expected and what was found.
+        """
         why = f" What was found: {listed(reasons, 2)}" if reasons else ""
         return f"No case of {self.name} in {root}: expected {self.layout.expected}.{why}"
 
     def read(self, case: Case) -> Scan:
         """Read one case: image and labels on one grid.
 
+        Args:
+            case: One that `find` gave.
+
+        Returns:
+            Its image and labels.
+
         Raises:
-            VolumeError: a file cannot be read, the labels are not on the image's grid, or hold a
+            VolumeError: A file cannot be read, the labels are not on the image's grid, or hold a
                 value that the label map does not have; or the scan is no CT where `ct_only`.
-            MissingExtraError: it is DICOM, and SimpleITK is not installed.
+            MissingExtraError: It is DICOM, and SimpleITK is not installed.
         """
         from foundation.data.reading import read_image
 
@@ -136,10 +166,21 @@ class Dataset:
                 f"{case.image} has no voxel below 0 HU: an MR, a windowed CT, or one stored "
                 "without its intercept of -1024. Give a CT in HU (air near -1000)."
             )
-        return Scan(image.array if image else None, found.affine, found.values, found.names)
+        return replace(found, ct=image.array if image else None)
 
-    def read_labels(self, case: Case, image: Image | None) -> LabelMap:
-        """Read the labels of a case, on the grid of its image."""
+    def read_labels(self, case: Case, image: Image | None) -> Scan:
+        """Read the labels of a case, on the grid of its image.
+
+        Args:
+            case: One that `find` gave.
+            image: Its scan as read; None where it has none.
+
+        Returns:
+            The labels and what their values mean, without the scan.
+
+        Raises:
+            VolumeError: A file cannot be read, or is not on the grid of the image.
+        """
         from foundation.data.reading import READERS, no_labels
 
         return READERS[self.labels_as](case, image) if case.labels else no_labels(case, image)
@@ -147,21 +188,49 @@ class Dataset:
     # --- what labels mean -----------------------------------------------------------------------
 
     def key_of(self, label: str) -> int | str | None:
-        """Return the key of the label map that a source label belongs to: itself, or a pattern."""
+        """Return the key of the label map that a source label belongs to: itself, or a pattern.
+
+        Args:
+            label: A source label.
+
+        Returns:
+            The key; None where there is none.
+        """
         return _match(label, self.label_map)
 
     def classes_of(self, labels: Iterable[str]) -> dict[str, tuple[str, ...]]:
-        """Return the classes of each of these source labels that has any."""
+        """Return the classes of each of these source labels that has any.
+
+        Args:
+            labels: Source labels.
+
+        Returns:
+            Source label → its classes.
+        """
         keys = {label: self.key_of(label) for label in labels}
         return {label: self.label_map[key] for label, key in keys.items() if key is not None}
 
     def without_mask(self, case: Case) -> list[int | str]:
-        """Return the source labels of which a case has no mask."""
+        """Return the source labels of which a case has no mask.
+
+        Args:
+            case: One whose structures have a mask each.
+
+        Returns:
+            Keys of the label map.
+        """
         there = {self.key_of(each.label) for each in case.structures}
         return [key for key in self.label_map if key not in there]
 
     def unexpected(self, names: tuple[tuple[str, ...], ...]) -> list[str]:
-        """Return which of the source labels nothing is known about."""
+        """Return which of the source labels nothing is known about.
+
+        Args:
+            names: Label value → source labels, as a scan has them.
+
+        Returns:
+            Source labels, sorted.
+        """
         if self.open_names:
             return []
         known = [*self.label_map, *self.unused, *self.unknown]

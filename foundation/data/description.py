@@ -50,8 +50,8 @@ class OwnClass:
     """A class that is not among the 32.
 
     Attributes:
-        name: of the class.
-        prompt: the sentence that is embedded; each training makes one from the name if not given.
+        name: Of the class.
+        prompt: The sentence that is embedded; each training makes one from the name if not given.
     """
 
     name: str
@@ -66,9 +66,9 @@ class CaseSettings:
     """What differs in a single case. {id} in a path stands for the case's name.
 
     Attributes:
-        image, labels: paths, for `layout: cases`; false where the case has none. With
+        image, labels: Paths, for `layout: cases`; false where the case has none. With
             `image: false` the label map alone is read, in every layout.
-        annotated, unknown, weight, licence, names_file: as in `Description`.
+        annotated, unknown, weight, licence, names_file: As in `Description`.
     """
 
     image: str | Literal[False] | None = None
@@ -88,30 +88,30 @@ class Description:
     """A dataset as its YAML file describes it.
 
     Attributes:
-        name: of the dataset. It names folders, unless `id` does.
-        id: a short name for folders and the command line.
-        licence, url, note, obtain: see `Dataset`.
-        layout: how its files lie. nifti: a label map for each image. nnunet: the same by nnU-Net's
+        name: Of the dataset. It names folders, unless `id` does.
+        id: A short name for folders and the command line.
+        licence, url, note, obtain: See `Dataset`.
+        layout: How its files lie. nifti: a label map for each image. nnunet: the same by nnU-Net's
             names. index: a dataset.json lists images and labels, as the Decathlon's.
             per-structure: a mask for each structure. dicom-masks: a folder of DICOM masks for each
             structure. slices: a picture for each slice. cases: only the cases that are given.
-        images, labels: patterns of paths, or several each. {id} is the case (digits only:
+        images, labels: Patterns of paths, or several each. {id} is the case (digits only:
             {number}), * and ? stand for parts of a name, **/ for any folders. A pattern of images
             that ends in "/" means folders with a DICOM series.
-        names_file: pattern of the JSON file of each case that names its label values.
-        folder, lists: of the index; see `layouts.DatasetJson`.
-        splits: name of a CSV table with the columns image_id and split.
-        classes: label → class, several, or none. A label is a value; in per-structure and
+        names_file: Pattern of the JSON file of each case that names its label values.
+        folder, lists: Of the index; see `layouts.DatasetJson`.
+        splits: Name of a CSV table with the columns image_id and split.
+        classes: Label → class, several, or none. A label is a value; in per-structure and
             dicom-masks the name of a structure, in which * stands for any characters
             ("livertumor*"). A class has one of the 32 names, or is one of your own.
-        annotated: the classes that are wholly labelled; all of `classes` if not given.
-        unknown: labels whose voxels may be anything.
+        annotated: The classes that are wholly labelled; all of `classes` if not given.
+        unknown: Labels whose voxels may be anything.
         vocabulary: "totalsegmentator" adds its names of structures to `classes`.
-        complete: every label must have a mask in every case.
-        rule: what is special about single cases, one of `hooks.HOOKS`.
-        weight: how often to draw a case.
-        cases: name of a case → what differs in it.
-        paper_cases, used_cases: see `Dataset`.
+        complete: Every label must have a mask in every case.
+        rule: What is special about single cases, one of `hooks.HOOKS`.
+        weight: How often to draw a case.
+        cases: Name of a case → what differs in it.
+        paper_cases, used_cases: See `Dataset`.
     """
 
     name: str
@@ -167,8 +167,8 @@ class Overrides:
     """A rule: single cases have settings of their own.
 
     Attributes:
-        weight: of all cases.
-        cases: id of a case → what differs in it.
+        weight: Of all cases.
+        cases: Id of a case → what differs in it.
     """
 
     weight: float
@@ -190,8 +190,14 @@ class Overrides:
 def read_description(path: Path) -> Dataset:
     """Read the description of a dataset.
 
+    Args:
+        path: A YAML file.
+
+    Returns:
+        The dataset that it describes.
+
     Raises:
-        UsageError: it cannot be read, or a key or value is not allowed; names it, and what is.
+        UsageError: It cannot be read, or a key or value is not allowed; names it, and what is.
     """
     where = str(path)
     given = read(Description, read_file(path), where)

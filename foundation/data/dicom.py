@@ -27,7 +27,18 @@ _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 @dataclass(frozen=True)
 class Slice:
-    """The header of one file of a series; position and directions in mm, LPS, as DICOM has them."""
+    """The header of one file of a series. Lengths and places are in mm, LPS, as DICOM has them.
+
+    Attributes:
+        path: Of the file.
+        series: Identifier of its series, "" without one.
+        modality: E.g. "CT", "" where the header has none.
+        instance: Number that the publisher gave it, if any.
+        size: Columns and rows.
+        spacing_mm: Between columns and between rows.
+        position: Centre of the first voxel.
+        directions: Of rows (3 numbers) and of columns (3).
+    """
 
     path: Path
     series: str
@@ -41,9 +52,13 @@ class Slice:
 
 @dataclass(frozen=True)
 class Series:
-    """Slices in order along the normal of their plane, and the affine (4, 4) of the volume, RAS+.
+    """The slices of a series, in order along the normal of their plane.
 
     Index x counts columns, y rows, z slices. A tilted gantry makes the affine sheared, as it is.
+
+    Attributes:
+        slices: Their headers, in order.
+        affine: (4, 4), voxel index to millimetres, RAS+.
     """
 
     slices: tuple[Slice, ...]
@@ -64,8 +79,11 @@ class Series:
 
         By instance number and by file name, which must not contradict each other.
 
+        Returns:
+            Places in `slices`.
+
         Raises:
-            VolumeError: they do, or the instance numbers repeat.
+            VolumeError: They do, or the instance numbers repeat.
         """
         everyone = range(len(self.slices))
         by_name = sorted(everyone, key=lambda i: natural_key(self.slices[i].path.name))
@@ -93,9 +111,15 @@ def read_headers(folder: Path) -> Series:
     Files that are not DICOM are passed over. Where every file has a series identifier of its own,
     as after careless anonymisation, they count as one series.
 
+    Args:
+        folder: With the files; those below it are not looked at.
+
+    Returns:
+        The series.
+
     Raises:
         MissingExtraError: SimpleITK is not installed.
-        VolumeError: no DICOM file, a damaged one, several series, slices of different size,
+        VolumeError: No DICOM file, a damaged one, several series, slices of different size,
             spacing or direction, two at one place, or a missing one.
     """
     slices = _slices_of(folder)
@@ -122,10 +146,16 @@ def read_headers(folder: Path) -> Series:
 
 
 def read_pixels(paths: Sequence[Path]) -> NDArray[np.float32]:
-    """Decode slices in the order given: (X, Y, Z), float32, slope and intercept applied.
+    """Decode slices in the order given; slope and intercept are applied.
+
+    Args:
+        paths: A DICOM file for each slice.
+
+    Returns:
+        (X, Y, Z), float32 HU.
 
     Raises:
-        VolumeError: a file cannot be decoded.
+        VolumeError: A file cannot be decoded.
     """
     with _simpleitk() as sitk:
         reader = sitk.ImageSeriesReader()
@@ -139,8 +169,7 @@ def read_pixels(paths: Sequence[Path]) -> NDArray[np.float32]:
                 f"{paths[0].parent}: a DICOM file cannot be decoded ({_last_line(error)}). "
                 "Download the series again."
             ) from error
-    array: NDArray[np.float32] = voxels.transpose(2, 1, 0)
-    return array
+    return np.asarray(voxels.transpose(2, 1, 0), np.float32)
 
 
 @contextmanager
@@ -156,29 +185,22 @@ def _simpleitk() -> Iterator[Any]:
 
 
 def _slices_of(folder: Path) -> list[Slice]:
-    with _simpleitk() as sitk:
-        if not folder.is_dir():
-            raise VolumeError(f"{folder} is not a folder with a DICOM series.")
-        return _read_slices(folder, sitk)
-
-
-def _read_slices(folder: Path, sitk: Any) -> list[Slice]:
+    files = [path for path in folder.glob("[!.]*") if path.is_file()]
     slices = []
-    for path in sorted(folder.iterdir(), key=lambda p: natural_key(p.name)):
-        if path.name.startswith(".") or not path.is_file():
-            continue
-        reader = sitk.ImageFileReader()
-        reader.SetImageIO("GDCMImageIO")
-        reader.SetFileName(str(path))
-        try:
-            reader.ReadImageInformation()
-        except RuntimeError as error:
-            if _claims_to_be_dicom(path):
-                raise VolumeError(
-                    f"{path} is damaged or cut short ({_last_line(error)}). Download it again."
-                ) from error
-            continue
-        slices.append(_slice_of(path, reader))
+    with _simpleitk() as sitk:
+        for path in sorted(files, key=lambda file: natural_key(file.name)):
+            reader = sitk.ImageFileReader()
+            reader.SetImageIO("GDCMImageIO")
+            reader.SetFileName(str(path))
+            try:
+                reader.ReadImageInformation()
+            except RuntimeError as error:
+                if _claims_to_be_dicom(path):
+                    raise VolumeError(
+                        f"{path} is damaged or cut short ({_last_line(error)}). Download it again."
+                    ) from error
+                continue
+            slices.append(_slice_of(path, reader))
     if not slices:
         raise VolumeError(f"{folder} holds no DICOM file.")
     return slices
@@ -273,5 +295,5 @@ def _claims_to_be_dicom(path: Path) -> bool:
 
 
 def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:200] if lines else type(error).__name__
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[-1].strip()[:200]

@@ -40,11 +40,11 @@ class Source:
     """Scans found at a path.
 
     Attributes:
-        layout: what they were found as.
-        root: the folder that holds all of them.
-        datasets: how they are read.
-        labels: every name of a label that the files give.
-        cases: key in a store → the case as found.
+        layout: What they were found as.
+        root: The folder that holds all of them.
+        datasets: How they are read.
+        labels: Every name of a label that the files give.
+        cases: Key in a store → the case as found.
     """
 
     layout: str
@@ -59,9 +59,9 @@ class WhatIsWanted:
     """A rule: a case annotates what its labels name, and is left out where that is nothing.
 
     Attributes:
-        naming: what labels mean.
-        names: of the labels of every case; None where each case has its own.
-        only: names of the training cases to use; None for all.
+        naming: What labels mean.
+        names: Of the labels of every case; None where each case has its own.
+        only: Names of the training cases to use; None for all.
     """
 
     naming: Naming
@@ -81,7 +81,14 @@ class WhatIsWanted:
         return replace(case, annotated=annotated, labels=labels)
 
     def labels(self, case: Case) -> tuple[str, ...]:
-        """Return the names of the labels that this case has."""
+        """Return the names of the labels that this case has.
+
+        Args:
+            case: As its layout found it.
+
+        Returns:
+            The names; values as text where nothing names them.
+        """
         if self.names is not None:
             return self.names
         if case.names_file:
@@ -98,13 +105,16 @@ def find_source(
     """Find out which layout a path has, and what its labels are called.
 
     Args:
-        path: a folder or a table.
-        naming: the classes to learn and the known ones.
-        prefix: of the names of its datasets in the store.
-        only: names of the training scans to use; None for all.
+        path: A folder or a table.
+        naming: The classes to learn and the known ones.
+        prefix: Of the names of its datasets in the store.
+        only: Names of the training scans to use; None for all.
+
+    Returns:
+        The scans, and how they are read.
 
     Raises:
-        UsageError: nothing of a known layout lies there, or a table or index is wrong.
+        UsageError: Nothing of a known layout lies there, or a table or index is wrong.
     """
     root, rule = path, WhatIsWanted(naming, only=only)
     if path.is_file() and path.suffix.lower() == ".csv":

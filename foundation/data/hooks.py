@@ -21,20 +21,43 @@ EIGHT_ORGANS = (
 
 
 def eight_organs_from_case_60(case: Case, dataset: Dataset) -> Case:
-    """BTCV: from case 60 on, only 8 of its 14 organs are annotated; the others are unknown."""
+    """Leave 8 of BTCV's 14 organs annotated from case 60 on; the others are unknown there.
+
+    Args:
+        case: As its layout found it.
+        dataset: That it belongs to.
+
+    Returns:
+        The case as it is used.
+    """
     if int(case.id) < 60:
         return case
     return replace(case, annotated=tuple(n for n in dataset.annotated if n in EIGHT_ORGANS))
 
 
 def ct_up_to_id_500(case: Case, _: Dataset) -> Case | str:
-    """AMOS22: up to id 500 the scans are CT, above they are MR."""
+    """Leave out the MR scans of AMOS22, whose ids are above 500.
+
+    Args:
+        case: As its layout found it.
+
+    Returns:
+        The case, or why it is left out.
+    """
     is_ct = int(case.id.rpartition("_")[2]) <= 500
     return case if is_ct else "an MR scan (ids above 500 are), not CT."
 
 
 def annotated_where_masks_are(case: Case, dataset: Dataset) -> Case:
-    """A class is annotated where all of its structures have a mask; else it is unknown."""
+    """Annotate a class only where all of its structures have a mask; else it is unknown.
+
+    Args:
+        case: As its layout found it.
+        dataset: That it belongs to.
+
+    Returns:
+        The case as it is used.
+    """
     lost = {name for key in dataset.without_mask(case) for name in dataset.label_map[key]}
     return replace(
         case,

@@ -26,7 +26,7 @@ class Survey:
     """What a folder holds.
 
     Attributes:
-        found: the cases that are whole.
+        found: The cases that are whole.
         faults: (case id, what is wrong), for what had to be left out.
     """
 
@@ -34,7 +34,11 @@ class Survey:
     faults: list[tuple[str, str]] = field(default_factory=list)
 
     def sort(self) -> Survey:
-        """The same with the cases in natural order of their ids."""
+        """Sort cases and faults in natural order of the ids, in place.
+
+        Returns:
+            The survey itself.
+        """
         self.found.sort(key=lambda each: natural_key(each.id))
         self.faults.sort(key=lambda fault: natural_key(fault[0]))
         return self
@@ -48,7 +52,17 @@ class Layout(Protocol):
         """For an error's text: what the folder should hold."""
 
     def survey(self, root: Path) -> Survey:
-        """Find the cases below `root`, complete ones and what is wrong with the others."""
+        """Find the cases below a folder: whole ones, and what is wrong with the others.
+
+        Args:
+            root: The folder that holds the dataset.
+
+        Returns:
+            The cases in natural order of their ids, and the faults.
+
+        Raises:
+            UsageError: `root` is no folder, or lacks what the layout cannot do without.
+        """
 
 
 @dataclass(frozen=True)
@@ -61,10 +75,10 @@ class Patterns:
     adds ("._…", "__MACOSX") are passed over.
 
     Attributes:
-        images, labels: patterns.
-        many: each case has several files of labels.
-        splits: name of a CSV table, anywhere below the root, with columns image_id and split.
-        names_file: pattern of the file that names the labels.
+        images, labels: Patterns.
+        many: Each case has several files of labels.
+        splits: Name of a CSV table, anywhere below the root, with columns image_id and split.
+        names_file: Pattern of the file that names the labels.
     """
 
     images: tuple[str, ...]
@@ -79,7 +93,14 @@ class Patterns:
         return " with ".join(" or ".join(group) for group in (self.images, self.labels) if group)
 
     def survey(self, root: Path) -> Survey:
-        """Pair images and labels below `root`."""
+        """Pair images and labels below a folder.
+
+        Args:
+            root: The folder that holds the dataset.
+
+        Returns:
+            The cases in natural order of their ids, and the faults.
+        """
         entries = list(_walk(root))
         images = _matches(entries, self.images, root)
         labels = _matches(entries, self.labels, root)
@@ -88,8 +109,7 @@ class Patterns:
         splits = read_splits(root / tables[0]) if tables else {}
         survey = Survey()
         for id_ in {**images, **labels}:
-            image, label = images.get(id_, []), labels.get(id_, [])
-            name = names.get(id_, [])
+            image, label, name = (found.get(id_, []) for found in (images, labels, names))
             if fault := self._fault(image, label, name):
                 survey.faults.append((safe_id(id_), fault))
                 continue
@@ -123,10 +143,10 @@ class DatasetJson:
     """Cases listed in a `dataset.json`: the Medical Segmentation Decathlon's, AMOS's, nnU-Net's.
 
     Attributes:
-        folder: its name begins so, where several tasks lie side by side.
-        lists: the entries to read. Without them, as in nnU-Net's own format,
+        folder: Its name begins so, where several tasks lie side by side.
+        lists: The entries to read. Without them, as in nnU-Net's own format,
             `imagesTr/<id>_0000` belongs to `labelsTr/<id>`.
-        tests: also find labelled scans for testing, `imagesTs/<id>_0000` and `labelsTs/<id>`. A
+        tests: Also find labelled scans for testing, `imagesTs/<id>_0000` and `labelsTs/<id>`. A
             name that is in both counts once, for training.
     """
 
@@ -141,7 +161,14 @@ class DatasetJson:
         return f"{where}dataset.json with {where}imagesTr and labelsTr"
 
     def survey(self, root: Path) -> Survey:
-        """Read the index and look for each file that it names."""
+        """Read the index and look for each file that it names.
+
+        Args:
+            root: The folder that holds the dataset.
+
+        Returns:
+            The cases in natural order of their ids, and the faults.
+        """
         survey = self._training(root)
         if self.tests:
             known = {each.id for each in survey.found}
@@ -188,7 +215,13 @@ class DatasetJson:
 
 @dataclass(frozen=True)
 class ListedCase:
-    """The paths of one case below the root, with {id} for its name; None where it has none."""
+    """The paths of one case below the root, in which {id} stands for its name.
+
+    Attributes:
+        image: Of its scan; None where it has none.
+        labels: Of its label map; None where it has none.
+        names_file: Of the names of its labels; None where it has none.
+    """
 
     image: str | None
     labels: str | None
@@ -197,13 +230,25 @@ class ListedCase:
 
 @dataclass(frozen=True)
 class Listed:
-    """Cases that are given one by one."""
+    """Cases that are given one by one.
+
+    Attributes:
+        cases: Name → paths.
+        expected: For an error's text: what the folder should hold.
+    """
 
     cases: Mapping[str, ListedCase]
     expected: str = field(default="the files of its cases", init=False)
 
     def survey(self, root: Path) -> Survey:
-        """Look for the files of each case; a case without any is not there, which is no fault."""
+        """Look for the files of each case; a case without any is not there, which is no fault.
+
+        Args:
+            root: The folder that holds the dataset.
+
+        Returns:
+            The cases in natural order of their ids, and the faults.
+        """
         survey = Survey()
         for name, given in self.cases.items():
             image, labels, names = (
@@ -228,13 +273,26 @@ class CaseFolders:
     A case has a label map beside its scan, which labels.json names (there, or once for all cases
     in the root), or a mask per structure beside the scan or in segmentations/. The splits are
     those of a meta.csv in the root.
+
+    Attributes:
+        labels_as: Which kind of cases is found, "label map" or "masks".
+        expected: For an error's text: what the folder should hold.
     """
 
     labels_as: Literal["label map", "masks"]
     expected: str = field(default="a folder per case, with a scan and labels", init=False)
 
     def survey(self, root: Path) -> Survey:
-        """The cases whose labels are of this kind; a scan without labels is among the maps."""
+        """Find the cases whose labels are of this kind.
+
+        A scan without labels is a fault of the label maps.
+
+        Args:
+            root: The folder that holds the dataset.
+
+        Returns:
+            The cases in natural order of their ids, and the faults.
+        """
         survey = Survey()
         splits = read_splits(root / "meta.csv") if (root / "meta.csv").is_file() else {}
         for folder, image in _scans(root):
@@ -260,10 +318,16 @@ class CaseFolders:
 
 
 def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Read a table with commas or semicolons: names of columns in lower case, and the lines.
+    """Read a table with commas or semicolons.
+
+    Args:
+        path: A CSV file, whose first line names the columns.
+
+    Returns:
+        The names of the columns in lower case; and each line, column → text.
 
     Raises:
-        UsageError: it is no text.
+        UsageError: It is no text.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -277,7 +341,17 @@ def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 
 
 def read_splits(table: Path) -> dict[str, str]:
-    """Case → split from a CSV table with the columns image_id and split, as TotalSegmentator's."""
+    """Read the splits in a CSV table with the columns image_id and split, as TotalSegmentator's.
+
+    Args:
+        table: A CSV file.
+
+    Returns:
+        Case → split; lines without either are passed over.
+
+    Raises:
+        UsageError: The file is no text.
+    """
     lines = [line for line in read_csv(table)[1] if line.get("image_id") and line.get("split")]
     return {line["image_id"]: line["split"] for line in lines}
 
@@ -285,8 +359,14 @@ def read_splits(table: Path) -> dict[str, str]:
 def read_dataset_json(path: Path) -> dict[str, Any]:
     """Read a `dataset.json`.
 
+    Args:
+        path: The file.
+
+    Returns:
+        Its content.
+
     Raises:
-        UsageError: it is no JSON object.
+        UsageError: It is no JSON object.
     """
     content = read_file(path)
     if not isinstance(content, dict):
@@ -295,7 +375,14 @@ def read_dataset_json(path: Path) -> dict[str, Any]:
 
 
 def check_pattern(pattern: str) -> None:
-    """Raise UsageError for a pattern without {id}, or that leaves the folder."""
+    """Refuse a pattern that tells no cases apart, or that leaves the folder.
+
+    Args:
+        pattern: Of paths, see `Patterns`.
+
+    Raises:
+        UsageError: It has no {id} or {number}, or leaves the folder.
+    """
     if "{id}" not in pattern and "{number}" not in pattern:
         raise UsageError(f"The pattern {pattern!r} has no {{id}}: it cannot tell cases apart.")
     if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
@@ -382,7 +469,6 @@ def _scans(root: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def _niftis(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    visible = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    """The NIfTI files in a folder, sorted; none where there is no such folder."""
+    visible = sorted(folder.glob("[!.]*"))
     return [path for path in visible if path.is_file() and nifti_stem(path) is not None]

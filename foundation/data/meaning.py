@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from foundation.taxonomy import CLASSES, NAMES, PAIRED, organ_around
+from foundation.taxonomy import CLASSES, PAIRED, organ_around
 
 # The organ that holds a lesion; a hepatic vessel is in the liver too.
 PARENTS = {c.name: c.parent for c in CLASSES if c.parent} | {"hepatic_vessel": "liver"}
@@ -17,10 +17,10 @@ class Value:
     """What one label value stands for.
 
     Attributes:
-        tissues: names of what is there, the most specific first.
-        classes: the annotated classes of such a voxel.
-        undecided: pairs whose side is not known yet.
-        unknown: of no known class, and it may be of any.
+        tissues: Names of what is there, the most specific first.
+        classes: The annotated classes of such a voxel.
+        undecided: Pairs whose side is not known yet.
+        unknown: Of no known class, and it may be of any.
     """
 
     tissues: tuple[str, ...] = ()
@@ -35,13 +35,16 @@ def meaning(
     annotated: Collection[str],
     marked: Collection[str] = (),
 ) -> Value:
-    """Say what a voxel with these source labels is.
+    """Find out what a voxel with these source labels is.
 
     Args:
-        sources: the source labels of the voxel.
-        names: source label → classes; two sides of a pair are a label that merges them.
-        annotated: the classes that the case annotates; all others are left out.
-        marked: source labels whose voxels may be anything.
+        sources: The source labels of the voxel.
+        names: Source label → classes; two sides of a pair are a label that merges them.
+        annotated: The classes that the case annotates; all others are left out.
+        marked: Source labels whose voxels may be anything.
+
+    Returns:
+        What its value stands for.
     """
     wanted = set(annotated)
     classes: set[str] = set()
@@ -79,13 +82,3 @@ def _tissue(source: str, found: Sequence[str], pair: str | None) -> str:
     if not found or re.search("[a-zA-Z]", source):
         return source
     return next((name for name in found if name in PARENTS), found[0])
-
-
-def in_order(classes: Iterable[str]) -> list[str]:
-    """Sort names of classes in the paper's order, others after them by name.
-
-    A pair's organ ("kidney") comes before its sides.
-    """
-    rank: dict[str, float] = {name: number for number, name in enumerate(NAMES)}
-    rank |= {organ: rank[pair[0]] - 0.5 for organ, pair in PAIRED.items()}
-    return sorted(classes, key=lambda name: (rank.get(name, len(NAMES)), name))

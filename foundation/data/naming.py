@@ -30,10 +30,10 @@ class NewClass:
     """A class to learn; one that the model has already is tuned further.
 
     Attributes:
-        name: what it is called.
-        prompt: its sentence; made from the name if not given.
-        parent: the class that a lesion lies in.
-        labels: what the files call it. Several are its parts, all of which must be there; in a
+        name: What it is called.
+        prompt: Its sentence; made from the name if not given.
+        parent: The class that a lesion lies in.
+        labels: What the files call it. Several are its parts, all of which must be there; in a
             part, * stands for any characters ("livertumor*"), and one label that fits is enough.
             Not given: its name in any spelling, or the two sides of it. Numbers are values of
             label maps that come without names.
@@ -50,22 +50,34 @@ class NewClass:
 
 @lru_cache(maxsize=4096)
 def spellings(name: str) -> frozenset[str]:
-    """Keys that spellings of one name share: "vertebrae_L1", "Vertebra L1", "L1 vertebra"."""
+    """Return keys that all spellings of one name share.
+
+    "vertebrae_L1", "Vertebra L1" and "L1 vertebra" have one in common.
+
+    Args:
+        name: Of a class or a source label.
+
+    Returns:
+        The keys.
+    """
     from foundation.text import load_bank
 
-    words = [_singular(word) for word in normalise(name).split()]
+    words = normalise(name).replace("vertebrae", "vertebra").split()
+    singular = " ".join(word.removesuffix("s") if len(word) > 3 else word for word in words)
     term = load_bank().find(name)
-    return frozenset({" ".join(words)} | ({normalise(term)} if term else set()))
-
-
-def _singular(word: str) -> str:
-    if word == "vertebrae":
-        return "vertebra"
-    return word.removesuffix("s") if len(word) > 3 else word
+    return frozenset({singular} | ({normalise(term)} if term else set()))
 
 
 def stands_for(wanted: str, label: str) -> bool:
-    """Whether a name in any spelling, or a pattern with *, is that of a source label."""
+    """Tell whether a name or a pattern means a source label.
+
+    Args:
+        wanted: A name in any spelling, or a pattern in which * stands for any characters.
+        label: The source label.
+
+    Returns:
+        Whether it does.
+    """
     if "*" in wanted:
         return fnmatchcase(*(re.sub(r"[ _-]+", "_", text.lower()) for text in (label, wanted)))
     return bool(spellings(wanted) & spellings(label))
@@ -78,13 +90,18 @@ class Naming:
     A class that is in both is one to learn: it keeps the model's name for it, and is no longer in
     `old`. Its labels are those that the model's class has, unless it names its own.
 
+    Attributes:
+        new: The classes to learn.
+        old: The known classes that are not to learn.
+        model: Classes whose labels are those that the model's class has.
+
     Raises:
-        UsageError: two classes to learn of one name.
+        UsageError: Two classes to learn of one name.
     """
 
     new: tuple[NewClass, ...]
     old: tuple[str, ...]
-    model: tuple[str, ...] = field(init=False)  # classes whose labels are those of the model
+    model: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         seen: dict[str, str] = {}
@@ -102,28 +119,50 @@ class Naming:
         object.__setattr__(self, "old", known)
 
     def classes(self, label: str) -> tuple[str, ...]:
-        """Return the classes of a voxel with this source label; both sides of a merged pair."""
-        new, known = self._new(label), self._known(label)
+        """Return the classes of a voxel with this source label; both sides of a merged pair.
+
+        Args:
+            label: A source label.
+
+        Returns:
+            Names of classes; none for a label of no class.
+        """
+        new, known = self._new(label), known_classes(label, self.model)
         found = [each.name for each in new]
-        if not (new and self._is_pair(known)):  # its sides would both be everywhere
+        if not (new and known in PAIRED.values()):  # its sides would both be everywhere
             found += known
         for each in new:
             found += self._parents(each, label) or ()
         return tuple(dict.fromkeys(found))
 
     def annotated(self, labels: Collection[str]) -> tuple[str, ...]:
-        """Return the classes that are wholly labelled where these source labels are."""
+        """Return the classes that are wholly labelled where these source labels are.
+
+        Args:
+            labels: The source labels that a scan has.
+
+        Returns:
+            Names of classes.
+        """
         found = [each.name for each in self.new if self.has(each, labels)]
         spoilt: set[str] = set()
         for label in labels:
             for each in self._new(label):
                 if self._parents(each, label) is None:  # in one of two sides, unknown which
-                    spoilt |= set(self._known(str(each.parent)))
+                    spoilt |= set(known_classes(str(each.parent), self.model))
         found += self._known_in(labels)
         return tuple(name for name in dict.fromkeys(found) if name not in spoilt)
 
     def has(self, wanted: NewClass, labels: Collection[str]) -> bool:
-        """Whether these source labels hold all of a class to learn."""
+        """Tell whether these source labels hold all of a class to learn.
+
+        Args:
+            wanted: The class.
+            labels: The source labels that a scan has.
+
+        Returns:
+            Whether they do.
+        """
         if wanted.labels:
             return all(any(stands_for(own, each) for each in labels) for own in wanted.labels)
         there = frozenset().union(*(spellings(label) for label in labels))
@@ -134,20 +173,29 @@ class Naming:
         return wanted.name in self._known_in(labels)
 
     def read_as(self, labels: Collection[str]) -> str:
-        """Say which of these source labels are read as what, and which are of no class."""
+        """Say which of these source labels are read as what, and which are of no class.
+
+        Args:
+            labels: The source labels of all scans.
+
+        Returns:
+            One or two sentences; empty without labels.
+        """
         classes = {label: self.classes(label) for label in sorted(labels)}
         read = [f"{label} as {' and '.join(names)}" for label, names in classes.items() if names]
         ignored = [label for label, names in classes.items() if not names]
-        parts = [f"Labels read: {listed(read, _MOST_LABELS)}."] if read else []
-        if ignored:
-            parts.append(f"Ignored, as of no class: {listed(ignored, _MOST_LABELS)}.")
-        return " ".join(parts)
+        both = (("Labels read", read), ("Ignored, as of no class", ignored))
+        return " ".join(f"{what}: {listed(found, _MOST_LABELS)}." for what, found in both if found)
 
     def require(self, labels: Collection[str], where: str) -> None:
         """Refuse files that hold no label of a class to learn.
 
+        Args:
+            labels: The source labels of all scans.
+            where: What holds them, for the error.
+
         Raises:
-            UsageError: names the class, the labels there are, and what may be meant.
+            UsageError: Names the class, the labels there are, and what may be meant.
         """
         for each in self.new:
             if self.has(each, labels):
@@ -177,17 +225,14 @@ class Naming:
             )
         ]
 
-    def _known(self, label: str) -> tuple[str, ...]:
-        return known_classes(label, self.model)
-
     def _known_in(self, labels: Collection[str]) -> list[str]:
         """The model's classes that are wholly labelled where these labels are."""
         found: list[str] = []
         for label in labels:
-            known = self._known(label)
+            known = known_classes(label, self.model)
             is_part = TOTALSEGMENTATOR.get(label, label) != label
             whole = all(_parts(name) <= set(labels) for name in known if is_part)
-            if whole and not (self._is_pair(known) and self._new(label)):
+            if whole and not (known in PAIRED.values() and self._new(label)):
                 found += known
         return found
 
@@ -198,14 +243,11 @@ class Naming:
         for each in self.new:
             if normalise(each.name) == normalise(child.parent):
                 return (each.name,)
-        known = self._known(child.parent)
-        if not self._is_pair(known):
+        known = known_classes(child.parent, self.model)
+        if known not in PAIRED.values():
             return known
         organ = organ_around(known[0].rpartition("_")[0], label, child.name)
         return (organ,) if organ else None
-
-    def _is_pair(self, classes: tuple[str, ...]) -> bool:
-        return classes in PAIRED.values()
 
 
 def _parts(name: str) -> set[str]:
@@ -214,7 +256,15 @@ def _parts(name: str) -> set[str]:
 
 @lru_cache(maxsize=4096)
 def known_classes(label: str, old: tuple[str, ...]) -> tuple[str, ...]:
-    """Return which of `old` a source label stands for, if any; both sides where it merges them."""
+    """Return which of `old` a source label stands for, if any; both sides where it merges them.
+
+    Args:
+        label: The source label.
+        old: Names of the known classes.
+
+    Returns:
+        Names of classes, or none.
+    """
     if label in old:
         return (label,)
     if label in TOTALSEGMENTATOR:
@@ -233,7 +283,15 @@ def known_classes(label: str, old: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def nearest(name: str, labels: Collection[str]) -> list[str]:
-    """Up to four labels that may be what `name` means."""
+    """Return up to four labels that a name may mean.
+
+    Args:
+        name: What was wanted.
+        labels: The source labels that there are.
+
+    Returns:
+        Labels, the most likely first.
+    """
     by_key: dict[str, list[str]] = {}
     for label in sorted(labels):
         by_key.setdefault(_without_side(normalise(label)), []).append(label)

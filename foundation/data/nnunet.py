@@ -18,9 +18,9 @@ class Labels:
     """The labels of a dataset in nnU-Net's format, without its background.
 
     Attributes:
-        values: name → its values; a region has several, and then values have several names.
-        ignored: values whose voxels may be anything.
-        licence: as the index gives it.
+        values: Name → its values; a region has several, and then values have several names.
+        ignored: Values whose voxels may be anything.
+        licence: As the index gives it.
     """
 
     values: Mapping[str, tuple[int, ...]]
@@ -28,7 +28,14 @@ class Labels:
     licence: str | None
 
     def label_map(self, classes_of: Callable[[str], tuple[str, ...]]) -> LabelValues:
-        """Return value → classes, from the classes of each name; values without any left out."""
+        """Return value → classes, from the classes of each name; values without any left out.
+
+        Args:
+            classes_of: Gives the classes of a name of `values`, or none.
+
+        Returns:
+            Label value → classes.
+        """
         found: dict[int | str, tuple[str, ...]] = {}
         for name, values in self.values.items():
             if classes := classes_of(name):
@@ -40,8 +47,14 @@ class Labels:
 def read_labels(index: Path) -> Labels:
     """Read the labels that a `dataset.json` names, in the format of version 1 or 2.
 
+    Args:
+        index: The dataset.json.
+
+    Returns:
+        Its labels, without the background.
+
     Raises:
-        UsageError: it has no labels, a label has no whole number, or the scans are no CT.
+        UsageError: It has no labels, a label has no whole number, or the scans are no CT.
     """
     content = read_dataset_json(index)
     channels = content.get("channel_names") or content.get("modality") or {}

@@ -17,7 +17,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from foundation.data.cases import Case, natural_key
+from foundation.data.cases import Case, Scan, natural_key
 from foundation.data.dicom import Series, read_headers, read_pixels
 from foundation.errors import VolumeError, listed
 from foundation.files import nifti_stem
@@ -33,8 +33,8 @@ class Image:
     Attributes:
         array: (X, Y, Z), float32 HU.
         affine: (4, 4), voxel index to millimetres, RAS+.
-        series: the headers, where it came from DICOM.
-        doubts: why its values may not be HU.
+        series: The headers, where it came from DICOM.
+        doubts: Why its values may not be HU.
     """
 
     array: NDArray[np.float32]
@@ -43,27 +43,18 @@ class Image:
     doubts: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class LabelMap:
-    """Labels as read, on the grid of their image.
-
-    Attributes:
-        values: (X, Y, Z), uint8 or uint16.
-        names: label value → the source labels of such a voxel, as in `cases.Scan`.
-        affine: (4, 4), voxel index to millimetres, RAS+.
-    """
-
-    values: NDArray[Any]
-    names: tuple[tuple[str, ...], ...]
-    affine: NDArray[np.float64]
-
-
 def read_image(path: Path) -> Image:
     """Read a NIfTI file, or a folder with one DICOM series.
 
+    Args:
+        path: Of either.
+
+    Returns:
+        The scan.
+
     Raises:
-        VolumeError: it cannot be read, or is no volume with a place in the body.
-        MissingExtraError: it is DICOM, and SimpleITK is not installed.
+        VolumeError: It cannot be read, or is no volume with a place in the body.
+        MissingExtraError: It is DICOM, and SimpleITK is not installed.
     """
     series = None
     with warnings.catch_warnings(record=True) as caught:
@@ -86,10 +77,16 @@ def read_image(path: Path) -> Image:
 
 
 def read_label_map(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Read labels (X, Y, Z; uint8 or uint16) and their affine (4, 4; RAS+) from a NIfTI file.
+    """Read a NIfTI file with labels.
+
+    Args:
+        path: Of the file.
+
+    Returns:
+        Labels (X, Y, Z), uint8 or uint16; and their affine (4, 4), voxel index to mm, RAS+.
 
     Raises:
-        VolumeError: missing, damaged, not 3-D, or not whole numbers from 0 to 65535.
+        VolumeError: Missing, damaged, not 3-D, or not whole numbers from 0 to 65535.
     """
     if nifti_stem(path) is None:
         raise VolumeError(f"{path} is not a NIfTI file (.nii, .nii.gz).")
@@ -128,6 +125,22 @@ def _as_labels(values: NDArray[Any], path: Path) -> NDArray[Any]:
     return values.astype(np.uint8 if high < 256 else np.uint16)
 
 
+def count_values(labels: NDArray[np.unsignedinteger], values: int) -> NDArray[np.int64]:
+    """Count the voxels of each label value; plane by plane, which needs little memory.
+
+    Args:
+        labels: (X, Y, Z), below `values`.
+        values: How many values there are, 0 among them.
+
+    Returns:
+        Voxels of each value, (values,).
+    """
+    counts = np.zeros(values, np.int64)
+    for plane in np.moveaxis(labels, int(np.argmax(labels.strides)), 0):  # each of one piece
+        counts += np.bincount(plane.ravel(order="K"), minlength=values)
+    return counts
+
+
 def onto_grid(
     labels: NDArray[Any], affine: NDArray[np.float64], image: Image, path: Path
 ) -> NDArray[Any]:
@@ -139,14 +152,14 @@ def onto_grid(
     Args:
         labels: (X, Y, Z), whole numbers.
         affine: (4, 4) of the labels, voxel index to millimetres, RAS+.
-        image: the scan whose grid is wanted.
-        path: of the labels, for an error.
+        image: The scan whose grid is wanted.
+        path: Of the labels, for an error.
 
     Returns:
         Labels (X, Y, Z) of the image's shape.
 
     Raises:
-        VolumeError: the two grids are not the same voxels.
+        VolumeError: The two grids are not the same voxels.
     """
     to_image = np.linalg.inv(image.affine) @ affine
     turn = np.rint(to_image[:3, :3])
@@ -195,13 +208,13 @@ def overlay(
 
     Args:
         shape: X, Y, Z.
-        masks: name of a structure and its mask (X, Y, Z).
+        masks: Name of a structure and its mask (X, Y, Z).
 
     Returns:
         Label values (X, Y, Z; uint8 or uint16), and the structures of each value.
 
     Raises:
-        VolumeError: there are more than 65535 combinations of structures.
+        VolumeError: There are more than 65535 combinations of structures.
     """
     labels = np.zeros(shape, np.uint16)
     names: list[tuple[str, ...]] = [()]
@@ -227,41 +240,71 @@ def overlay(
 # --- one function per way in which labels are stored ---------------------------------------------
 
 
-def no_labels(case: Case, image: Image | None) -> LabelMap:
-    """Nothing is labelled: every voxel is background."""
+def no_labels(case: Case, image: Image | None) -> Scan:
+    """Return labels of which every voxel is background.
+
+    Args:
+        case: One without labels.
+        image: Its scan.
+
+    Returns:
+        The labels and what their values mean, without the scan.
+
+    Raises:
+        VolumeError: It has no scan either.
+    """
     if image is None:
         raise VolumeError(f"{case.id} has neither image nor labels.")
-    return LabelMap(np.zeros(image.array.shape, np.uint8), ((),), image.affine)
+    return Scan(None, image.affine, np.zeros(image.array.shape, np.uint8), ((),))
 
 
-def labels_from_map(case: Case, image: Image | None) -> LabelMap:
-    """One NIfTI file with a number per structure; `case.names_file` may name the numbers."""
+def labels_from_map(case: Case, image: Image | None) -> Scan:
+    """Read one NIfTI file with a number for each structure.
+
+    `case.names_file` may name the numbers.
+
+    Args:
+        case: What to read.
+        image: Its scan as read; None where it has none.
+
+    Returns:
+        The labels and what their values mean, without the scan.
+
+    Raises:
+        VolumeError: A file cannot be read, is not on the grid of the image, or has a number without
+            a name.
+    """
     labels, affine = read_label_map(case.labels[0])
     if image is not None:
         labels, affine = onto_grid(labels, affine, image, case.labels[0]), image.affine
     known = read_names(case.names_file) if case.names_file else {}
-    used = {int(value) for value in np.flatnonzero(_present(labels)) if value}
+    counts = count_values(labels, int(labels.max()) + 1)
+    used = {int(value) for value in np.flatnonzero(counts) if value}
     nameless = [str(value) for value in sorted(used) if value not in known]
     if case.names_file and nameless:
         raise VolumeError(
             f"{case.labels[0]} has label {listed(nameless)}, which {case.names_file.name} does not "
             "name. Add the name, or correct the labels."
         )
-    values = range(int(labels.max()) + 1)
-    names = tuple((known.get(value, str(value)),) if value in used else () for value in values)
-    return LabelMap(labels, names, affine)
+    names = tuple(
+        (known.get(value, str(value)),) if value in used else () for value in range(len(counts))
+    )
+    return Scan(None, affine, labels, names)
 
 
-def _present(labels: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which values a label map has; plane by plane, which needs little memory."""
-    found = np.zeros(int(labels.max()) + 1, bool)
-    for z in range(labels.shape[2]):
-        found[labels[:, :, z]] = True
-    return found
+def labels_from_masks(case: Case, image: Image | None) -> Scan:
+    """Read a NIfTI file for each structure, or single values of label maps.
 
+    Args:
+        case: What to read, see `Case.structures`.
+        image: Its scan as read; None where it has none.
 
-def labels_from_masks(case: Case, image: Image | None) -> LabelMap:
-    """One NIfTI file per structure, or one value of a label map; see `Case.structures`."""
+    Returns:
+        The labels and what their values mean, without the scan.
+
+    Raises:
+        VolumeError: A file cannot be read, or is not on the grid of the image.
+    """
     if image is None:
         mask, affine = read_label_map(case.labels[0])
         image = Image(np.broadcast_to(np.float32(0), mask.shape), affine)
@@ -272,11 +315,25 @@ def labels_from_masks(case: Case, image: Image | None) -> LabelMap:
             labels = onto_grid(labels, affine, image, each.path)
             yield each.label, labels > 0 if each.value is None else labels == each.value
 
-    return LabelMap(*overlay(image.array.shape, masks()), image.affine)
+    return Scan(None, image.affine, *overlay(image.array.shape, masks()))
 
 
-def labels_from_slices(case: Case, image: Image | None) -> LabelMap:
-    """One picture per slice, numbered as the slices of the DICOM series; inside is not black."""
+def labels_from_slices(case: Case, image: Image | None) -> Scan:
+    """Read one picture for each slice, numbered as the slices of the DICOM series are.
+
+    What is not black is inside.
+
+    Args:
+        case: What to read.
+        image: Its scan as read; None where it has none.
+
+    Returns:
+        The labels and what their values mean, without the scan.
+
+    Raises:
+        VolumeError: A picture cannot be read, or is not of its slice's size; or their numbers
+            differ.
+    """
     from PIL import Image as Picture
 
     series = _series_of(case, image)
@@ -301,11 +358,22 @@ def labels_from_slices(case: Case, image: Image | None) -> LabelMap:
                 f"{series.shape[0]}×{series.shape[1]}."
             )
         labels[:, :, place] = inside
-    return LabelMap(labels, ((), ("1",)), series.affine)
+    return Scan(None, series.affine, labels, ((), ("1",)))
 
 
-def labels_from_dicom_masks(case: Case, image: Image | None) -> LabelMap:
-    """A folder of DICOM masks per structure, whose files are named as those of the scan."""
+def labels_from_dicom_masks(case: Case, image: Image | None) -> Scan:
+    """Read a folder of DICOM masks for each structure, whose files are named as those of the scan.
+
+    Args:
+        case: What to read.
+        image: Its scan as read; None where it has none.
+
+    Returns:
+        The labels and what their values mean, without the scan.
+
+    Raises:
+        VolumeError: A mask is missing, cannot be read, or is not on the grid of the image.
+    """
     series = _series_of(case, image)
     folders: dict[Path, dict[str, Path]] = {}
     for path in case.labels:
@@ -327,7 +395,7 @@ def labels_from_dicom_masks(case: Case, image: Image | None) -> LabelMap:
                 )
             yield folder.name, mask
 
-    return LabelMap(*overlay(series.shape, masks()), series.affine)
+    return Scan(None, series.affine, *overlay(series.shape, masks()))
 
 
 READERS = {
@@ -345,10 +413,16 @@ def _series_of(case: Case, image: Image | None) -> Series:
 
 
 def read_names(path: Path) -> dict[int, str]:
-    """Read label value → name from a JSON object, whose keys are numbers as text.
+    """Read the names of label values from a JSON object, whose keys are numbers as text.
+
+    Args:
+        path: Of the file.
+
+    Returns:
+        Label value → name.
 
     Raises:
-        VolumeError: it cannot be read as that.
+        VolumeError: It cannot be read as that.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -19,8 +19,8 @@ class Table:
     """The cases of a table, which are known before their folder is looked at.
 
     Attributes:
-        root: the folder that holds the table and all of its files.
-        cases: one for each image.
+        root: The folder that holds the table and all of its files.
+        cases: One for each image.
     """
 
     root: Path
@@ -28,15 +28,28 @@ class Table:
     expected: str = field(default="the files of the table", init=False)
 
     def survey(self, root: Path) -> Survey:
-        """Return the table's cases."""
+        """Return the table's cases.
+
+        Args:
+            root: Not looked at: the table names its files.
+
+        Returns:
+            The cases in natural order of their ids.
+        """
         return Survey(list(self.cases)).sort()
 
 
 def read_table(path: Path) -> Table:
     """Read a table, whose paths are relative to it.
 
+    Args:
+        path: A CSV file.
+
+    Returns:
+        Its cases, all files of which exist.
+
     Raises:
-        UsageError: a column or a file is missing, or a line is wrong; names the line.
+        UsageError: A column or a file is missing, or a line is wrong; names the line.
     """
     by_image: dict[Path, list[tuple[Structure, str | None]]] = {}
     for image, structure, split in _lines(path):
@@ -84,12 +97,11 @@ def _lines(path: Path) -> Iterator[tuple[Path, Structure, str | None]]:
 
 def _unique_ids(images: Sequence[Path]) -> dict[Path, str]:
     """A case's name: its file's, with those of folders before it as far as they differ."""
-    depth = 1
-    while True:
+    for depth in range(1, 22):
         names = {
             image: safe_id("_".join((*image.parts[-depth:-1], nifti_stem(image) or image.name)))
             for image in images
         }
-        if max(Counter(names.values()).values()) == 1 or depth > 20:
-            return names
-        depth += 1
+        if max(Counter(names.values()).values()) == 1:
+            break
+    return names

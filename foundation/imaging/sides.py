@@ -26,7 +26,7 @@ from scipy.spatial import cKDTree
 
 from foundation.imaging.frame import bounding_box
 
-NEITHER, RIGHT, LEFT, UNDECIDED = 0, 1, 2, 3
+RIGHT, LEFT, UNDECIDED = 1, 2, 3  # 0 where there is nothing to divide
 BIG_SHARE = 0.05  # of the largest component; what is smaller may be debris
 SECOND_SHARE = 0.1  # a second component this large may be the other organ
 APART_MM = 45.0  # centres of a right and a left organ are at least this far apart, side to side
@@ -57,7 +57,7 @@ def split_sides(
             otherwise at the body's middle (kidneys: an isthmus has no side of its own).
 
     Returns:
-        RIGHT, LEFT or UNDECIDED in the mask, NEITHER elsewhere.
+        RIGHT, LEFT or UNDECIDED in the mask, 0 elsewhere.
     """
     # Faces only, not corners: organs that merely touch stay two components.
     return _in_box([mask], spacing_mm, middle, cut_at_waist, divides=False)
@@ -247,7 +247,7 @@ def nearest_side(
         left: The left organ.
 
     Returns:
-        RIGHT or LEFT in the mask, NEITHER elsewhere and where both organs are empty.
+        RIGHT or LEFT in the mask, 0 elsewhere and where both organs are empty.
     """
     sides = np.zeros(mask.shape, np.uint8)
     targets, points = np.argwhere(mask), [np.argwhere(right), np.argwhere(left)]

@@ -7,7 +7,7 @@ the loss.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from scipy import ndimage
 from foundation.errors import UsageError
 from foundation.synthesis import phantom
 from foundation.synthesis.lesions import growable
-from foundation.taxonomy import NAMES, TOTALSEGMENTATOR
+from foundation.taxonomy import NAMES, TOTALSEGMENTATOR, in_order
 
 if TYPE_CHECKING:
     from foundation.data.store.arrays import Store, StoredCase
@@ -63,7 +63,7 @@ class Anatomy:
     centres: dict[str, NDArray[np.int64]] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.annotated = in_order(self.annotated)
+        self.annotated = tuple(in_order({*self.annotated}))
         self.sets = {value: names & {*self.annotated} for value, names in self.sets.items()}
         self.centres = dict(self._voxels_by_class())
 
@@ -76,12 +76,6 @@ class Anatomy:
             if len(found):
                 found = picker.choice(found, min(most, len(found)), replace=False)
                 yield name, np.stack(np.unravel_index(found, self.label_map.shape), axis=1)
-
-
-def in_order(classes: Iterable[str]) -> tuple[str, ...]:
-    """Return the taxonomy's classes in its order, then the others by name."""
-    given = {*classes}
-    return (*(name for name in NAMES if name in given), *sorted(given - {*NAMES}))
 
 
 def _hull_distance_mm(
@@ -194,11 +188,14 @@ def stored_anatomy(case: StoredCase) -> Anatomy:
 
 
 def membership_of(sets: Mapping[int, Collection[str]], classes: Sequence[str]) -> NDArray[np.bool_]:
-    """Return which of `classes` each label value belongs to, bool (256, K).
+    """Return to which classes the voxels of each label value belong.
 
     Args:
         sets: Label value, at most 255 → the classes that its voxels belong to.
         classes: The K classes that are asked about; any names.
+
+    Returns:
+        bool (256, K).
     """
     table = np.zeros((256, len(classes)), dtype=bool)
     for value, names in sets.items():
@@ -213,6 +210,9 @@ def sets_of(names: Mapping[int, str]) -> dict[int, frozenset[str]]:
 
     Args:
         names: Label value → a class of the taxonomy, or what TotalSegmentator calls it.
+
+    Returns:
+        Label value → names of classes; none for a tissue of no class.
     """
     found = {}
     for value, label in names.items():
@@ -223,7 +223,17 @@ def sets_of(names: Mapping[int, str]) -> dict[int, frozenset[str]]:
 
 
 def phantom_anatomy(seed: int, weight: float = 1.0) -> Anatomy:
-    """Generate a phantom: all classes are annotated. It has no lesions: views grow them."""
+    """Generate a phantom, of which all classes are annotated.
+
+    It has no lesions: views grow them.
+
+    Args:
+        seed: Of the phantom.
+        weight: How often it is drawn, relative to other anatomies.
+
+    Returns:
+        The anatomy.
+    """
     body = phantom.generate(seed, spacing_mm=FINE_MM, lesions=False)
     return Anatomy(
         f"phantom_{seed}", body.label_map, body.names, sets_of(body.names), NAMES, weight

@@ -80,13 +80,11 @@ def draw_positions(
     matrix = rotation(angles) @ np.diag(1 / scale) * (spacing_mm / fine_per_voxel / FINE_MM)
     line = torch.linspace(-0.5, 0.5, nodes) * (fine_size - 1)
     grid = torch.stack(torch.meshgrid(line, line, line, indexing="ij")).reshape(3, -1)
-    affine = torch.from_numpy(matrix).float() @ grid
-    positions = affine.view(3, nodes, nodes, nodes)
+    positions = (torch.from_numpy(matrix).float() @ grid).view(3, nodes, nodes, nodes)
     positions += torch.from_numpy(centre).float()[:, None, None, None]
     # Coarse shifts move organs against each other, fine ones bend their outlines.
-    amplitudes_mm = rng.uniform(0, 12), rng.uniform(0, 4)
-    shift = _elastic_field(5, amplitudes_mm[0], generator)
-    shift = shift + _elastic_field(11, amplitudes_mm[1], generator)
+    shift = _elastic_field(5, rng.uniform(0, 12), generator)
+    shift = shift + _elastic_field(11, rng.uniform(0, 4), generator)
     positions += enlarge(shift, (nodes,) * 3)
     for bump in bumps:
         apply_bump(positions, *bump)
@@ -98,6 +96,10 @@ def draw_bumps(anatomy: Anatomy, rng: np.random.Generator) -> Iterator[Bump]:
 
     Whole organs and random places alike; organs that fill and empty swell most. Each is drawn when
     it is asked for.
+
+    Args:
+        anatomy: Whose tissue is to swell.
+        rng: The source of chance.
     """
     centres = anatomy.centres
     for name in _HOLLOW_SACS:
@@ -127,10 +129,16 @@ def _any_of(positions: NDArray[np.int64], rng: np.random.Generator) -> NDArray[n
 
 
 def apply_bump(positions: Tensor, centre: NDArray[np.float64], reach: float, amount: float) -> None:
-    """Magnify (amount > 0) or shrink what lies around a centre, in place.
+    """Magnify or shrink what lies around a centre, in place.
 
-    positions (3, X, Y, Z) and centre in voxels of the label map. The radius r becomes
-    r (1 - amount exp(-r² / 2 reach²)), which grows with r for -2 < amount < 1: nothing folds.
+    The radius r becomes r (1 - amount exp(-r² / 2 reach²)), which grows with r for
+    -2 < amount < 1: nothing folds.
+
+    Args:
+        positions: (3, X, Y, Z), in voxels of the label map; changed.
+        centre: (3,), in voxels of the label map.
+        reach: In voxels.
+        amount: Above 0 to magnify, below to shrink.
     """
     offsets = [positions[axis] - float(centre[axis]) for axis in range(3)]
     squared = offsets[0].square()
@@ -153,7 +161,16 @@ def _elastic_field(nodes: int, amplitude_mm: float, generator: torch.Generator) 
 
 
 def gather(volume: Tensor, positions: Tensor, fill: float) -> Tensor:
-    """Take the nearest values of `volume` at voxel positions (3, X, Y, Z); `fill` outside of it."""
+    """Take the nearest values of a volume at voxel positions.
+
+    Args:
+        volume: Values (x, y, z).
+        positions: (3, X, Y, Z), in voxels of `volume`.
+        fill: The value outside of the volume.
+
+    Returns:
+        Values (X, Y, Z).
+    """
     # One flat index and a selection along one axis: several times faster than `grid_sample`.
     nearest = positions.round().to(torch.int32)
     inside = torch.ones(positions.shape[1:], dtype=torch.bool)
@@ -167,7 +184,15 @@ def gather(volume: Tensor, positions: Tensor, fill: float) -> Tensor:
 
 
 def interpolate(volume: Tensor, positions: Tensor) -> Tensor:
-    """Take linear values of `volume` at voxel positions (3, X, Y, Z); outside, its edge's."""
+    """Take linear values of a volume at voxel positions; outside of it, those of its edge.
+
+    Args:
+        volume: Values (x, y, z).
+        positions: (3, X, Y, Z), in voxels of `volume`.
+
+    Returns:
+        Values (X, Y, Z).
+    """
     sizes = torch.tensor(volume.shape, dtype=torch.float32)[:, None, None, None]
     scaled = (2 * positions / (sizes - 1) - 1).permute(1, 2, 3, 0).flip(-1)[None]
     values: Tensor = functional.grid_sample(
@@ -177,14 +202,32 @@ def interpolate(volume: Tensor, positions: Tensor) -> Tensor:
 
 
 def interpolate_smooth(volume: Tensor, positions: Tensor) -> Tensor:
-    """`interpolate` of a smooth volume, computed on every second voxel: several times faster."""
+    """`interpolate` of a smooth volume, computed on every second voxel: several times faster.
+
+    Args:
+        volume: Values (x, y, z).
+        positions: (3, X, Y, Z), in voxels of `volume`.
+
+    Returns:
+        Values (X, Y, Z).
+    """
     values = interpolate(volume, positions[:, ::2, ::2, ::2])
     size = positions.shape[1:]
     return functional.interpolate(values[None, None], size=size, mode="trilinear")[0, 0]
 
 
 def majority(fine_labels: Tensor, factor: int) -> Tensor:
-    """Coarse labels: the middle of the sorted fine labels, the majority where two meet."""
+    """Return coarse labels from fine ones.
+
+    The middle of the sorted fine labels is taken, which is the majority where two meet.
+
+    Args:
+        fine_labels: (X, Y, Z).
+        factor: How many of them along each axis make one.
+
+    Returns:
+        Labels (X / factor, Y / factor, Z / factor).
+    """
     if factor == 1:
         return fine_labels
     blocks = fine_labels
@@ -196,15 +239,23 @@ def majority(fine_labels: Tensor, factor: int) -> Tensor:
 def draw_field_of_view(
     anatomy: Anatomy, positions: Tensor, fine_per_voxel: int, rng: np.random.Generator
 ) -> Tensor:
-    """Draw which voxels of a patch the scan covers, bool (X, Y, Z).
+    """Draw which voxels of a patch the scan covers.
 
     A label map ends somewhere, above and below; a scan ends at the sides too. Scans also end
     earlier, and that is drawn.
+
+    Args:
+        anatomy: Where the patch is cut from.
+        positions: (3, X, Y, Z) of the fine voxels, in voxels of the label map.
+        fine_per_voxel: How many of them along each axis make a voxel of the patch.
+        rng: The source of chance.
+
+    Returns:
+        bool (X, Y, Z), of the patch.
     """
     middle = positions[(slice(None), *[slice(fine_per_voxel // 2, None, fine_per_voxel)] * 3)]
-    sides = range(3) if anatomy.ct is not None else (2,)
     outside = torch.zeros(middle.shape[1:], dtype=torch.bool)
-    for axis in sides:
+    for axis in range(3) if anatomy.ct is not None else (2,):
         outside |= (middle[axis] < 0) | (middle[axis] > anatomy.label_map.shape[axis] - 1)
     for axis, probability in ((0, 0.06), (1, 0.03), (2, 0.25)):
         size = outside.shape[axis]

@@ -50,10 +50,8 @@ def enlarge(field: Tensor, size: Sequence[int]) -> Tensor:
         Values (…, X, Y, Z).
     """
     x, y, z = (_weights(have, want) for have, want in zip(field.shape[-3:], size, strict=True))
-    field = field @ z.T
-    field = y @ field
-    flat = field.flatten(-2)
-    enlarged: Tensor = (x @ flat).unflatten(-1, (size[1], size[2]))
+    planes = y @ (field @ z.T)
+    enlarged: Tensor = (x @ planes.flatten(-2)).unflatten(-1, (size[1], size[2]))
     return enlarged
 
 

@@ -22,7 +22,6 @@ LESION_HOSTS = {
     "colon_tumor": ("colon",),
 }
 FIRST_LESION = 201  # label value; the sources' own are below it, but for crowded label maps
-_LESION_SHARE = 0.4  # of the rendered patches, with one to three lesions each
 _RADIUS_MM = (4.0, 28.0)
 
 
@@ -30,27 +29,18 @@ def growable(annotated: Collection[str]) -> set[str]:
     """Return the lesions whose hosts, and the organ around them, are all annotated.
 
     Only then is every voxel outside of a grown lesion known to be free of it.
+
+    Args:
+        annotated: Names of classes.
+
+    Returns:
+        Names of lesions.
     """
     return {
         lesion
         for lesion, hosts in LESION_HOSTS.items()
         if {*hosts, *by_name(lesion).parents} <= {*annotated}
     }
-
-
-def draw_lesions(
-    labels: Tensor,
-    sets: dict[int, frozenset[str]],
-    names: dict[int, str],
-    annotated: Collection[str],
-    spacing_mm: float,
-    rng: np.random.Generator,
-    generator: torch.Generator,
-) -> None:
-    """Grow one to three lesions into some of the patches, in place; see `grow_lesion`."""
-    if rng.random() < _LESION_SHARE:
-        for _ in range(int(rng.integers(1, 4))):
-            grow_lesion(labels, sets, names, annotated, spacing_mm, rng, generator)
 
 
 def grow_lesion(

@@ -129,7 +129,14 @@ _HOLLOW = {
 
 
 def tissue_kind(name: str) -> str:
-    """Return the row of TISSUES that a tissue or label name is rendered with."""
+    """Return how a tissue is rendered.
+
+    Args:
+        name: Of the tissue, as `names` of `render_ct` has it.
+
+    Returns:
+        A key of `TISSUES`; "soft" for a name that is not known.
+    """
     for prefixes, kind in _KIND_BY_PREFIX:
         if name.startswith(tuple(prefixes)):
             return kind
@@ -168,16 +175,20 @@ def render_ct(
     """
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     labels = torch.as_tensor(label_map).to(torch.int32)
-    fine, medium, _ = noise = _draw_noise(tuple(labels.shape), spacing_mm, generator, pool)
+    # Millimetres over which it varies: grains of tissue, lobules, parts of organs.
+    fine, medium, slow = (
+        smooth_noise(tuple(labels.shape), cell_mm / spacing_mm, generator, pool)
+        for cell_mm in (6, 20, 60)
+    )
+    noise = fine, medium, slow
     kinds = {0: "air"} | {value: tissue_kind(name) for value, name in names.items() if value}
     if depth_mm is not None:
         first = max(kinds) + 1
         layers = ("skin", "fat", "muscle", "soft", "fluid")
         fill = dict(zip(layers, range(first, first + len(layers)), strict=True))
         kinds |= {value: kind for kind, value in fill.items()}
-        layers_mm = depth_mm, fat_mm, muscle_mm
         cover = _draw_cover(labels, kinds, spacing_mm, noise, rng)
-        labels = _fill_unlabelled(labels, fill, layers_mm, cover, noise, rng)
+        labels = _fill_unlabelled(labels, fill, (depth_mm, fat_mm, muscle_mm), cover, noise, rng)
 
     phase = int(rng.choice(len(PHASES), p=PHASE_PROBABILITIES))
     mean, texture = _draw_means(kinds, names, phase, rng)
@@ -186,24 +197,18 @@ def render_ct(
     border = _border(labels)
     if pool == 1 and phase in (1, 2):  # before and after them cortex and medulla look alike
         _render_medulla(ct, labels, kinds, medium, phase, spacing_mm, rng)
-    _render_bone(ct, labels, border, kinds, rng)
-    _render_calcification(ct, labels, border, kinds, fine, rng)
+    shell = _of_kind(labels, kinds, "bone") & border  # the dense outside of bones
+    ct[shell] = ct[shell].clamp_min(0) + rng.uniform(150, 600)
+    if rng.random() < 0.4:  # plaques in the walls of arteries
+        plaque = border & (fine > rng.uniform(1.2, 2.6)) & _of_kind(labels, kinds, "artery")
+        ct.masked_fill_(plaque, rng.uniform(250, 900))
     _render_hollow(ct, labels, border, names, noise, generator, rng)
-    _render_lung_vessels(ct, labels, kinds, fine, rng)
+    lung_vessels = _of_kind(labels, kinds, "lung") & (fine > rng.uniform(1.6, 2.6))
+    ct.masked_fill_(lung_vessels, rng.uniform(-300, 60))
     if pool > 1:
         ct = functional.avg_pool3d(ct[None, None], pool)[0, 0]
     scanned: NDArray[np.float32] = scan(ct, spacing_mm * pool, rng, generator).numpy()
     return scanned
-
-
-def _draw_noise(
-    shape: tuple[int, ...], spacing_mm: float, generator: torch.Generator, repeat: int
-) -> Noise:
-    # Millimetres over which it varies: grains of tissue, lobules, parts of organs.
-    fine, medium, slow = (
-        smooth_noise(shape, cell_mm / spacing_mm, generator, repeat) for cell_mm in (6, 20, 60)
-    )
-    return fine, medium, slow
 
 
 def _fill_unlabelled(
@@ -347,14 +352,6 @@ def _of_kind(labels: Tensor, kinds: Mapping[int, str], kind: str) -> Tensor:
     return one_of(labels, [value for value, name in kinds.items() if name == kind])
 
 
-def _render_bone(
-    ct: Tensor, labels: Tensor, border: Tensor, kinds: Mapping[int, str], rng: np.random.Generator
-) -> None:
-    """Raise the outermost voxels of bones, in place: their dense shell."""
-    cortex = _of_kind(labels, kinds, "bone") & border
-    ct[cortex] = ct[cortex].clamp_min(0) + rng.uniform(150, 600)
-
-
 def _fill_with_stool(
     filling: Tensor, noise: Noise, generator: torch.Generator, rng: np.random.Generator
 ) -> None:
@@ -366,20 +363,6 @@ def _fill_with_stool(
     stool.masked_fill_(bubbles, rng.uniform(-900, -250))
     place = s + 0.5 * m > rng.normal(-0.5, 1.0)  # the rest holds what the bowel holds
     filling.copy_(torch.where(place, stool, filling))
-
-
-def _render_calcification(
-    ct: Tensor,
-    labels: Tensor,
-    border: Tensor,
-    kinds: Mapping[int, str],
-    fine: Tensor,
-    rng: np.random.Generator,
-) -> None:
-    """Plaques in the walls of arteries, in place, in some people."""
-    if rng.random() < 0.4:
-        plaque = border & (fine > rng.uniform(1.2, 2.6)) & _of_kind(labels, kinds, "artery")
-        ct.masked_fill_(plaque, rng.uniform(250, 900))
 
 
 def _render_medulla(
@@ -444,11 +427,3 @@ def _render_hollow(
         filling.masked_fill_(level > threshold, -960.0)
         wall = values[lumen]
         values[lumen] = torch.where(edge[lumen], wall.lerp(filling, thin), filling)
-
-
-def _render_lung_vessels(
-    ct: Tensor, labels: Tensor, kinds: Mapping[int, str], fine: Tensor, rng: np.random.Generator
-) -> None:
-    """Dot the lungs with vessels, in place."""
-    vessels = _of_kind(labels, kinds, "lung") & (fine > rng.uniform(1.6, 2.6))
-    ct.masked_fill_(vessels, rng.uniform(-300, 60))

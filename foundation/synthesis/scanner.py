@@ -101,9 +101,7 @@ def _thicken(ct: Tensor, slice_voxels: float) -> Tensor:
     reach = int(np.ceil((slice_voxels - 1) / 2))
     kernel = torch.ones(2 * reach + 1)
     kernel[0] = kernel[-1] = (slice_voxels - (2 * reach - 1)) / 2  # the fraction at both ends
-    padded = functional.pad(ct[None, None], (reach, reach, 0, 0, 0, 0), mode="replicate")
-    thick: Tensor = functional.conv3d(padded, (kernel / kernel.sum()).view(1, 1, 1, 1, -1))
-    return thick[0, 0]
+    return _convolved(ct, kernel / kernel.sum(), axis=2)
 
 
 def blur(ct: Tensor, sigma_voxels: float) -> Tensor:
@@ -120,12 +118,17 @@ def blur(ct: Tensor, sigma_voxels: float) -> Tensor:
     offsets = torch.arange(-reach, reach + 1, dtype=torch.float32)
     kernel = torch.exp(-0.5 * (offsets / sigma_voxels) ** 2)
     kernel = kernel / kernel.sum()
-    blurred = ct[None, None]
     for axis in range(3):
-        shape = [1, 1, 1, 1, 1]
-        shape[2 + axis] = len(kernel)
-        pad = [0, 0, 0, 0, 0, 0]
-        pad[2 * (2 - axis)] = pad[2 * (2 - axis) + 1] = reach  # the last axis comes first
-        padded = functional.pad(blurred, pad, mode="replicate")
-        blurred = functional.conv3d(padded, kernel.view(shape))
-    return blurred[0, 0]
+        ct = _convolved(ct, kernel, axis)
+    return ct
+
+
+def _convolved(ct: Tensor, kernel: Tensor, axis: int) -> Tensor:
+    """HU (X, Y, Z) convolved along an axis with a kernel of odd length; the edges continue."""
+    shape, pad = [1] * 5, [0] * 6
+    shape[2 + axis] = len(kernel)
+    last_first = 2 * (2 - axis)
+    pad[last_first : last_first + 2] = [len(kernel) // 2] * 2
+    padded = functional.pad(ct[None, None], pad, mode="replicate")
+    convolved: Tensor = functional.conv3d(padded, kernel.view(shape))
+    return convolved[0, 0]

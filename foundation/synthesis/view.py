@@ -18,13 +18,14 @@ from foundation.synthesis.anatomy import (
     Anatomy,
     membership_of,
 )
-from foundation.synthesis.lesions import draw_lesions
+from foundation.synthesis.lesions import grow_lesion
 from foundation.synthesis.render import render_ct
 from foundation.synthesis.scanner import AIR_HU
 
 # Share of the views that are rendered on a grid twice as fine and averaged: true partial volume, at
 # eight times the cost.
 _OVERSAMPLED = 0.02
+_WITH_LESIONS = 0.4  # share of the views that have one to three
 # Organs that people lack: after surgery, or from birth.
 _REMOVABLE = ("gallbladder", "kidney_left", "kidney_right", "spleen", "uterus", "prostate")
 
@@ -48,7 +49,14 @@ class View:
     covered: Tensor
 
     def membership(self, classes: Sequence[str]) -> NDArray[np.bool_]:
-        """Which of `classes` each label value belongs to, bool (256, K)."""
+        """Return to which classes the voxels of each label value belong.
+
+        Args:
+            classes: The K classes that are asked about; any names.
+
+        Returns:
+            bool (256, K).
+        """
         return membership_of(self.sets, classes)
 
 
@@ -84,8 +92,9 @@ def draw_view(
     fine_labels = deform.gather(torch.from_numpy(anatomy.label_map), positions, fill=0)
     names, sets = dict(anatomy.names), dict(anatomy.sets)
     _remove_organ(fine_labels, names, rng)
-    if lesions:
-        draw_lesions(fine_labels, sets, names, anatomy.annotated, fine_mm, rng, generator)
+    if lesions and rng.random() < _WITH_LESIONS:
+        for _ in range(int(rng.integers(1, 4))):
+            grow_lesion(fine_labels, sets, names, anatomy.annotated, fine_mm, rng, generator)
     hu = _render(anatomy, fine_labels, names, positions, fine_per_voxel, fine_mm, rng)
     labels = deform.majority(fine_labels, fine_per_voxel)
     covered = deform.draw_field_of_view(anatomy, positions, fine_per_voxel, rng)

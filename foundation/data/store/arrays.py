@@ -10,9 +10,8 @@ kept between reads, so that any number of workers, forked or spawned, can read a
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ class Store:
     """A folder of prepared cases.
 
     Raises:
-        UsageError: the folder holds no store, or one of a newer format.
+        UsageError: The folder holds no store, or one of a newer format.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -51,7 +50,11 @@ class Store:
         self.manifest = read_manifest(self.path)
 
     def keys(self) -> list[str]:
-        """Return the keys of all finished cases, "<dataset>/<id>", sorted."""
+        """Return the keys of all finished cases.
+
+        Returns:
+            "<dataset>/<id>", sorted.
+        """
         return sorted(self.manifest["cases"])
 
     def __len__(self) -> int:
@@ -61,7 +64,7 @@ class Store:
         """Return the classes that some case annotates and that are not among the 32.
 
         Args:
-            datasets: ids; all of the store's if empty.
+            datasets: Ids; all of the store's if empty.
 
         Returns:
             Name → prompt, "" where the dataset's description gives none; by name.
@@ -75,9 +78,15 @@ class Store:
     def case(self, key: str) -> StoredCase:
         """Return one case; its description is read, not its voxels.
 
+        Args:
+            key: "<dataset>/<id>".
+
+        Returns:
+            The case.
+
         Raises:
-            UsageError: no such case.
-            VolumeError: its description is missing or damaged.
+            UsageError: No such case.
+            VolumeError: Its description is missing or damaged.
         """
         entry = self.manifest["cases"].get(key)
         if entry is None:
@@ -92,13 +101,13 @@ class StoredCase:
     """One case of a store; picklable, and it holds no voxels.
 
     Attributes:
-        folder: its files.
+        folder: Its files.
         key: "<dataset>/<id>".
-        shape, spacing_mm, affine: of the grid, RAS, isotropic.
-        sets, tissues, unknown: what label values stand for, see `Harmonised`.
-        annotated: classes labelled in this case.
-        weight: how often to draw it, relative to others.
-        has_ct: whether it has a scan; it is a label map alone otherwise.
+        shape, spacing_mm, affine: Of the grid, RAS, isotropic.
+        sets, tissues, unknown: What label values stand for, see `Harmonised`.
+        annotated: Classes labelled in this case.
+        weight: How often to draw it, relative to others.
+        has_ct: Whether it has a scan; it is a label map alone otherwise.
     """
 
     folder: Path
@@ -117,8 +126,14 @@ class StoredCase:
     def open(cls, folder: Path) -> StoredCase:
         """Read the description in a case's folder.
 
+        Args:
+            folder: Of the case.
+
+        Returns:
+            The case.
+
         Raises:
-            VolumeError: it is missing or damaged.
+            VolumeError: It is missing or damaged.
         """
         about = read_description(folder)
         try:
@@ -140,11 +155,21 @@ class StoredCase:
 
     @property
     def centres(self) -> Mapping[str, NDArray[np.int32]]:
-        """Class → voxels (N, 3) to centre crops on, at most 2000 and at random; read when asked.
+        """Class → voxels (N, 3) to centre crops on, at most 2000 and at random.
 
-        Only classes that occur; `BACKGROUND` is in the body and of no class.
+        Only classes that occur; `BACKGROUND` is in the body and of no class. Each is read when it
+        is asked for and none is kept, since stores have many cases. The file is open for as long
+        as the mapping is used.
+
+        Raises:
+            VolumeError: The store's file is missing or damaged.
         """
-        return _Centres(self.folder / CENTRES)
+        path = self.folder / CENTRES
+        try:
+            centres: Mapping[str, NDArray[np.int32]] = np.load(path, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise VolumeError(f"{path} is missing or damaged; {_AGAIN}") from error
+        return centres
 
     def read(
         self, start: Sequence[int], size: Sequence[int], *, pad: int = PADDING_HU
@@ -152,8 +177,8 @@ class StoredCase:
         """Read a crop, decompressing only the blocks that it touches; it may leave the grid.
 
         Args:
-            start: first voxel along X, Y, Z; may be negative.
-            size: voxels along X, Y, Z.
+            start: First voxel along X, Y, Z; may be negative.
+            size: Voxels along X, Y, Z.
             pad: HU outside of the grid.
 
         Returns:
@@ -161,7 +186,7 @@ class StoredCase:
             outside), and whether the voxel lies on the grid (bool), each of shape `size`.
 
         Raises:
-            VolumeError: the store's file is missing or damaged.
+            VolumeError: The store's file is missing or damaged.
         """
         start, size = _triple(start), _triple(size)
         if min(size) < 1:
@@ -190,25 +215,38 @@ class StoredCase:
         return hu, crop(LABELS, 0), inside
 
     def read_labels(self) -> NDArray[Any]:
-        """Read all label values (X, Y, Z), uint8 or uint16.
+        """Read the labels of the whole case.
+
+        Returns:
+            Label values (X, Y, Z), uint8 or uint16.
 
         Raises:
-            VolumeError: the store's file is missing or damaged.
+            VolumeError: The store's file is missing or damaged.
         """
         return _decompressed(self._array(LABELS), (slice(None),) * 3, self.folder / LABELS)
 
     def read_ct(self) -> NDArray[np.int16] | None:
-        """Read all HU (X, Y, Z), int16; None without a scan.
+        """Read the scan of the whole case.
+
+        Returns:
+            HU (X, Y, Z), int16; None without a scan.
 
         Raises:
-            VolumeError: the store's file is missing or damaged.
+            VolumeError: The store's file is missing or damaged.
         """
         if not self.has_ct:
             return None
         return _decompressed(self._array(CT), (slice(None),) * 3, self.folder / CT)
 
     def membership(self, classes: Sequence[str]) -> NDArray[np.bool_]:
-        """Return which of `classes` each label value belongs to, bool (values, classes)."""
+        """Return to which classes the voxels of each label value belong.
+
+        Args:
+            classes: The K classes that are asked about; any names.
+
+        Returns:
+            bool (values, K).
+        """
         return np.array([[name in names for name in classes] for names in self.sets], bool).reshape(
             len(self.sets), len(classes)
         )
@@ -225,36 +263,13 @@ class StoredCase:
         return array
 
 
-class _Centres(Mapping[str, NDArray[np.int32]]):
-    """Arrays of an .npz file, each read when asked for and none kept: stores have many cases."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    @cached_property
-    def _names(self) -> tuple[str, ...]:
-        with self._open() as arrays:
-            return tuple(arrays.files)
-
-    def _open(self) -> Any:
-        try:
-            return np.load(self.path, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise VolumeError(f"{self.path} is missing or damaged; {_AGAIN}") from error
-
-    def __getitem__(self, name: str) -> NDArray[np.int32]:
-        with self._open() as arrays:
-            return np.asarray(arrays[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-
 def write_array(path: Path, array: NDArray[Any]) -> None:
-    """Write (X, Y, Z) in compressed blocks."""
+    """Write an array in compressed blocks; the same values give the same bytes.
+
+    Args:
+        path: Of the file, which is overwritten.
+        array: (X, Y, Z).
+    """
     chunks = tuple(min(CHUNK, size) for size in array.shape)
     blosc2 = _blosc2()
     blosc2.asarray(
@@ -273,8 +288,14 @@ def write_array(path: Path, array: NDArray[Any]) -> None:
 def read_manifest(store: Path) -> dict[str, Any]:
     """Read the manifest of a store.
 
+    Args:
+        store: Its folder.
+
+    Returns:
+        The content of manifest.json.
+
     Raises:
-        UsageError: there is none, it is damaged, or of a newer format.
+        UsageError: There is none, it is damaged, or of a newer format.
     """
     path = store / MANIFEST
     try:
@@ -298,8 +319,14 @@ def read_manifest(store: Path) -> dict[str, Any]:
 def read_description(folder: Path) -> dict[str, Any]:
     """Read a case's `case.json`.
 
+    Args:
+        folder: Of the case.
+
+    Returns:
+        Its content.
+
     Raises:
-        VolumeError: it is missing or damaged.
+        VolumeError: It is missing or damaged.
     """
     try:
         about = json.loads((folder / CASE).read_text(encoding="utf-8"))

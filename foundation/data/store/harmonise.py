@@ -13,22 +13,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from foundation.data.meaning import Value, in_order, meaning
+from foundation.data.cases import Scan
+from foundation.data.meaning import Value, meaning
 from foundation.errors import VolumeError, listed
-from foundation.imaging.body import (
-    midline_from_ct,
-    midline_from_labels,
-)
+from foundation.imaging.body import midline_from_ct, midline_from_labels
 from foundation.imaging.frame import Frame
 from foundation.imaging.sides import UNDECIDED, nearest_side, split_sides
 from foundation.imaging.volumes import Volume
-from foundation.taxonomy import PAIRED
+from foundation.taxonomy import PAIRED, in_order
 
 HU_RANGE = (-1024, 3071)  # of 12 bits; below it scanners write padding
 FEMUR_HEAD_MM = 27.0  # radius of the ball around the hip joint that counts as the head
@@ -36,33 +34,13 @@ JOINT_GAP_MM = 6.0  # a femur's voxels this near to the hip bone are the joint
 LEAST_JOINT_ML = 0.4  # less is an edge of the scan, not a joint
 
 
-class LabelledScan(Protocol):
-    """What is read of a scan; see `foundation.data.Scan`."""
-
-    @property
-    def ct(self) -> NDArray[np.float32] | None:
-        """HU (X, Y, Z) in the order of the file; None for a label map without a scan."""
-
-    @property
-    def affine(self) -> NDArray[np.float64]:
-        """(4, 4): voxel index → mm, RAS+."""
-
-    @property
-    def labels(self) -> NDArray[Any]:
-        """(X, Y, Z), unsigned."""
-
-    @property
-    def names(self) -> Sequence[tuple[str, ...]]:
-        """Label value → source label names present in such a voxel."""
-
-
 @dataclass(frozen=True)
 class Settings:
     """How cases are harmonised.
 
     Attributes:
-        spacing_mm: of the store, along every axis.
-        femoral_heads: derive the heads of the femurs where a femur meets a hip bone (labels named
+        spacing_mm: Of the store, along every axis.
+        femoral_heads: Derive the heads of the femurs where a femur meets a hip bone (labels named
             as by TotalSegmentator) and the dataset has no own.
     """
 
@@ -78,13 +56,13 @@ class Harmonised:
         ct: (X, Y, Z), int16 HU, or None.
         labels: (X, Y, Z), uint8 or uint16.
         affine: (4, 4), voxel index to millimetres, RAS+.
-        spacing_mm: along every axis.
-        sets: label value → the classes that its voxels belong to.
-        tissues: label value → what its source calls it ("a+b" where structures overlap, the most
+        spacing_mm: Along every axis.
+        sets: Label value → the classes that its voxels belong to.
+        tissues: Label value → what its source calls it ("a+b" where structures overlap, the most
             specific first).
-        unknown: values of which no class is known, not even that it is absent.
-        annotated: classes whose absence means absence.
-        notes: what a reader of the data should know.
+        unknown: Values of which no class is known, not even that it is absent.
+        annotated: Classes whose absence means absence.
+        notes: What a reader of the data should know.
     """
 
     ct: NDArray[np.int16] | None
@@ -132,7 +110,7 @@ class _State:
 
 
 def harmonise(
-    scan: LabelledScan,
+    scan: Scan,
     label_map: Mapping[int | str, tuple[str, ...]] | Mapping[str, tuple[str, ...]],
     annotated: Sequence[str],
     unknown: Sequence[int | str] = (),
@@ -141,13 +119,16 @@ def harmonise(
     """Bring a scan and its labels into the frame and classes of the store.
 
     Args:
-        scan: what was read.
-        label_map: source label → classes; two sides of a pair are a merged label to be split
+        scan: What was read.
+        label_map: Source label → classes; two sides of a pair are a merged label to be split
             (`Dataset.label_map`). A source label that it lacks is a tissue of no class.
-        annotated: the classes that this case annotates; only those are kept.
-        unknown: source labels whose voxels, unless another label there names a class, are excluded
+        annotated: The classes that this case annotates; only those are kept.
+        unknown: Source labels whose voxels, unless another label there names a class, are excluded
             from every loss.
-        settings: of the store.
+        settings: Of the store.
+
+    Returns:
+        The case as the store holds it.
 
     Raises:
         VolumeError: CT and labels of different shapes, a label value without a name, CT voxels
@@ -180,7 +161,7 @@ def harmonise(
 # --- grid -------------------------------------------------------------------------------------
 
 
-def _check(scan: LabelledScan) -> None:
+def _check(scan: Scan) -> None:
     shape = scan.labels.shape
     if scan.labels.dtype.kind != "u" or len(shape) != 3 or 0 in shape:
         raise VolumeError(
@@ -251,10 +232,9 @@ def _split_pairs(state: _State) -> None:
 
 
 def _middle(state: _State) -> float | None:
-    if state.ct is not None:
-        middle = midline_from_ct(state.ct, state.spacing_mm)
-        if middle is not None:
-            return middle
+    middle = None if state.ct is None else midline_from_ct(state.ct, state.spacing_mm)
+    if middle is not None:
+        return middle
     names = [(*value.tissues, *value.classes) for value in state.values]
     return midline_from_labels(state.labels, names)
 
@@ -263,22 +243,18 @@ def _divide(state: _State, pair: str, sides: NDArray[np.uint8]) -> None:
     """Give the right and the left voxels of a merged pair a value of their own."""
     annotated = set(state.annotated)
 
-    def on(side: str) -> Callable[[Value], Value]:
-        name = f"{pair}_{side}"
+    def change(name: str, value: Value) -> Value:
+        if pair not in value.undecided:
+            return value
+        return replace(
+            value,
+            tissues=tuple(name if tissue == pair else tissue for tissue in value.tissues),
+            classes=value.classes | ({name} & annotated),
+            undecided=value.undecided - {pair},
+        )
 
-        def change(value: Value) -> Value:
-            if pair not in value.undecided:
-                return value
-            return replace(
-                value,
-                tissues=tuple(name if tissue == pair else tissue for tissue in value.tissues),
-                classes=value.classes | ({name} & annotated),
-                undecided=value.undecided - {pair},
-            )
-
-        return change
-
-    state.rewrite(sides, [on("right"), on("left")])  # in the order of RIGHT and LEFT
+    # In the order of RIGHT and LEFT.
+    state.rewrite(sides, [partial(change, f"{pair}_{side}") for side in ("right", "left")])
 
 
 def _forget(state: _State, pair: str) -> None:

@@ -27,7 +27,7 @@ class ManifestWriter:
     case folders by SAVE_EVERY_S when a run is killed; the next run finds those cases finished.
 
     Raises:
-        UsageError: the store has a manifest with another spacing.
+        UsageError: The store has a manifest with another spacing.
     """
 
     def __init__(self, store: Path, spacing_mm: float, prompts: Mapping[str, str]) -> None:
@@ -50,7 +50,15 @@ class ManifestWriter:
         self._saved = 0.0
 
     def begin(self, keys: Collection[str], datasets: Collection[str]) -> list[str]:
-        """Start a run over these cases, all that these datasets have now; returns what is gone."""
+        """Start a run: forget cases that are gone, and what failed before.
+
+        Args:
+            keys: Of all cases that the datasets have now.
+            datasets: Ids of the datasets of this run.
+
+        Returns:
+            Keys of the cases that are gone, sorted.
+        """
         cases, failed = self.content["cases"], self.content["failed"]
         gone = sorted(k for k, c in cases.items() if c["dataset"] in datasets and k not in keys)
         for key in gone:
@@ -61,7 +69,13 @@ class ManifestWriter:
         return gone
 
     def record(self, key: str, description: Mapping[str, Any] | None, error: str) -> None:
-        """Note a finished or a failed case."""
+        """Note a finished or a failed case.
+
+        Args:
+            key: Of the case.
+            description: The content of its `case.json`; None where it failed.
+            error: Why it failed.
+        """
         self.content["cases"].pop(key, None)
         if description is None:
             self.content["failed"][key] = error
@@ -85,7 +99,16 @@ class ManifestWriter:
 
 
 def source_files(case: Case) -> list[Path]:
-    """All files a case is read from; a folder (a DICOM series) stands for what it holds."""
+    """Return all files that a case is read from.
+
+    A folder (a DICOM series) stands for what it holds.
+
+    Args:
+        case: As the dataset found it.
+
+    Returns:
+        Files, sorted.
+    """
     given = [*([case.image] if case.image else []), *case.labels]
     files: set[Path] = set()
     for path in given:
@@ -97,11 +120,18 @@ def source_files(case: Case) -> list[Path]:
 
 
 def file_hashes(files: Iterable[Path], root: Path) -> list[dict[str, Any]]:
-    """Path relative to `root`, SHA-256 and bytes of each file, sorted by path.
+    """Return what a manifest has of source files.
+
+    Args:
+        files: All below `root`.
+        root: The folder of their dataset.
+
+    Returns:
+        Path relative to `root`, SHA-256 and bytes of each file, sorted by path.
 
     Raises:
-        OSError: a file cannot be read.
-        UsageError: a file lies outside of `root`.
+        OSError: A file cannot be read.
+        UsageError: A file lies outside of `root`.
     """
     found = [
         {
@@ -115,10 +145,17 @@ def file_hashes(files: Iterable[Path], root: Path) -> list[dict[str, Any]]:
 
 
 def relative(path: Path, root: Path) -> str:
-    """A source's path as manifests name it, which hold on another machine too.
+    """Return a source's path as manifests name it, which hold on another machine too.
+
+    Args:
+        path: Of the file.
+        root: The folder of its dataset.
+
+    Returns:
+        The path below `root`, with slashes.
 
     Raises:
-        UsageError: it lies outside of `root`.
+        UsageError: It lies outside of `root`.
     """
     try:
         return path.relative_to(root).as_posix()
@@ -134,9 +171,12 @@ def differences(
     """Compare source files with a manifest: one line for each that is missing or differs.
 
     Args:
-        manifest: of a store, see `read_expected`.
-        roots: the folder of each dataset by id; others are passed over.
-        found: keys of the cases there are, where a difference in that counts as well.
+        manifest: Of a store, see `read_expected`.
+        roots: The folder of each dataset by id; others are passed over.
+        found: Keys of the cases there are, where a difference in that counts as well.
+
+    Returns:
+        "case: what differs", sorted by case.
     """
     wrong = []
     expected = {k: c for k, c in manifest["cases"].items() if c["dataset"] in roots}
@@ -159,10 +199,17 @@ def differences(
 
 
 def read_expected(path: Path, spacing_mm: float | None = None) -> dict[str, Any]:
-    """A manifest to compare with: a file, or the store that holds it.
+    """Read a manifest to compare with.
+
+    Args:
+        path: A manifest, or the store that holds it.
+        spacing_mm: That it must have been made with; any if not given.
+
+    Returns:
+        Its content.
 
     Raises:
-        UsageError: it cannot be read, or was made with another spacing.
+        UsageError: It cannot be read, or was made with another spacing.
     """
     if path.is_dir():
         path = path / MANIFEST

@@ -16,7 +16,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +58,9 @@ class Report:
     """What a run did.
 
     Attributes:
-        store: its folder.
-        prepared, skipped: keys of the store.
-        failed: case → why.
+        store: Its folder.
+        prepared, skipped: Keys of the store.
+        failed: Case → why.
     """
 
     store: Path
@@ -96,7 +96,7 @@ class _Outcome:
     description: Mapping[str, Any] | None = None
     error: str = ""
     skipped: bool = False
-    warnings: tuple[str, ...] = field(default=())
+    warnings: tuple[str, ...] = ()
 
 
 def prepare(
@@ -113,25 +113,30 @@ def prepare(
     """Harmonise all cases of `datasets` into `store`; what is there and unchanged is left alone.
 
     Args:
-        datasets: pairs of a dataset (see `get_dataset`) and the folder that it lies in.
-        store: the folder to prepare into.
-        spacing_mm, femoral_heads: see `harmonise.Settings`.
-        workers: processes; 1 works in this one, None is one a core.
-        overwrite: prepare finished cases again.
-        manifest: of a store; if the sources differ from those it lists, nothing is prepared.
-        progress: show a bar, on standard error.
+        datasets: Pairs of a dataset (see `get_dataset`) and the folder that it lies in.
+        store: The folder to prepare into.
+        spacing_mm, femoral_heads: See `harmonise.Settings`.
+        workers: Processes; 1 works in this one, None is one a core.
+        overwrite: Prepare finished cases again.
+        manifest: Of a store; if the sources differ from those it lists, nothing is prepared.
+        progress: Show a bar, on standard error.
+
+    Returns:
+        Which cases were prepared, skipped and failed.
 
     Raises:
-        UsageError: unknown dataset, no case found, settings that do not fit the store, two cases
+        UsageError: Unknown dataset, no case found, settings that do not fit the store, two cases
             of one name, another run is writing to the store, or a script without a main guard
             asks for several workers.
-        UniversalCTError: the sources differ from `manifest`.
+        UniversalCTError: The sources differ from `manifest`.
     """
     if workers != 1:
         refuse_while_starting()
     store = Path(store)
     settings = Settings(spacing_mm, femoral_heads)
-    _check_settings(settings)
+    low, high = SPACING_LIMITS_MM
+    if not low <= spacing_mm <= high:
+        raise UsageError(f"spacing_mm is {spacing_mm}; allowed is {low} to {high} mm.")
     if workers is not None and workers < 1:
         raise UsageError(f"workers is {workers}; give 1 or more.")
     jobs, incomplete = _find_jobs(datasets, store, settings, overwrite)
@@ -161,12 +166,6 @@ def prepare(
 
 
 # --- what is to be done -------------------------------------------------------------------------
-
-
-def _check_settings(settings: Settings) -> None:
-    low, high = SPACING_LIMITS_MM
-    if not low <= settings.spacing_mm <= high:
-        raise UsageError(f"spacing_mm is {settings.spacing_mm}; allowed is {low} to {high} mm.")
 
 
 def _find_jobs(
@@ -285,7 +284,7 @@ def _attempt(job: _Job) -> _Outcome:
             # Manifests are shared: they name files as the sources do, relative to the dataset.
             outcome = _Outcome(error=text.replace(f"{job.root}{os.sep}", ""))
     texts = dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning))
-    return _Outcome(outcome.description, outcome.error, outcome.skipped, tuple(texts))
+    return replace(outcome, warnings=tuple(texts))
 
 
 def _prepare_case(job: _Job) -> _Outcome:

@@ -28,13 +28,21 @@ _NO_GUARD = (
 def in_processes(
     work: Callable[[Job], Outcome], jobs: Sequence[Job], workers: int
 ) -> Iterator[tuple[Job, Outcome | None]]:
-    """Give each job with its outcome as they come; None where its process died.
+    """Do jobs in several processes, one of which may die.
 
     When a process dies (out of memory, a crash in a library), nobody knows at which job: those that
     were left then run one at a time, each in a process of its own.
 
+    Args:
+        work: Is given a job; it and the jobs must be picklable.
+        jobs: What to do.
+        workers: How many processes.
+
+    Yields:
+        Each job with its outcome, as they come; None where its process died.
+
     Raises:
-        UsageError: no process came up, as where the caller's script has no main guard.
+        UsageError: No process came up, as where the caller's script has no main guard.
     """
     left = dict(enumerate(jobs))
     started = CONTEXT.Event()
@@ -57,7 +65,7 @@ def refuse_while_starting() -> None:
     """Refuse to start processes out of one that is itself still running the caller's script anew.
 
     Raises:
-        UsageError: this is such a process: the script has no main guard.
+        UsageError: This is such a process: the script has no main guard.
     """
     # What multiprocessing's own check asks; its error would come after the data were searched.
     if getattr(multiprocessing.current_process(), "_inheriting", False):
@@ -83,16 +91,14 @@ def _pooled(
 def _single_threaded() -> Iterator[None]:
     """Processes started here use one thread each: there are as many of them as wanted cores."""
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
+    before = {name: os.environ[name] for name in names if name in os.environ}
     os.environ.update(dict.fromkeys(names, "1"))
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        for name in names:
+            os.environ.pop(name, None)
+        os.environ.update(before)
 
 
 def _begin(started: Event) -> None:

@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from foundation.data.meaning import in_order
+from foundation.data.reading import count_values
 from foundation.data.store.arrays import BACKGROUND, CASE, CENTRES, CT, LABELS, write_array
 from foundation.data.store.harmonise import Harmonised
 from foundation.imaging.body import TISSUE_HU, body_mask
+from foundation.taxonomy import in_order
 
 MOST_CENTRES = 2000
 PERCENTILES = (0.5, 5.0, 25.0, 50.0, 75.0, 95.0, 99.5)
@@ -24,9 +25,9 @@ def write_case(folder: Path, case: Harmonised, about: Mapping[str, Any]) -> dict
     """Write all files of one case into an empty folder.
 
     Args:
-        folder: of the case.
-        case: what is written.
-        about: what is not in it (dataset, id, sources, licence, weight …).
+        folder: Of the case.
+        case: What is written.
+        about: What is not in it (dataset, id, sources, licence, weight …).
 
     Returns:
         The content of `case.json`.
@@ -59,9 +60,7 @@ def write_case(folder: Path, case: Harmonised, about: Mapping[str, Any]) -> dict
 
 def _voxels(case: Harmonised) -> dict[str, int]:
     """Voxels of every class that occurs."""
-    count = np.zeros(len(case.sets), np.int64)
-    for plane in case.labels:
-        count += np.bincount(plane.ravel(), minlength=len(count))
+    count = count_values(case.labels, len(case.sets))
     present = {name for names, n in zip(case.sets, count, strict=True) if n for name in names}
     return {
         name: int(sum(n for names, n in zip(case.sets, count, strict=True) if name in names))

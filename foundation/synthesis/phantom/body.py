@@ -32,7 +32,17 @@ SIDES = (("right", 1.0), ("left", -1.0))
 
 
 def shifted(point: Array, x: float, y: float, z: float) -> Array:
-    """A point moved by mm along the body's axes."""
+    """Return a point moved along the body's axes.
+
+    Args:
+        point: (3,), in mm.
+        x: To the right, in mm.
+        y: To the front, in mm.
+        z: To the head, in mm.
+
+    Returns:
+        (3,), in mm.
+    """
     return np.asarray(point + np.array([x, y, z]))
 
 
@@ -56,11 +66,29 @@ class Body:
         self.lines: dict[str, tuple[Array, Array]] = {}
 
     def near(self, x: float, y: float, z: float, sd_mm: float = 4.0) -> Array:
-        """A position with a random error."""
+        """Draw a position with a random error.
+
+        Args:
+            x: To the right, in mm.
+            y: To the front, in mm.
+            z: To the head, in mm.
+            sd_mm: Standard deviation of the error along each axis.
+
+        Returns:
+            (3,), in mm.
+        """
         return np.array([x, y, z]) + self.rng.normal(0, sd_mm, 3)
 
     def about(self, *lengths: float, sd: float = 0.1) -> Array:
-        """Lengths scaled together by a random factor, and a little each."""
+        """Scale lengths together by a random factor, and each by another small one.
+
+        Args:
+            *lengths: In mm.
+            sd: Standard deviation of the logarithm of the common factor; of each one's, half.
+
+        Returns:
+            (N,), in mm.
+        """
         factor = np.exp(self.rng.normal(0, sd)) * np.exp(self.rng.normal(0, sd / 2, len(lengths)))
         return np.asarray(np.array(lengths) * factor)
 
@@ -75,7 +103,17 @@ class Body:
         rough: float = 0.06,
         where: NDArray[np.bool_] | None = None,
     ) -> None:
-        """Paint an ellipsoid and remember it, so that lesions can be placed in it."""
+        """Paint an ellipsoid and remember it, so that lesions can be placed in it.
+
+        Args:
+            name: Of the tissue.
+            centre: (3,), in mm.
+            half_axes: (3,), in mm.
+            over: Tissues that it replaces.
+            turn: Rotation matrix (3, 3); not turned if not given.
+            rough: How much noise moves the surface.
+            where: bool (X, Y, Z), a further condition on voxels.
+        """
         self.canvas.ellipsoid(name, centre, half_axes, over, turn=turn, rough=rough, where=where)
         self.solids[name] = (centre, half_axes)
 
@@ -87,7 +125,15 @@ class Body:
         over: Sequence[str] = (FREE,),
         sd_mm: float = 3.0,
     ) -> None:
-        """Paint a tube through control points with random errors and size, and remember it."""
+        """Paint a tube through control points with random errors and size, and remember it.
+
+        Args:
+            name: Of the tissue.
+            points: Control points, in mm.
+            radii: One for each point, or one for all, in mm.
+            over: Tissues that it replaces.
+            sd_mm: Standard deviation of the error of each point along each axis.
+        """
         knots = np.array(points, float) + self.rng.normal(0, sd_mm, (len(points), 3))
         line, radius = curve(knots, np.asarray(radii, float) * np.exp(self.rng.normal(0, 0.1)))
         self.canvas.tube(name, line, radius, over)

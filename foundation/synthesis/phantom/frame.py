@@ -23,12 +23,26 @@ _WALL = (FREE, "muscle", "fat")
 
 
 def half_axes_mm(fat_mm: float, belly_mm: float) -> tuple[float, float]:
-    """The widest the body gets from the axis, across and to the front."""
+    """Return how wide the body gets at most, from its axis.
+
+    Args:
+        fat_mm: Thickness of the fat under the skin.
+        belly_mm: How far visceral fat pushes the front out.
+
+    Returns:
+        Millimetres across, and to the front.
+    """
     return max(_MUSCLE_X) + fat_mm, max(_MUSCLE_Y) + 1.25 * fat_mm + belly_mm
 
 
 def build(body: Body, fat_mm: float, belly_mm: float) -> None:
-    """Paint everything that holds the organs, from the skin inwards."""
+    """Paint everything that holds the organs, from the skin inwards.
+
+    Args:
+        body: An empty one.
+        fat_mm: Thickness of the fat under the skin.
+        belly_mm: How far visceral fat pushes the front out.
+    """
     _torso(body, fat_mm, belly_mm)
     _spine(body)
     _pelvis(body)

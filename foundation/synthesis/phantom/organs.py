@@ -6,12 +6,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from foundation.synthesis.phantom.body import FREE, SIDES, Body, shifted
+from foundation.synthesis.phantom.body import FREE, SIDES, Array, Body, shifted
 from foundation.synthesis.phantom.shapes import curve, rotation_deg
 
 
 def fill(body: Body, female: bool) -> None:
-    """Paint every organ: rigid and small ones first, the bowel into what is left."""
+    """Paint every organ: rigid and small ones first, the bowel into what is left.
+
+    Args:
+        body: One that `frame.build` has painted.
+        female: Whether it has a uterus and no prostate.
+    """
     _vessels(body)
     _retroperitoneum(body)
     _upper_abdomen(body)
@@ -167,7 +172,11 @@ def _small_bowel(body: Body) -> None:
 
 
 def grow_lesions(body: Body) -> None:
-    """Paint each kind of lesion with some probability, inside or at the surface of its organ."""
+    """Paint each kind of lesion with some probability, inside or at the surface of its organ.
+
+    Args:
+        body: One with organs. Each kind of lesion is drawn by chance.
+    """
     rng = body.rng
     kidneys = [name for name in ("kidney_right", "kidney_left") if name in body.solids]
     cystic, ill = (kidneys[int(rng.integers(len(kidneys)))] for _ in range(2))
@@ -193,23 +202,30 @@ def _in_solid(
     over: Sequence[str],
 ) -> None:
     """Perhaps paint a lesion at up to `depth` of an organ's half axes from its centre."""
-    rng = body.rng
     centre, half = body.solids[organ]
-    aim = rng.normal(0, 1, 3)
-    place = centre + half * aim / np.linalg.norm(aim) * depth * rng.random() ** (1 / 3)
-    radii = rng.uniform(*size_mm) * rng.uniform(0.75, 1.2, 3)
-    if rng.random() < chance:
-        body.canvas.ellipsoid(name, place, radii, over, rough=0.15)
+    aim = body.rng.normal(0, 1, 3)
+    place = centre + half * aim / np.linalg.norm(aim) * depth * body.rng.random() ** (1 / 3)
+    _paint_lesion(body, name, place, chance, size_mm, over)
 
 
 def _on_line(
     body: Body, name: str, organ: str, size_mm: tuple[float, float], over: Sequence[str]
 ) -> None:
     """Perhaps paint a lesion somewhere along an organ's centre line."""
-    rng = body.rng
     line, radius = body.lines[organ]
-    at = int(rng.integers(1, len(line) - 1))
-    place = line[at] + rng.normal(0, 0.3, 3) * radius[at]
-    radii = rng.uniform(*size_mm) * rng.uniform(0.75, 1.2, 3)
-    if rng.random() < 0.35:
+    at = int(body.rng.integers(1, len(line) - 1))
+    place = line[at] + body.rng.normal(0, 0.3, 3) * radius[at]
+    _paint_lesion(body, name, place, 0.35, size_mm, over)
+
+
+def _paint_lesion(
+    body: Body,
+    name: str,
+    place: Array,
+    chance: float,
+    size_mm: tuple[float, float],
+    over: Sequence[str],
+) -> None:
+    radii = body.rng.uniform(*size_mm) * body.rng.uniform(0.75, 1.2, 3)
+    if body.rng.random() < chance:
         body.canvas.ellipsoid(name, place, radii, over, rough=0.15)

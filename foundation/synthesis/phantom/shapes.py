@@ -39,7 +39,16 @@ def _waves(
 
 
 def rotation_deg(x: float = 0.0, y: float = 0.0, z: float = 0.0) -> NDArray[np.float64]:
-    """Return the right-handed rotation (3, 3) about X, then Y, then Z; angles in degrees."""
+    """Return the right-handed rotation about X, then Y, then Z.
+
+    Args:
+        x: Angle about X in degrees.
+        y: Angle about Y in degrees.
+        z: Angle about Z in degrees.
+
+    Returns:
+        Rotation matrix (3, 3).
+    """
     # `rotation` turns from X to Z about Y, which is left-handed.
     return rotation(np.deg2rad([x, -y, z]), order=(2, 1, 0))
 
@@ -96,12 +105,16 @@ class Canvas:
         self.noise = _waves(rng, axes, _NOISE_MODES, (25.0, 70.0))
         self.everywhere = (slice(None), slice(None), slice(None))
 
-    def label(self, name: str) -> int:
-        """Return the label value of a tissue."""
-        return self.names.index(name)
-
     def box(self, low: ArrayLike, high: ArrayLike) -> Box:
-        """Return the voxels whose warped position can lie between two corners (mm)."""
+        """Return the voxels whose warped position can lie between two corners (mm).
+
+        Args:
+            low: Corner (3,), in mm.
+            high: The opposite corner (3,), in mm.
+
+        Returns:
+            Slices along X, Y and Z.
+        """
         margin = WARP_MM * _WARP_MODES
         slices = [
             slice(int(np.searchsorted(axis, a - margin)), int(np.searchsorted(axis, b + margin)))
@@ -110,11 +123,18 @@ class Canvas:
         return slices[0], slices[1], slices[2]
 
     def put(self, name: str, box: Box, inside: NDArray[np.bool_], over: Sequence[str]) -> None:
-        """Label the voxels of `box` that are `inside` and now hold a tissue of `over`."""
+        """Label the voxels of a box that are inside of something and hold a tissue to replace.
+
+        Args:
+            name: The tissue that they get.
+            box: Slices along X, Y and Z.
+            inside: bool, in the shape of the box.
+            over: Tissues that are replaced.
+        """
         table = np.zeros(256, bool)
-        table[[self.label(tissue) for tissue in over]] = True
+        table[[self.names.index(tissue) for tissue in over]] = True
         region = self.labels[box]
-        region[inside & table[region]] = self.label(name)
+        region[inside & table[region]] = self.names.index(name)
 
     def ellipsoid(
         self,
@@ -153,7 +173,14 @@ class Canvas:
         self.put(name, box, inside if where is None else inside & where[box], over)
 
     def tube(self, name: str, points: ArrayLike, radii: ArrayLike, over: Sequence[str]) -> None:
-        """Paint the balls that a centre of changing radius (mm) sweeps along a polyline."""
+        """Paint the balls that a centre of changing radius (mm) sweeps along a polyline.
+
+        Args:
+            name: Of the tissue.
+            points: (N, 3), the line's corners, in mm.
+            radii: One for each point, or one for all, in mm.
+            over: Tissues that it replaces.
+        """
         line = np.asarray(points, float)
         radius = np.broadcast_to(np.asarray(radii, float), len(line))
         for a, b, r, s in zip(line, line[1:], radius, radius[1:], strict=False):
