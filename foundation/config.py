@@ -21,6 +21,7 @@ FORMAT_VERSION = 1
 ADAPTER_VERSION = 1
 Triple = tuple[float, float, float]
 Activation = Literal["sigmoid", "softmax"]
+BranchKind = Literal["prompt", "head", "side"]
 _AXIS_OF = {"R": "x", "L": "x", "A": "y", "P": "y", "S": "z", "I": "z"}
 _Spec = TypeVar("_Spec")
 
@@ -180,12 +181,12 @@ class BranchSpec:
     """
 
     classes: tuple[str, ...]
-    kind: Literal["prompt", "head", "side"] = "prompt"
+    kind: BranchKind = "prompt"
     width: int = 16
     replaces: bool = False
 
     def __post_init__(self) -> None:
-        if self.kind not in ("prompt", "head", "side"):
+        if self.kind not in get_args(BranchKind):
             raise UsageError(f"A branch is of kind {self.kind!r}; choose prompt, head or side.")
         if not self.classes or self.width < 1:
             raise UsageError("A branch needs at least one class, and a width of 1 or more.")
@@ -320,11 +321,13 @@ class Origin:
         source: By which anybody can load it: a name of `list_models()`, or `org/name` or
             `org/name@revision` on the Hub. Empty for a folder or a file.
         path: The folder or file on this machine.
+        weights_sha256: SHA-256 of the file of the weights, where the folder names it.
     """
 
     name: str
     source: str = ""
     path: str = ""
+    weights_sha256: str | None = None
 
 
 @dataclass(frozen=True)

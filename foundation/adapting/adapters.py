@@ -228,12 +228,6 @@ def details(model: UniversalModel, name: str) -> AddedClasses:
     return held.known[name].added or _cut(model, held.own_branches)
 
 
-def attach(model: UniversalModel, name: str, adapter: Adapter) -> None:
-    """Make an adapter known whose layers are injected, and activate it."""
-    model.adapters.known[name] = adapter
-    set_adapter(model, name)
-
-
 def inject(
     model: UniversalModel,
     name: str,

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from foundation.adapting import low_rank
-from foundation.config import BranchSpec, ClassSpec, ModelConfig, TextSpec, check_class_name
+from foundation.config import (
+    BranchKind,
+    BranchSpec,
+    ClassSpec,
+    ModelConfig,
+    TextSpec,
+    check_class_name,
+)
 from foundation.errors import UsageError
 from foundation.networks.branches import Branch
 from foundation.networks.protocol import require
@@ -23,7 +31,6 @@ if TYPE_CHECKING:
     from foundation.model import UniversalModel
 
 logger = logging.getLogger(__name__)
-Kind = Literal["prompt", "head", "side"]
 # Measured with the embedded weights on one CT, 17 untrained prompts: the five whose nearest class
 # has a cosine of 0.69 or more agree with its mask (Dice 0.54 to 0.96); those of 0.61 or less do not
 # (at most 0.06).
@@ -67,7 +74,7 @@ def add_class(
     parent: str | None = None,
     embedding: Tensor | None = None,
     text: TextSpec | None = None,
-    kind: Kind = "prompt",
+    kind: BranchKind = "prompt",
 ) -> Expectation:
     """Give `model` a further class, known by its prompt alone, as its last channel.
 
@@ -109,7 +116,7 @@ def add_classes(
     model: UniversalModel,
     specs: Sequence[ClassSpec],
     *,
-    kind: Kind = "prompt",
+    kind: BranchKind = "prompt",
     width: int = 16,
     embeddings: Tensor | None = None,
 ) -> tuple[Expectation, ...]:
@@ -233,7 +240,8 @@ def _check_new(config: ModelConfig, specs: Sequence[ClassSpec]) -> None:
         if same := known.get(normalise(spec.name)):
             raise UsageError(f"The model has a class {same!r} already. Give another name.")
         known[normalise(spec.name)] = spec.name
-        if alias := _class_of_other_name(config, spec.name):
+        with suppress(UsageError):
+            alias = resolve(spec.name, config.class_names)
             logger.warning(
                 "%s is another name of %s, a class that the model has. It is added as a class of "
                 "its own.",
@@ -260,21 +268,13 @@ def _with_parent(config: ModelConfig, spec: ClassSpec, specs: Sequence[ClassSpec
         ) from error
 
 
-def _class_of_other_name(config: ModelConfig, name: str) -> str | None:
-    try:
-        return resolve(name, config.class_names)
-    except UsageError:
-        return None
-
-
 def zero_shot_note(name: str, neighbours: Sequence[Neighbour]) -> str:
     """What the nearest known classes predict of a new one before any training, in a sentence."""
     listed = ", ".join(f"{each.name} ({each.cosine:.2f})" for each in neighbours)
     if not neighbours:
         return f"{name}: the model has no class to compare with."
     nearest = neighbours[0]
+    expected = "none is near: untrained, it may be nothing, another organ or half of the body"
     if nearest.cosine >= _NEAR:
-        says = f"untrained, it will be segmented much as {nearest.name} is"
-    else:
-        says = "none is near: untrained, it may be nothing, another organ or half of the body"
-    return f"{name}: nearest in text {listed}; {says}."
+        expected = f"untrained, it will be segmented much as {nearest.name} is"
+    return f"{name}: nearest in text {listed}; {expected}."

@@ -91,11 +91,10 @@ def _described(name: str) -> tuple[Card, NetworkConfig | AdapterConfig | None]:
         path = folder / saved.CARD
         if not path.is_file():
             raise UsageError(f"{given} is no saved model, adapter or run: it has no {saved.CARD}.")
-        text = path.read_text(encoding="utf-8")
         if saved.is_adapter(folder):
             adapter = adapter_files.read_config(folder)
-            return Card.parse(adapter.name, text, str(path)), adapter
-        card = Card.parse(given.name, text, str(path))
+            return Card.read(adapter.name, path), adapter
+        card = Card.read(given.name, path)
     else:
         from foundation.hub.load import model_card
 

@@ -92,6 +92,19 @@ class Card:
             raise WeightsError(f"The front matter of {source} is not a mapping of names to values.")
         return cls(name, metadata, text.lstrip("\n"))
 
+    @classmethod
+    def read(cls, name: str, path: Path) -> Card:
+        """Read the file of a card.
+
+        Args:
+            name: Of the model or adapter.
+            path: The Markdown file.
+
+        Raises:
+            WeightsError: As `parse`.
+        """
+        return cls.parse(name, path.read_text(encoding="utf-8"), str(path))
+
     def render(self) -> str:
         """The card as Markdown; `parse` reads it back."""
         front = yaml.safe_dump(
@@ -169,18 +182,12 @@ def read_card(name: str) -> Card:
     known = card_names()
     if name not in known:
         raise HubError(f"No model is called {name!r}.{known_models(name, known)}")
-    path = cards_folder() / f"{name}.md"
-    return Card.parse(name, path.read_text(encoding="utf-8"), path.name)
-
-
-def list_cards() -> tuple[Card, ...]:
-    """Every card, in the order of `card_names`."""
-    return tuple(read_card(name) for name in card_names())
+    return Card.read(name, cards_folder() / f"{name}.md")
 
 
 def list_models() -> tuple[ModelSummary, ...]:
-    """The weights that can be loaded by name, without downloading or importing anything heavy."""
-    return tuple(card.summary() for card in list_cards())
+    """Describe the weights that load by name; nothing is downloaded, nothing heavy imported."""
+    return tuple(read_card(name).summary() for name in card_names())
 
 
 def known_models(name: str, known: Sequence[str]) -> str:
@@ -236,8 +243,9 @@ class Results:
             lines.append(f"Surface Dice with a tolerance of {self.tolerance_mm:g} mm.")
         if self.dice:
             lines += ["", "| class | Dice | surface Dice |", "|-|-|-|"]
+            surface = {name: f"{value:.3f}" for name, value in self.surface_dice.items()}
             lines += [
-                f"| {name} | {value:.3f} | {_number(self.surface_dice.get(name))} |"
+                f"| {name} | {value:.3f} | {surface.get(name, '')} |"
                 for name, value in self.dice.items()
             ]
         if self.agreement:
@@ -337,6 +345,11 @@ def adapter_card(
         notes: Further sections, Markdown.
     """
     base = Base(adapter.base, adapter.base_source, adapter.base_sha256)
+    first = (
+        f"A low-rank adapter (LoRA, rank {adapter.rank}) of the CT segmentation model "
+        f"`{base.name}`, saved by universal-ct. It fits these weights and no others. "
+        "`from_pretrained` loads it with its base; `load_adapter` puts it on a model."
+    )
     block = {
         "adapter_of": base.name,
         "base_sha256": base.sha256,
@@ -345,24 +358,11 @@ def adapter_card(
         "parameters": parameters,
         "summary": f"adapter of {base.name}, {len(adapter.classes)} more classes",
     }
-    first = (
-        f"A low-rank adapter (LoRA, rank {adapter.rank}) of the CT segmentation model "
-        f"`{base.name}`, saved by universal-ct. It fits these weights and no others. "
-        "`from_pretrained` loads it with its base; `load_adapter` puts it on a model."
-    )
-    table = _class_table(adapter.classes) if adapter.classes else ["None."]
-    sections = {"Classes it brings": table}
+    sections = {
+        "Classes it brings": _class_table(adapter.classes) if adapter.classes else ["None."]
+    }
     return _card(
-        adapter.name,
-        first,
-        config,
-        block,
-        sections,
-        sha256,
-        base,
-        results,
-        notes,
-        relation="adapter",
+        adapter.name, first, config, block, sections, sha256, base, results, notes, "adapter"
     )
 
 
@@ -413,24 +413,19 @@ def _licence(config: NetworkConfig, base: Base | None) -> dict[str, str]:
     What was trained further is never said to be under the base's licence alone: the data may have
     terms of its own.
     """
-    if base is not None:
-        return {"license": "other", "license_name": f"{config.licence}-and-that-of-the-data"}
-    if config.licence in _HUB_LICENCES:
+    if base is None and config.licence in _HUB_LICENCES:
         return {"license": config.licence}
-    return {"license": "other", "license_name": config.licence}
+    name = config.licence if base is None else f"{config.licence}-and-that-of-the-data"
+    return {"license": "other", "license_name": name}
 
 
 def _class_table(classes: Sequence[ClassSpec]) -> list[str]:
     snomed = {known.name: known.snomed or "" for known in CLASSES}
-    rows = [
+    rows = ["| channel | class | prompt | part of | SNOMED CT |", "|-|-|-|-|-|"]
+    return rows + [
         f"| {channel} | {spec.name} | {spec.prompt} | {spec.parent or ''} "
         f"| {snomed.get(spec.name, '')} |"
         for channel, spec in enumerate(classes)
-    ]
-    return [
-        "| channel | class | prompt | part of | SNOMED CT |",
-        "|-|-|-|-|-|",
-        *rows,
     ]
 
 
@@ -454,7 +449,3 @@ def _input_sections(config: NetworkConfig) -> dict[str, list[str]]:
 
 def _by(sizes: Sequence[float]) -> str:
     return " × ".join(f"{size:g}" for size in sizes)
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from foundation.config import ClassSpec, ModelConfig, Preprocessing, TextSpec
@@ -309,20 +310,18 @@ def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise WeightsError(f"No checkpoint at {path}.")
     with path.open("rb") as file:
-        head = file.read(256).lstrip()
-    if head[:1] == b"<":
+        is_web_page = file.read(256).lstrip().startswith(b"<")
+    if is_web_page:
         raise WeightsError(
             f"{path} is a web page, not weights: the download needed a login or a confirmation. "
             "Open its address in a browser and save the file itself."
         )
-    if head.startswith(b"version https://git-lfs"):
+    if is_lfs_pointer(path):
         raise WeightsError(
             f"{path} is a Git LFS pointer, not weights. Run git lfs pull, or download."
         )
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             loaded: Any = load_file(path)
         else:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
@@ -338,15 +337,18 @@ def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
             ) from error
         raise WeightsError(f"{path} is not a PyTorch checkpoint ({reason}).") from error
     except Exception as error:  # torch, zip and safetensors each have errors of their own for this
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise WeightsError(
             f"{path} is damaged or cut short ({path.stat().st_size} bytes): "
-            f"{_first_sentence(error)}. Download it again and compare its size or hash."
+            f"{first_line.split('. ')[0].rstrip('.')}. Download it again and compare its size or "
+            "hash."
         ) from error
     if not isinstance(loaded, Mapping):
         raise WeightsError(f"{path} holds a {type(loaded).__name__}, not a dictionary of weights.")
     return loaded
 
 
-def _first_sentence(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].split(". ")[0].rstrip(".")
+def is_lfs_pointer(path: Path) -> bool:
+    """Return whether a file is what Git LFS leaves in the place of one that it did not fetch."""
+    with path.open("rb") as file:
+        return file.read(256).lstrip().startswith(b"version https://git-lfs")

@@ -24,6 +24,7 @@ from foundation.config import ModelConfig, Origin, read_config
 from foundation.errors import UsageError, WeightsError, listed
 from foundation.files import file_sha256, replacing_folder
 from foundation.hub.cards import Base, Card, Results, card_names, generate_card, read_card
+from foundation.hub.convert import is_lfs_pointer
 from foundation.model import Model, UniversalModel, build_model, weights_of
 
 CONFIG, WEIGHTS, PROMPTS = "config.json", "model.safetensors", "prompt_embedding.safetensors"
@@ -38,7 +39,6 @@ PLAIN = (CONFIG, WEIGHTS)  # of a model without text
 MODEL, ADAPTER = "model", "adapter"  # folders inside that of a run
 _PROMPT_KEY = "prompt_embedding"
 _Kind = TypeVar("_Kind", bound=Model)
-_LFS_POINTER = b"version https://git-lfs"
 
 
 def save_pretrained(
@@ -146,10 +146,10 @@ def _as_loaded(model: Model) -> Model | None:
 
 
 def _unchanged(model: Model, loaded: Model) -> bool:
-    if model.config != loaded.config:
-        return False
     now, then = _clean(model.state_dict()), loaded.state_dict()
-    return all(torch.equal(now[name], value.to(now[name])) for name, value in then.items())
+    return model.config == loaded.config and all(
+        torch.equal(now[name], value.to(now[name])) for name, value in then.items()
+    )
 
 
 def _card_of(model: Model) -> Card | None:
@@ -158,9 +158,7 @@ def _card_of(model: Model) -> Card | None:
     if model.origin.source in card_names():
         return read_card(model.origin.source)
     path = Path(model.origin.path) / CARD
-    if not path.is_file():
-        return None
-    return Card.parse(model.config.name, path.read_text(encoding="utf-8"), str(path))
+    return Card.read(model.config.name, path) if path.is_file() else None
 
 
 def _clean(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -193,7 +191,7 @@ def load_folder(folder: Path) -> Model:
 def summed_files(folder: Path) -> tuple[str, ...]:
     """The files that a saved folder must have beside its sums: a model without text has fewer."""
     sums = folder / SUMS
-    return PLAIN if sums.is_file() and PROMPTS not in _read_sums(sums) else SUMMED
+    return PLAIN if sums.is_file() and PROMPTS not in read_sums(sums) else SUMMED
 
 
 def saved_folder(folder: Path) -> Path:
@@ -202,7 +200,7 @@ def saved_folder(folder: Path) -> Path:
     Raises:
         UsageError: It holds both.
     """
-    if any((folder / file).exists() for file in (CONFIG, PEFT_CONFIG, UNIVERSAL_CT)):
+    if (folder / CONFIG).exists() or is_adapter(folder):
         return folder
     inside = [folder / name for name in (MODEL, ADAPTER) if (folder / name / SUMS).is_file()]
     if len(inside) > 1:
@@ -241,7 +239,7 @@ def verify_sums(folder: Path, names: Sequence[str] = SUMMED) -> None:
             f"{folder} is not a complete saved {_what(names)}: it lacks {', '.join(missing)}. "
             "Save or download it again."
         )
-    sums = _read_sums(folder / SUMS)
+    sums = read_sums(folder / SUMS)
     for name in names:
         if name not in sums:
             raise WeightsError(
@@ -249,9 +247,11 @@ def verify_sums(folder: Path, names: Sequence[str] = SUMMED) -> None:
             )
         actual = file_sha256(folder / name)
         if actual != sums[name]:
+            hint = " It is a Git LFS pointer: run `git lfs pull`."
             raise WeightsError(
                 f"{folder / name} is damaged or was changed: {SUMS} says SHA-256 {sums[name]}, "
-                f"the file has {actual}.{_pointer_hint(folder / name)} Get the folder again."
+                f"the file has {actual}.{hint if is_lfs_pointer(folder / name) else ''} "
+                "Get the folder again."
             )
 
 
@@ -275,7 +275,7 @@ def _refuse_other_kind(folder: Path, names: Sequence[str]) -> None:
         )
 
 
-def _read_sums(path: Path) -> dict[str, str]:
+def read_sums(path: Path) -> dict[str, str]:
     """Lines as `sha256sum` writes them: the digest, two spaces (or ` *`), the file's name."""
     sums = {}
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -330,12 +330,6 @@ def _read_prompts(path: Path, config: ModelConfig) -> Tensor:
     return tensors[_PROMPT_KEY].clone()  # not a view of the file, which may be replaced
 
 
-def _pointer_hint(path: Path) -> str:
-    with path.open("rb") as file:
-        is_pointer = file.read(len(_LFS_POINTER)) == _LFS_POINTER
-    return " It is a Git LFS pointer: run `git lfs pull`." if is_pointer else ""
-
-
 def stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     """A tensor as it is written: on the CPU, on its own, floats in `dtype` if one is given."""
     tensor = tensor.detach().cpu()
@@ -349,28 +343,27 @@ def stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 def written_at_once(folder: Path, names: Sequence[str]) -> Iterator[Path]:
     """A temporary folder beside `folder` that takes its name only when all is written.
 
-    names: of the files that it will have, beside sums and card; an older folder of such files is
-    replaced.
+    Args:
+        folder: What is written; an older folder of such files is replaced.
+        names: Of the files that it will have, beside sums and card.
+
+    Yields:
+        The temporary folder.
 
     Raises:
         UsageError: `folder` is a file, or holds other files.
     """
-    _check_replaceable(folder, names)
-    with replacing_folder(folder) as temporary:
-        yield temporary
-
-
-def _check_replaceable(folder: Path, names: Sequence[str]) -> None:
     if folder.exists() and not folder.is_dir():
         raise UsageError(
             f"{folder} is a file. A saved {_what(names)} is a folder: give another name."
         )
-    if folder.is_dir():
-        found = {path.name for path in folder.iterdir()}
-        # A README.md or config.json alone may be anybody's; the sums are ours.
-        foreign = sorted(found - {*names, SUMS, CARD} if SUMS in found else found)
-        if foreign:
-            raise UsageError(
-                f"{folder} holds other files ({listed(foreign)}). Saving replaces the whole "
-                "folder, so give a new or an empty one."
-            )
+    found = {path.name for path in folder.glob("*")}
+    # A README.md or config.json alone may be anybody's; the sums are ours.
+    foreign = sorted(found - {*names, SUMS, CARD} if SUMS in found else found)
+    if foreign:
+        raise UsageError(
+            f"{folder} holds other files ({listed(foreign)}). Saving replaces the whole "
+            "folder, so give a new or an empty one."
+        )
+    with replacing_folder(folder) as temporary:
+        yield temporary
