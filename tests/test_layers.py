@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-import foundation
-
 PACKAGE = REPOSITORY / "foundation"
 # Each folder and each root module stands on a floor, and imports from its own or lower ones only.
 FLOORS = {
@@ -149,12 +147,3 @@ def test_listing_imports_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
-
-
-def test_every_public_name_is_there() -> None:
-    assert set(foundation.__all__) == set(foundation._HOME_OF)
-    assert set(foundation.__all__) <= set(dir(foundation))
-    for name in foundation.__all__:
-        assert getattr(foundation, name) is not None
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        foundation.nothing  # noqa: B018

@@ -16,7 +16,7 @@ from foundation.data.store.arrays import StoredCase
 from foundation.evaluation.scores import Score, Scores, dice, read_masks, surface_dice
 
 CHANGED = 0.95  # a Dice agreement below this is marked
-NOT_COMPARED = Scores((), 0.0, 0.0)
+NOT_COMPARED: Scores = Scores((), 0.0, 0.0)
 
 
 def agreement(

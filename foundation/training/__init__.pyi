@@ -1,0 +1,14 @@
+from .ema import Average as Average
+from .losses import EXCLUSIVE as EXCLUSIVE
+from .losses import masked_loss as masked_loss
+from .losses import published_losses as published_losses
+from .losses import scan_losses as scan_losses
+from .mixture import Mixture as Mixture
+from .sample import PatchGrid as PatchGrid
+from .sample import Sample as Sample
+from .schedule import Schedule as Schedule
+from .schedule import ScheduleConfig as ScheduleConfig
+from .trainer import Task as Task
+from .trainer import Trainer as Trainer
+from .trainer import TrainerConfig as TrainerConfig
+from .trainer import accelerator_for as accelerator_for
