@@ -364,14 +364,14 @@ class AdapterConfig:
     text: TextSpec
 
     def to_json(self) -> str:
-        """The text of universal_ct.json."""
+        """Return the text of universal_ct.json."""
         content = asdict(self)
         for name in ("rank", "alpha", "target_modules"):  # peft's file holds these
             del content[name]
         return json.dumps({"format_version": ADAPTER_VERSION, **content}, indent=2) + "\n"
 
     def to_peft(self) -> str:
-        """The text of adapter_config.json."""
+        """Return the text of adapter_config.json."""
         source, _, revision = self.base_source.partition("@")
         content = {
             "peft_type": "LORA",
@@ -389,7 +389,12 @@ class AdapterConfig:
 
     @classmethod
     def from_json(cls, ours: str, pefts: str, source: str) -> AdapterConfig:
-        """Read the texts of universal_ct.json and adapter_config.json strictly.
+        """Read the texts of an adapter's two files strictly.
+
+        Args:
+            ours: Of universal_ct.json.
+            pefts: Of adapter_config.json.
+            source: Their folder, for errors.
 
         Raises:
             WeightsError: They are not what this version writes, or do not belong together.

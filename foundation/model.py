@@ -116,6 +116,9 @@ class Model(nn.Module):
         Args:
             image: (B, C, X, Y, Z), preprocessed.
 
+        Returns:
+            One tensor a level, (B, C_i, X / stride_i, Y / stride_i, Z / stride_i).
+
         Raises:
             UsageError: The image has another number of axes or channels than the model reads, or a
                 size that it cannot take.
@@ -149,7 +152,11 @@ class Model(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> Self:
-        """Load a model; see `foundation.from_pretrained`, which takes the same options.
+        """Load a model.
+
+        Args:
+            name_or_path: As of `foundation.from_pretrained`.
+            **options: As of `foundation.from_pretrained`.
 
         Raises:
             UsageError: It is of another kind than this class.

@@ -39,7 +39,12 @@ _NEAR = 0.65
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A known class, and the cosine of its prompt with another, both centred; in [-1, 1]."""
+    """A class of the model that is near to another one in text.
+
+    Attributes:
+        name: Of the class.
+        cosine: Of its prompt's embedding with the other one's, both centred; in [-1, 1].
+    """
 
     name: str
     cosine: float
@@ -93,12 +98,16 @@ def add_class(
         text: What made `embedding`; it must be what made the weights' own embeddings.
         kind: What the class has of its own, see `BranchSpec`.
 
+    Returns:
+        What to expect of the class before training.
+
     Raises:
         UsageError: The name is empty or the model has that class; `parent` is no class of it;
             `embedding` comes without `text` or has another shape, or another encoder, revision,
             template, pooling or normalisation made it.
-        MissingExtraError, HubError, WeightsError: The encoder is needed and cannot be used; see
-            `foundation.text.encode_prompts`.
+        MissingExtraError: As `foundation.text.encode_prompts`, where the encoder is needed.
+        HubError: As `foundation.text.encode_prompts`.
+        WeightsError: As `foundation.text.encode_prompts`.
     """
     if embedding is not None and text is None:
         raise UsageError("Give in `text` which encoder made the embedding, and how: a TextSpec.")
@@ -137,7 +146,9 @@ def add_classes(
     Raises:
         UsageError: There is no class, or one without a name, or one that the model has; a parent is
             no class; or the embeddings have another shape.
-        MissingExtraError, HubError, WeightsError: As `add_class`.
+        MissingExtraError: As `add_class`.
+        HubError: As `add_class`.
+        WeightsError: As `add_class`.
     """
     require(model, "logits", "Adding a class by its prompt")
     config = model.config
@@ -207,7 +218,7 @@ def _append_branch(model: UniversalModel, spec: BranchSpec, grown: ModelConfig) 
 def nearest_classes(
     model: UniversalModel, prompt: str | Tensor, count: int = 3
 ) -> tuple[Neighbour, ...]:
-    """The model's classes whose prompts are nearest to `prompt`, nearest first.
+    """Find the model's classes whose prompts are nearest to `prompt`, nearest first.
 
     Prompts of one template lie close together, so they are centred first: as `standardise_text`
     does, or on the mean of the model's own.
@@ -218,7 +229,9 @@ def nearest_classes(
         count: How many classes at most.
 
     Raises:
-        MissingExtraError, HubError, WeightsError: As `add_class`.
+        MissingExtraError: As `add_class`.
+        HubError: As `add_class`.
+        WeightsError: As `add_class`.
     """
     config, rows = model.config, model.prompt_embedding.float()
     given = encode_prompts(config.text, [prompt])[0] if isinstance(prompt, str) else prompt
@@ -269,7 +282,12 @@ def _with_parent(config: ModelConfig, spec: ClassSpec, specs: Sequence[ClassSpec
 
 
 def zero_shot_note(name: str, neighbours: Sequence[Neighbour]) -> str:
-    """What the nearest known classes predict of a new one before any training, in a sentence."""
+    """Say in a sentence what the nearest known classes predict of a new one before any training.
+
+    Args:
+        name: Of the new class.
+        neighbours: Known classes, nearest first.
+    """
     listed = ", ".join(f"{each.name} ({each.cosine:.2f})" for each in neighbours)
     if not neighbours:
         return f"{name}: the model has no class to compare with."

@@ -133,7 +133,10 @@ def save_adapter(
 
 
 def read_config(folder: Path) -> AdapterConfig:
-    """What a complete adapter's folder says; it needs no peft.
+    """Read what a complete adapter's folder says of it; this needs no peft.
+
+    Args:
+        folder: Of the adapter.
 
     Raises:
         WeightsError: A file is missing or does not have its SHA-256, or is not what we write.

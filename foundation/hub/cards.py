@@ -39,7 +39,12 @@ _DISCLAIMER = "Not a medical device: for research only, not for diagnosis or tre
 
 @dataclass(frozen=True)
 class HubFile:
-    """Where published weights are: a file of a Hub repository, in the published format."""
+    """Where published weights are: a file of a Hub repository, in the published format.
+
+    Attributes:
+        repo: `org/name`.
+        file: Name of the file.
+    """
 
     repo: str
     file: str
@@ -49,8 +54,15 @@ class HubFile:
 class ModelSummary:
     """One line of `list_models`.
 
-    classes: how many; parameters: of the network; size_mb: on this disk, None if not here.
-    where: "embedded" or the Hub repository and file.
+    Attributes:
+        name: What `from_pretrained` loads the weights by.
+        summary: What they are, in a sentence.
+        backbone: Name of the backbone.
+        classes: How many classes there are.
+        parameters: How many parameters the network has.
+        licence: SPDX id, or the name under which the licence is known.
+        where: "embedded", or the Hub's repository and file.
+        size_mb: Size on this disk in megabytes; None where they are not here.
     """
 
     name: str
@@ -65,7 +77,13 @@ class ModelSummary:
 
 @dataclass(frozen=True)
 class Card:
-    """A model card: YAML front matter (`metadata`) and prose (`text`, Markdown)."""
+    """A model card: YAML front matter and prose.
+
+    Attributes:
+        name: Of the model or adapter.
+        metadata: The front matter.
+        text: The prose, in Markdown.
+    """
 
     name: str
     metadata: Mapping[str, Any]
@@ -73,10 +91,15 @@ class Card:
 
     @classmethod
     def parse(cls, name: str, markdown: str, source: str) -> Card:
-        """Read a card from Markdown; `source` names it in errors.
+        """Read a card from Markdown.
+
+        Args:
+            name: Of the model or adapter.
+            markdown: The text.
+            source: Its path, for errors.
 
         Raises:
-            WeightsError: there is no front matter, or it is not a YAML mapping.
+            WeightsError: There is no front matter, or it is not a YAML mapping.
         """
         head, fence, rest = markdown.partition(f"{_FENCE}\n")
         front, closing, text = rest.partition(f"\n{_FENCE}\n")
@@ -106,7 +129,7 @@ class Card:
         return cls.parse(name, path.read_text(encoding="utf-8"), str(path))
 
     def render(self) -> str:
-        """The card as Markdown; `parse` reads it back."""
+        """Write the card as Markdown; `parse` reads it back."""
         front = yaml.safe_dump(
             dict(self.metadata), sort_keys=False, allow_unicode=True, default_flow_style=False
         )
@@ -136,10 +159,10 @@ class Card:
         return PACKAGE / "weights" / self.name
 
     def summary(self) -> ModelSummary:
-        """What `list_models` tells of these weights.
+        """Describe these weights for `list_models`.
 
         Raises:
-            WeightsError: the front matter lacks one of the fields.
+            WeightsError: The front matter lacks one of the fields.
         """
         source = self.source
         present = source is None and self.folder.is_dir()
@@ -162,13 +185,13 @@ class Card:
 
 
 def cards_folder() -> Path:
-    """The cards inside an installed package, else those of the checkout around it."""
+    """Return the folder of the cards: in an installed package, else in the checkout around it."""
     packaged = PACKAGE / "model_cards"
     return packaged if packaged.is_dir() else PACKAGE.parent / "model_cards"
 
 
 def card_names() -> tuple[str, ...]:
-    """Names of the weights that have a card, sorted; each loads with `from_pretrained`."""
+    """Return the names of the weights that have a card, sorted; `from_pretrained` loads each."""
     names = {path.stem for path in cards_folder().glob("*.md")}
     return tuple(sorted(names - {"README"}))  # which is about the cards
 
@@ -177,7 +200,7 @@ def read_card(name: str) -> Card:
     """Read the card of one of the known weights.
 
     Raises:
-        HubError: no card has that name.
+        HubError: No card has that name.
     """
     known = card_names()
     if name not in known:
@@ -191,7 +214,7 @@ def list_models() -> tuple[ModelSummary, ...]:
 
 
 def known_models(name: str, known: Sequence[str]) -> str:
-    """The end of an error about an unknown name: the closest known one, and all of them."""
+    """Word the end of an error about an unknown name: the closest known one, and all of them."""
     return (
         f"{did_you_mean(name, known)} Known models: {', '.join(known)}. See: universal-ct models."
     )
@@ -222,7 +245,7 @@ class Results:
     agreement_with: str = "the base model"
 
     def index(self) -> list[dict[str, Any]]:
-        """The results of a `model-index`, as the Hub reads them."""
+        """Return the results of a `model-index`, as the Hub reads them."""
         metrics = [
             {"type": kind, "name": f"{title}, {name}", "value": round(value, 4)}
             for kind, title, values in (
@@ -237,7 +260,7 @@ class Results:
         return [{"task": task, "dataset": dataset, "metrics": metrics}] if metrics else []
 
     def lines(self) -> list[str]:
-        """The section of the card's text."""
+        """Return the lines of its section of the card's text."""
         lines = [f"{self.dataset}: {self.scans} {self.split} scans."]
         if self.surface_dice:
             lines.append(f"Surface Dice with a tolerance of {self.tolerance_mm:g} mm.")
@@ -273,13 +296,20 @@ class Base:
     sha256: str
 
     def front_matter(self, relation: str) -> dict[str, str]:
-        """The lines by which the Hub shows the lineage; none for what the Hub cannot know."""
+        """Return the lines by which the Hub shows the lineage.
+
+        Args:
+            relation: Of the new weights to this model: "finetune" or "adapter".
+
+        Returns:
+            Keys and values; none for a model that the Hub cannot know.
+        """
         known = read_card(self.source).source if self.source in card_names() else None
         repository = known.repo if known else self.source.partition("@")[0]
         return {"base_model": repository, "base_model_relation": relation} if repository else {}
 
     def lines(self) -> list[str]:
-        """The section of the card's text."""
+        """Return the lines of its section of the card's text."""
         where = f", from `{self.source}`" if self.source not in ("", self.name) else ""
         only = "" if self.source else " It was loaded from a folder: ask who trained it for it."
         return [
@@ -297,7 +327,7 @@ def generate_card(
     results: Results | None = None,
     notes: str = "",
 ) -> Card:
-    """The card of a saved model that comes without one: facts, and the results that are given.
+    """Write the card of a saved model that comes without one: facts, and the given results.
 
     Args:
         config: Of the model.
@@ -334,7 +364,7 @@ def adapter_card(
     results: Results | None = None,
     notes: str = "",
 ) -> Card:
-    """The card of an adapter that comes without one: what it was made for, and what it brings.
+    """Write the card of an adapter that comes without one: its base, and what it brings.
 
     Args:
         adapter: What its folder says.

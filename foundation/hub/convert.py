@@ -44,9 +44,11 @@ TEXT_DIM = 512  # of the published prompt embeddings, CLIP ViT-B/32
 class Converted:
     """A published checkpoint as ours.
 
-    state: for `UniversalModel.load_state_dict`, strictly; where there is no head, only the keys
-    that start with `backbone.` are there, and the weights serve as an encoder.
-    prompt_embedding (K, D) float32, or None where the checkpoint has no head.
+    Attributes:
+        backbone: Name of the backbone.
+        state: For `UniversalModel.load_state_dict`, strictly. Without a head, only the keys that
+            start with `backbone.` are there, and the weights serve as an encoder.
+        prompt_embedding: (K, D) float32; None where the checkpoint has no head.
     """
 
     backbone: str
@@ -56,7 +58,13 @@ class Converted:
 
 @dataclass(frozen=True)
 class Row:
-    """Keys that match `pattern` get the name `target`; None drops them, for the reason given."""
+    """How keys of a checkpoint are renamed or dropped.
+
+    Attributes:
+        pattern: Regular expression of whole keys, without the prefixes of wrappers.
+        target: Our name, with the groups of the pattern; None drops the keys.
+        reason: Why they are dropped.
+    """
 
     pattern: str
     target: str | None
@@ -85,13 +93,13 @@ def _unet_rows() -> tuple[Row, ...]:
             (f"down_tr{width}", f"down.{level}"),
             (f"up_tr{width}", f"merge.{level}"),
         ):
-            for place, layer in enumerate(("conv1", "bn1")):
-                rows.append(
-                    Row(
-                        rf"{theirs}\.ops\.([01])\.{layer}\.(weight|bias)",
-                        rf"backbone.{ours}.\1.{place}.\2",
-                    )
+            rows += [
+                Row(
+                    rf"{theirs}\.ops\.([01])\.{layer}\.(weight|bias)",
+                    rf"backbone.{ours}.\1.{place}.\2",
                 )
+                for place, layer in enumerate(("conv1", "bn1"))
+            ]
         rows.append(Row(rf"up_tr{width}\.up_conv\.(weight|bias)", rf"backbone.up.{level}.\1"))
     return tuple(rows)
 
@@ -128,10 +136,13 @@ def convert_state_dict(checkpoint: Mapping[str, Any], features_only: bool = Fals
     `model.`, `_orig_mod.` and `backbone.`, once or several times. Floating-point tensors become
     float32.
 
-    features_only: leave the head and the prompt embeddings out, whether or not they are there.
+    Args:
+        checkpoint: What `read_checkpoint` returned.
+        features_only: Leave head and prompt embeddings out, whether or not they are there.
 
     Raises:
-        WeightsError: no known backbone; an unknown, missing or doubled key; another shape.
+        WeightsError: The backbone is not known; a key is unknown, missing or there twice; or a
+            tensor has another shape.
     """
     bare = _strip_prefixes(_unwrap(checkpoint))
     backbone = _detect(bare)
@@ -264,14 +275,16 @@ _SUPREM = (
 
 
 def published_config(backbone: str, num_classes: int = len(CLASSES)) -> ModelConfig:
-    """The configuration of the published weights: classes, prompts and preprocessing of record.
+    """Make the configuration of published weights: their classes, prompts and preprocessing.
 
-    num_classes: rows of the prompt embedding. Only the published number has known names; classes
-    of any other checkpoint are called `class_1`, `class_2` and so on, and have no prompt.
-    `segresnet` is SuPreM's, which has no head; its classes are of no consequence there.
+    Args:
+        backbone: `segresnet` is SuPreM's, which has no head: its classes are of no consequence.
+        num_classes: Rows of the prompt embedding. Only the published number has known names;
+            classes of any other checkpoint are called `class_1`, `class_2` and so on, and have no
+            prompt.
 
     Raises:
-        UsageError: no published weights have this backbone.
+        UsageError: No published weights have this backbone.
     """
     if backbone not in BACKBONE_ROWS:
         known = ", ".join(BACKBONE_ROWS)
@@ -284,10 +297,9 @@ def published_config(backbone: str, num_classes: int = len(CLASSES)) -> ModelCon
         )
     else:
         classes = tuple(ClassSpec(f"class_{n}", "") for n in range(1, num_classes + 1))
-    name = f"universal-ct-{backbone.replace('_', '-')}"
     licence, notice = _SUPREM if backbone == "segresnet" else _UNIVERSAL_MODEL
     return ModelConfig(
-        name=name,
+        name=f"universal-ct-{backbone.replace('_', '-')}",
         backbone=backbone,
         classes=classes,
         # Said outright, so that the weights never meet the corrected patch merging.
@@ -302,9 +314,15 @@ def published_config(backbone: str, num_classes: int = len(CLASSES)) -> ModelCon
 def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
     """Read a `.pth`, `.pt` or `.safetensors` file onto the CPU, without running any code in it.
 
+    Args:
+        path: The file.
+
+    Returns:
+        What it holds: weights, bare or beside what else a training keeps.
+
     Raises:
-        WeightsError: no such file; a web page or a Git LFS pointer in its place; damaged or cut
-            short; a pickle that needs code to run; not a dictionary.
+        WeightsError: There is no such file, or a web page or a Git LFS pointer in its place; it is
+            damaged or cut short; its pickle needs code to run; or it holds no dictionary.
     """
     path = Path(path)
     if not path.is_file():

@@ -193,7 +193,7 @@ def model_card(
     local_files_only: bool = False,
     token: str | bool | None = None,
 ) -> Card:
-    """The card of anything that `from_pretrained` loads, without loading its weights.
+    """Read the card of anything that `from_pretrained` loads, without loading its weights.
 
     Args:
         name_or_path: As in `from_pretrained`.
@@ -235,6 +235,15 @@ def segment(
         model: A model, or what `from_pretrained` takes.
         classes: Names or aliases; all if not given.
         **options: As of `Model.segment`.
+
+    Returns:
+        The masks, on the CT's grid.
+
+    Raises:
+        VolumeError: As `Model.segment`.
+        UsageError: As `Model.segment`.
+        HubError: As `from_pretrained`, for a model given by name.
+        WeightsError: As `from_pretrained`.
     """
     if not isinstance(model, Model):
         sums = saved_folder(Path(model).expanduser()) / SUMS

@@ -102,7 +102,7 @@ def save_pretrained(
 
 
 def unwrapped(model: nn.Module, kind: type[_Kind]) -> _Kind:
-    """The model inside `torch.compile`, `DataParallel` and `DistributedDataParallel`.
+    """Return the model inside `torch.compile`, `DataParallel` and `DistributedDataParallel`.
 
     Args:
         model: As it is used.
@@ -125,7 +125,7 @@ def unwrapped(model: nn.Module, kind: type[_Kind]) -> _Kind:
 
 
 def base_of(model: Model, origin: Origin | None = None) -> Base:
-    """A model as the base of what is trained from it: for a card, before the training.
+    """Describe a model as the base of what is trained from it: for a card, before the training.
 
     Args:
         model: As it was loaded.
@@ -171,8 +171,11 @@ def load_folder(folder: Path) -> Model:
 
     Parameters come in float32 whatever they are stored in.
 
+    Args:
+        folder: Of the model.
+
     Raises:
-        WeightsError: a file is missing or does not have its SHA-256; the keys and shapes of the
+        WeightsError: A file is missing or does not have its SHA-256; the keys and shapes of the
             weights are not exactly those of the model that the configuration describes; or the
             prompt embeddings are of other prompts, or of another text encoder.
     """
@@ -189,13 +192,19 @@ def load_folder(folder: Path) -> Model:
 
 
 def summed_files(folder: Path) -> tuple[str, ...]:
-    """The files that a saved folder must have beside its sums: a model without text has fewer."""
+    """Return the files that a saved folder has beside its sums: a model without text has fewer."""
     sums = folder / SUMS
     return PLAIN if sums.is_file() and PROMPTS not in read_sums(sums) else SUMMED
 
 
 def saved_folder(folder: Path) -> Path:
-    """The saved model or adapter that a folder is, or holds if it is the folder of a run.
+    """Find the saved model or adapter that a folder is, or holds if it is the folder of a run.
+
+    Args:
+        folder: Of a model, of an adapter or of a run; it need not exist.
+
+    Returns:
+        The folder of the model or adapter; `folder` itself where there is none.
 
     Raises:
         UsageError: It holds both.
@@ -209,14 +218,19 @@ def saved_folder(folder: Path) -> Path:
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder is that of an adapter, complete or not."""
+    """Return whether a folder is that of an adapter, complete or not."""
     return any((folder / file).exists() for file in (PEFT_CONFIG, UNIVERSAL_CT))
 
 
 def write_sums(folder: Path, names: Sequence[str]) -> dict[str, str]:
-    """Write the SHA-256 of a folder's files beside them, and return them.
+    """Write the SHA-256 of a folder's files beside them.
 
-    names: of the files; the first is one that anybody may read, and so may the others then.
+    Args:
+        folder: Of the files.
+        names: Of the files. Whoever may read the first may read all of them afterwards.
+
+    Returns:
+        Name of each file → hexadecimal digest.
     """
     for name in names[1:]:  # safetensors writes for the owner alone
         shutil.copymode(folder / names[0], folder / name)
@@ -229,8 +243,13 @@ def write_sums(folder: Path, names: Sequence[str]) -> dict[str, str]:
 def verify_sums(folder: Path, names: Sequence[str] = SUMMED) -> None:
     """Check that a saved folder is complete and that its files have their SHA-256.
 
+    Args:
+        folder: Of a model or an adapter.
+        names: Of the files that it must have.
+
     Raises:
-        WeightsError: a file is missing, not summed, or differs; names it with both digests.
+        WeightsError: A file is missing, has no sum, or differs: then both digests are given.
+        UsageError: It is an adapter in the place of a model, or a model in that of an adapter.
     """
     missing = [name for name in (*names, SUMS) if not (folder / name).is_file()]
     if missing:
@@ -276,7 +295,17 @@ def _refuse_other_kind(folder: Path, names: Sequence[str]) -> None:
 
 
 def read_sums(path: Path) -> dict[str, str]:
-    """Lines as `sha256sum` writes them: the digest, two spaces (or ` *`), the file's name."""
+    """Read lines as `sha256sum` writes them: the digest, two spaces (or ` *`), the file's name.
+
+    Args:
+        path: The file of the sums.
+
+    Returns:
+        Name of each file → hexadecimal digest.
+
+    Raises:
+        WeightsError: A line is another one.
+    """
     sums = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         digest, _, name = line.partition(" ")
@@ -291,10 +320,10 @@ def _what(names: Sequence[str]) -> str:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU.
+    """Read the tensors of a safetensors file onto the CPU.
 
     Raises:
-        WeightsError: it is not one.
+        WeightsError: It is not one.
     """
     try:
         return load_file(path)
@@ -331,7 +360,15 @@ def _read_prompts(path: Path, config: ModelConfig) -> Tensor:
 
 
 def stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """A tensor as it is written: on the CPU, on its own, floats in `dtype` if one is given."""
+    """Make a copy of a tensor to be written.
+
+    Args:
+        tensor: Any tensor.
+        dtype: Of the copy, where the tensor is of floating-point numbers; its own if not given.
+
+    Returns:
+        A contiguous copy on the CPU.
+    """
     tensor = tensor.detach().cpu()
     if dtype is not None and tensor.is_floating_point():
         tensor = tensor.to(dtype)
@@ -341,7 +378,7 @@ def stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 @contextmanager
 def written_at_once(folder: Path, names: Sequence[str]) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its name only when all is written.
+    """Make a temporary folder beside `folder`, which takes its name only when all is written.
 
     Args:
         folder: What is written; an older folder of such files is replaced.
