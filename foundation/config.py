@@ -21,6 +21,7 @@ FORMAT_VERSION = 1
 ADAPTER_VERSION = 1
 Triple = tuple[float, float, float]
 Activation = Literal["sigmoid", "softmax"]
+BranchKind = Literal["prompt", "head", "side"]
 _AXIS_OF = {"R": "x", "L": "x", "A": "y", "P": "y", "S": "z", "I": "z"}
 _Spec = TypeVar("_Spec")
 
@@ -180,12 +181,12 @@ class BranchSpec:
     """
 
     classes: tuple[str, ...]
-    kind: Literal["prompt", "head", "side"] = "prompt"
+    kind: BranchKind = "prompt"
     width: int = 16
     replaces: bool = False
 
     def __post_init__(self) -> None:
-        if self.kind not in ("prompt", "head", "side"):
+        if self.kind not in get_args(BranchKind):
             raise UsageError(f"A branch is of kind {self.kind!r}; choose prompt, head or side.")
         if not self.classes or self.width < 1:
             raise UsageError("A branch needs at least one class, and a width of 1 or more.")
@@ -320,11 +321,13 @@ class Origin:
         source: By which anybody can load it: a name of `list_models()`, or `org/name` or
             `org/name@revision` on the Hub. Empty for a folder or a file.
         path: The folder or file on this machine.
+        weights_sha256: SHA-256 of the file of the weights, where the folder names it.
     """
 
     name: str
     source: str = ""
     path: str = ""
+    weights_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -361,14 +364,14 @@ class AdapterConfig:
     text: TextSpec
 
     def to_json(self) -> str:
-        """The text of universal_ct.json."""
+        """Return the text of universal_ct.json."""
         content = asdict(self)
         for name in ("rank", "alpha", "target_modules"):  # peft's file holds these
             del content[name]
         return json.dumps({"format_version": ADAPTER_VERSION, **content}, indent=2) + "\n"
 
     def to_peft(self) -> str:
-        """The text of adapter_config.json."""
+        """Return the text of adapter_config.json."""
         source, _, revision = self.base_source.partition("@")
         content = {
             "peft_type": "LORA",
@@ -386,7 +389,12 @@ class AdapterConfig:
 
     @classmethod
     def from_json(cls, ours: str, pefts: str, source: str) -> AdapterConfig:
-        """Read the texts of universal_ct.json and adapter_config.json strictly.
+        """Read the texts of an adapter's two files strictly.
+
+        Args:
+            ours: Of universal_ct.json.
+            pefts: Of adapter_config.json.
+            source: Their folder, for errors.
 
         Raises:
             WeightsError: They are not what this version writes, or do not belong together.

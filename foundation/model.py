@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from foundation.adapting import adapters
-from foundation.adapting.classes import Expectation, Kind, add_class
-from foundation.config import ModelConfig, NetworkConfig, Origin, TextSpec
+from foundation.adapting.classes import Expectation, add_class
+from foundation.config import ModelConfig, NetworkConfig, Origin
 from foundation.errors import UsageError, WeightsError, listed
 from foundation.imaging.result import Segmentation
 from foundation.imaging.volumes import Source
@@ -50,7 +50,8 @@ class Model(nn.Module):
             config.backbone, config.preprocessing.channels, **config.backbone_options
         )
         self.config = replace(config, divisor=self.backbone.divisor)
-        self.origin: Origin | None = None  # set by `from_pretrained`
+        self.origin: Origin | None = None
+        self._as_loaded: object = None
 
     def __repr__(self) -> str:
         pre, names = self.config.preprocessing, self.classes
@@ -72,6 +73,22 @@ class Model(nn.Module):
     def classes(self) -> tuple[str, ...]:
         """Names of the classes in channel order, without background."""
         return self.config.class_names
+
+    def set_origin(self, origin: Origin) -> None:
+        """Note where the weights that the model has now came from; `from_pretrained` does it."""
+        self.origin, self._as_loaded = origin, self._state()
+
+    @property
+    def weights_sha256(self) -> str | None:
+        """SHA-256 of the file of the weights; None once they or the classes are others."""
+        if self.origin is None or self._as_loaded != self._state():
+            return None
+        return self.origin.weights_sha256
+
+    def _state(self) -> object:
+        # PyTorch counts the writes to a tensor; moving the model to a device is none.
+        weights = [(id(t), None if t.is_inference() else t._version) for t in self.parameters()]
+        return self.config, weights
 
     @property
     def device(self) -> torch.device:
@@ -98,6 +115,9 @@ class Model(nn.Module):
 
         Args:
             image: (B, C, X, Y, Z), preprocessed.
+
+        Returns:
+            One tensor a level, (B, C_i, X / stride_i, Y / stride_i, Z / stride_i).
 
         Raises:
             UsageError: The image has another number of axes or channels than the model reads, or a
@@ -132,7 +152,11 @@ class Model(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> Self:
-        """Load a model; see `foundation.from_pretrained`, which takes the same options.
+        """Load a model.
+
+        Args:
+            name_or_path: As of `foundation.from_pretrained`.
+            **options: As of `foundation.from_pretrained`.
 
         Raises:
             UsageError: It is of another kind than this class.
@@ -217,24 +241,7 @@ class UniversalModel(Model):
         self._check_prompts()
         wanted = self._wanted(channels)
         pyramid = self.features(image)
-        full = self.backbone.decode(pyramid)
-        own = trained_rows(self.config)
-        parts: list[Tensor] = []
-        order = [channel for channel in wanted if channel < own]
-        if order:
-            # Not a copy of the rows where all are wanted: the same memory gives the same sums.
-            embedding = self.prompt_embedding
-            rows = embedding[:own] if order == list(range(own)) else embedding[order]
-            parts.append(self.head(full, self.head.generate(pyramid[-1], rows)))
-        for index, channels_of in rows_by_branch(self.config):
-            mine = [channel for channel in wanted if channel in channels_of]
-            if mine:
-                own_rows = [channels_of.index(channel) for channel in mine]
-                rows = self.prompt_embedding[mine]
-                parts.append(self.branches[index](self.head, full, pyramid, rows, own_rows))
-                order += mine
-        logits = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-        return logits if order == wanted else _last_of_each(logits, order, wanted)
+        return self._compute(pyramid, self.backbone.decode(pyramid), wanted)
 
     def logits(self, image: Tensor, prompts: Tensor) -> Tensor:
         """Compute the logits of any classes from their prompts alone, by the model's own head.
@@ -275,21 +282,48 @@ class UniversalModel(Model):
         self._check_prompts()
         pyramid = self.features(image)
         full = self.backbone.decode(pyramid)
-        generated = self.head.generate(
-            pyramid[-1], self.prompt_embedding[: trained_rows(self.config)]
-        )
         sampled = self.head.sample(full, voxels)
-        parts = [self.head.logits_at(sampled, generated)]
-        order = list(range(trained_rows(self.config)))
-        for index, rows in rows_by_branch(self.config):
-            branch = self.branches[index]
-            assert isinstance(branch, Branch)
-            mine = self.prompt_embedding[_places(rows)]
-            parts.append(branch.logits_at(self.head, full, pyramid, mine, voxels))
-            order += rows
+        return self._compute(pyramid, full, self._wanted(None), voxels, sampled), sampled
+
+    def _compute(
+        self,
+        pyramid: Sequence[Tensor],
+        full: Tensor,
+        wanted: list[int],
+        voxels: Tensor | None = None,
+        sampled: Tensor | None = None,
+    ) -> Tensor:
+        """Logits (B, k, X, Y, Z); of `voxels` (B, M), whose features are `sampled`, (B, k, M)."""
+        own = trained_rows(self.config)
+        order = [channel for channel in wanted if channel < own]
+        parts: list[Tensor] = []
+        if order:
+            generated = self.head.generate(pyramid[-1], self._prompts(order))
+            if sampled is None:
+                parts.append(self.head(full, generated))
+            else:
+                parts.append(self.head.read(sampled[..., None, None], generated, None).flatten(2))
+        for index, channels in rows_by_branch(self.config):
+            mine = [channel for channel in wanted if channel in channels]
+            if mine:
+                places = [channels.index(channel) for channel in mine]
+                prompts = self._prompts(mine)
+                branch = self.branches[index]
+                parts.append(branch(self.head, full, pyramid, prompts, places, voxels))
+                order += mine
         logits = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-        wanted = list(range(len(self.classes)))
-        return logits if order == wanted else _last_of_each(logits, order, wanted), sampled
+        if order == wanted:
+            return logits
+        place = {channel: index for index, channel in enumerate(order)}  # the last of each counts
+        return logits[:, [place[channel] for channel in wanted]]
+
+    def _prompts(self, channels: list[int]) -> Tensor:
+        """The prompts of some classes, (k, D)."""
+        # Of neighbours not a copy: the same memory gives the same sums.
+        first, end = channels[0], channels[-1] + 1
+        return self.prompt_embedding[
+            slice(first, end) if channels == list(range(first, end)) else channels
+        ]
 
     def _wanted(self, channels: Sequence[int] | None) -> list[int]:
         every = range(len(self.classes))
@@ -324,36 +358,24 @@ class UniversalModel(Model):
                 "it from the configuration of the weights, or add the same classes to it first."
             )
 
-    def add_class(
-        self,
-        name: str,
-        *,
-        prompt: str | None = None,
-        parent: str | None = None,
-        embedding: Tensor | None = None,
-        text: TextSpec | None = None,
-        kind: Kind = "prompt",
-    ) -> Expectation:
+    def add_class(self, name: str, **options: Any) -> Expectation:
         """Add a class by its prompt, as the last channel. No weight and no other class changes.
 
         Args:
             name: Name of the class.
-            prompt: The sentence; made from `name` if not given.
-            parent: The organ that a lesion lies in.
-            embedding: Your own embedding (D,) of the prompt.
-            text: What made it.
-            kind: Layers of its own, see `BranchSpec`.
+            **options: `prompt`, `parent`, `embedding`, `text` and `kind` of
+                `foundation.adapting.classes.add_class`.
 
         Returns:
             What to expect of the class before training.
 
         Raises:
             UsageError: The model has that class, or `embedding` cannot be mixed with its own.
-            MissingExtraError, HubError, WeightsError: The encoder is needed and cannot be used.
+            MissingExtraError: The encoder is needed and is not installed.
+            HubError: The encoder's weights cannot be had.
+            WeightsError: The encoder is another one than that of the weights.
         """
-        return add_class(
-            self, name, prompt=prompt, parent=parent, embedding=embedding, text=text, kind=kind
-        )
+        return add_class(self, name, **options)
 
     def add_adapter(self, name: str, **options: Any) -> None:
         """Add an untrained adapter and activate it; see `foundation.add_adapter`."""
@@ -444,29 +466,6 @@ class PlainModel(Model):
         if voxels.shape[1] != sampled.shape[2]:
             sampled = sampled.gather(2, voxels[:, None].expand(-1, sampled.shape[1], -1))
         return self.head.logits_at(sampled), sampled
-
-
-def _last_of_each(logits: Tensor, order: Sequence[int], wanted: Sequence[int]) -> Tensor:
-    """Logits (B, k, …) of `order`, some of which may come twice, as those of `wanted`."""
-    place = {channel: index for index, channel in enumerate(order)}
-    return logits[:, [place[channel] for channel in wanted]]
-
-
-def _places(rows: Sequence[int]) -> slice | list[int]:
-    """Neighbours as a slice: the same memory gives the same sums."""
-    return slice(rows.start, rows.stop) if isinstance(rows, range) else list(rows)
-
-
-@overload
-def build_model(
-    config: ModelConfig, state: Mapping[str, Tensor], prompt_embedding: Tensor, source: str
-) -> UniversalModel: ...
-
-
-@overload
-def build_model(
-    config: NetworkConfig, state: Mapping[str, Tensor], prompt_embedding: Tensor | None, source: str
-) -> Model: ...
 
 
 def build_model(

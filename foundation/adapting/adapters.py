@@ -33,7 +33,14 @@ HEAD_RANK = 8  # at least, in heads of added classes: rank 2 hardly tells five v
 
 @dataclass(frozen=True)
 class AddedClasses:
-    """Classes with their branches and prompt embeddings (k, D), apart from a model."""
+    """Classes with what belongs to them, apart from a model.
+
+    Attributes:
+        classes: Names, prompts and parents of k classes.
+        specs: Of their branches.
+        branches: Their layers.
+        rows: Prompt embeddings (k, D).
+    """
 
     classes: tuple[ClassSpec, ...]
     specs: tuple[BranchSpec, ...]
@@ -177,7 +184,7 @@ def delete_adapter(model: UniversalModel, name: str | None = None) -> None:
 def merge_adapter(
     model: UniversalModel, name: str | None = None, *, new_name: str | None = None
 ) -> UniversalModel:
-    """A plain model that computes what `model` does with an adapter, in evaluation mode.
+    """Make a plain model that computes what `model` does with an adapter, in evaluation mode.
 
     Args:
         model: It is not changed.
@@ -199,7 +206,7 @@ def merge_adapter(
 
 @contextmanager
 def activated(model: UniversalModel, name: str | None) -> Iterator[None]:
-    """Inside `with`, the adapter of this name is active; afterwards the one that was before."""
+    """Activate an adapter, or none, inside `with`; afterwards the one that was active before."""
     before = model.adapters.active
     set_adapter(model, name)
     try:
@@ -209,7 +216,7 @@ def activated(model: UniversalModel, name: str | None) -> Iterator[None]:
 
 
 def named_adapter(model: UniversalModel, name: str | None) -> str:
-    """The adapter that is meant: the one of this name, or the active one.
+    """Return the name of the adapter that is meant: the given one, or that of the active one.
 
     Raises:
         UsageError: There is none.
@@ -223,15 +230,9 @@ def named_adapter(model: UniversalModel, name: str | None) -> str:
 
 
 def details(model: UniversalModel, name: str) -> AddedClasses:
-    """The classes of an adapter, whether it is active or not."""
+    """Return the classes of an adapter, whether it is active or not."""
     held = model.adapters
     return held.known[name].added or _cut(model, held.own_branches)
-
-
-def attach(model: UniversalModel, name: str, adapter: Adapter) -> None:
-    """Make an adapter known whose layers are injected, and activate it."""
-    model.adapters.known[name] = adapter
-    set_adapter(model, name)
 
 
 def inject(
@@ -244,7 +245,7 @@ def inject(
     seed: int = 1,
     values: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Low-rank layers in backbone, head and the heads of `branches`, which are the adapter's own.
+    """Put low-rank layers into backbone, head and the heads of the adapter's own branches.
 
     Args:
         model: It is changed in place.
@@ -271,14 +272,15 @@ def inject(
 
 
 def head_rank(rank: int) -> int:
-    """The rank in the heads of an adapter's own classes."""
+    """Return the rank in the heads of an adapter's own classes."""
     return max(rank, HEAD_RANK)
 
 
 def base_sha256(model: Model) -> str:
-    """SHA-256 of a model's backbone and head without adapters, by which an adapter knows its base.
+    """Compute the SHA-256 of a model's backbone and head without adapters.
 
-    It is computed from the values in half precision: stored so, they are the same weights still.
+    An adapter names its base by it. It is computed from the values in half precision: stored so,
+    they are the same weights still.
     """
     digest = hashlib.sha256()
     for part in ("backbone", "head"):
@@ -289,7 +291,7 @@ def base_sha256(model: Model) -> str:
 
 
 def default_name(classes: Sequence[str]) -> str:
-    """A name for the adapter of these classes: "vertebra-L1", "vertebra-L1-and-4-more"."""
+    """Make a name for the adapter of some classes: "vertebra-L1", "vertebra-L1-and-4-more"."""
     first = re.sub(r"[^\w]+", "-", classes[0]).strip("-") or "adapter"
     return first if len(classes) == 1 else f"{first}-and-{len(classes) - 1}-more"
 

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from foundation.adapting import low_rank
-from foundation.config import BranchSpec, ClassSpec, ModelConfig, TextSpec, check_class_name
+from foundation.config import (
+    BranchKind,
+    BranchSpec,
+    ClassSpec,
+    ModelConfig,
+    TextSpec,
+    check_class_name,
+)
 from foundation.errors import UsageError
 from foundation.networks.branches import Branch
 from foundation.networks.protocol import require
@@ -23,7 +31,6 @@ if TYPE_CHECKING:
     from foundation.model import UniversalModel
 
 logger = logging.getLogger(__name__)
-Kind = Literal["prompt", "head", "side"]
 # Measured with the embedded weights on one CT, 17 untrained prompts: the five whose nearest class
 # has a cosine of 0.69 or more agree with its mask (Dice 0.54 to 0.96); those of 0.61 or less do not
 # (at most 0.06).
@@ -32,7 +39,12 @@ _NEAR = 0.65
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A known class, and the cosine of its prompt with another, both centred; in [-1, 1]."""
+    """A class of the model that is near to another one in text.
+
+    Attributes:
+        name: Of the class.
+        cosine: Of its prompt's embedding with the other one's, both centred; in [-1, 1].
+    """
 
     name: str
     cosine: float
@@ -67,7 +79,7 @@ def add_class(
     parent: str | None = None,
     embedding: Tensor | None = None,
     text: TextSpec | None = None,
-    kind: Kind = "prompt",
+    kind: BranchKind = "prompt",
 ) -> Expectation:
     """Give `model` a further class, known by its prompt alone, as its last channel.
 
@@ -86,12 +98,16 @@ def add_class(
         text: What made `embedding`; it must be what made the weights' own embeddings.
         kind: What the class has of its own, see `BranchSpec`.
 
+    Returns:
+        What to expect of the class before training.
+
     Raises:
         UsageError: The name is empty or the model has that class; `parent` is no class of it;
             `embedding` comes without `text` or has another shape, or another encoder, revision,
             template, pooling or normalisation made it.
-        MissingExtraError, HubError, WeightsError: The encoder is needed and cannot be used; see
-            `foundation.text.encode_prompts`.
+        MissingExtraError: As `foundation.text.encode_prompts`, where the encoder is needed.
+        HubError: As `foundation.text.encode_prompts`.
+        WeightsError: As `foundation.text.encode_prompts`.
     """
     if embedding is not None and text is None:
         raise UsageError("Give in `text` which encoder made the embedding, and how: a TextSpec.")
@@ -109,7 +125,7 @@ def add_classes(
     model: UniversalModel,
     specs: Sequence[ClassSpec],
     *,
-    kind: Kind = "prompt",
+    kind: BranchKind = "prompt",
     width: int = 16,
     embeddings: Tensor | None = None,
 ) -> tuple[Expectation, ...]:
@@ -130,7 +146,9 @@ def add_classes(
     Raises:
         UsageError: There is no class, or one without a name, or one that the model has; a parent is
             no class; or the embeddings have another shape.
-        MissingExtraError, HubError, WeightsError: As `add_class`.
+        MissingExtraError: As `add_class`.
+        HubError: As `add_class`.
+        WeightsError: As `add_class`.
     """
     require(model, "logits", "Adding a class by its prompt")
     config = model.config
@@ -200,7 +218,7 @@ def _append_branch(model: UniversalModel, spec: BranchSpec, grown: ModelConfig) 
 def nearest_classes(
     model: UniversalModel, prompt: str | Tensor, count: int = 3
 ) -> tuple[Neighbour, ...]:
-    """The model's classes whose prompts are nearest to `prompt`, nearest first.
+    """Find the model's classes whose prompts are nearest to `prompt`, nearest first.
 
     Prompts of one template lie close together, so they are centred first: as `standardise_text`
     does, or on the mean of the model's own.
@@ -211,7 +229,9 @@ def nearest_classes(
         count: How many classes at most.
 
     Raises:
-        MissingExtraError, HubError, WeightsError: As `add_class`.
+        MissingExtraError: As `add_class`.
+        HubError: As `add_class`.
+        WeightsError: As `add_class`.
     """
     config, rows = model.config, model.prompt_embedding.float()
     given = encode_prompts(config.text, [prompt])[0] if isinstance(prompt, str) else prompt
@@ -233,7 +253,8 @@ def _check_new(config: ModelConfig, specs: Sequence[ClassSpec]) -> None:
         if same := known.get(normalise(spec.name)):
             raise UsageError(f"The model has a class {same!r} already. Give another name.")
         known[normalise(spec.name)] = spec.name
-        if alias := _class_of_other_name(config, spec.name):
+        with suppress(UsageError):
+            alias = resolve(spec.name, config.class_names)
             logger.warning(
                 "%s is another name of %s, a class that the model has. It is added as a class of "
                 "its own.",
@@ -260,21 +281,18 @@ def _with_parent(config: ModelConfig, spec: ClassSpec, specs: Sequence[ClassSpec
         ) from error
 
 
-def _class_of_other_name(config: ModelConfig, name: str) -> str | None:
-    try:
-        return resolve(name, config.class_names)
-    except UsageError:
-        return None
-
-
 def zero_shot_note(name: str, neighbours: Sequence[Neighbour]) -> str:
-    """What the nearest known classes predict of a new one before any training, in a sentence."""
+    """Say in a sentence what the nearest known classes predict of a new one before any training.
+
+    Args:
+        name: Of the new class.
+        neighbours: Known classes, nearest first.
+    """
     listed = ", ".join(f"{each.name} ({each.cosine:.2f})" for each in neighbours)
     if not neighbours:
         return f"{name}: the model has no class to compare with."
     nearest = neighbours[0]
+    expected = "none is near: untrained, it may be nothing, another organ or half of the body"
     if nearest.cosine >= _NEAR:
-        says = f"untrained, it will be segmented much as {nearest.name} is"
-    else:
-        says = "none is near: untrained, it may be nothing, another organ or half of the body"
-    return f"{name}: nearest in text {listed}; {says}."
+        expected = f"untrained, it will be segmented much as {nearest.name} is"
+    return f"{name}: nearest in text {listed}; {expected}."

@@ -19,7 +19,7 @@ _A, _B = "lora_A", "lora_B"
 
 
 def adaptable(module: nn.Module) -> dict[str, nn.Module]:
-    """The layers of `module` that an adapter changes, by name, as they are without adapters."""
+    """Return the layers of `module` that an adapter changes, by name, without their adapters."""
     found = {}
     for name, layer in module.named_modules():
         inside = any(part == "base_layer" or _is_lora(part) for part in name.split("."))
@@ -30,12 +30,12 @@ def adaptable(module: nn.Module) -> dict[str, nn.Module]:
 
 
 def adapted(module: nn.Module) -> dict[str, Any]:
-    """peft's layers in `module`, by name."""
+    """Return peft's layers in `module`, by name."""
     return {name: layer for name, layer in module.named_modules() if hasattr(layer, _A)}
 
 
 def shapes(module: nn.Module, rank: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors that an adapter of this rank has for `module`."""
+    """Return names and shapes of the tensors that an adapter of this rank has for `module`."""
     found: dict[str, tuple[int, ...]] = {}
     for name, layer in adaptable(module).items():
         weight: Any = layer.weight
@@ -89,7 +89,14 @@ def inject(
 
 
 def target_pattern(layers: Iterable[str]) -> str:
-    """Which layers peft changes, as it reads it from a configuration: these names and no others."""
+    """Name the layers that peft changes, as it reads them from a configuration.
+
+    Args:
+        layers: Names of the layers.
+
+    Returns:
+        A regular expression of these names and no others.
+    """
     # A regular expression, since peft takes names in a list for the ends of names.
     return "|".join(map(re.escape, layers))
 
@@ -117,7 +124,10 @@ def merge(module: nn.Module, adapter: str) -> None:
     for name, layer in adapted(module).items():
         plain = layer.get_base_layer()
         if adapter in layer.lora_A:
-            plain.weight.copy_(_merged_weight(layer, plain.weight, adapter))
+            # Not peft's own merging, which fails for convolutions of 1×1×1 voxels.
+            down, up = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+            change = layer.scaling[adapter] * (up.flatten(1) @ down.flatten(1))
+            plain.weight.add_(change.view_as(plain.weight))
         _replace(module, name, plain)
 
 
@@ -126,15 +136,8 @@ def _replace(module: nn.Module, name: str, layer: nn.Module) -> None:
     setattr(module.get_submodule(parent), own, layer)
 
 
-def _merged_weight(layer: Any, weight: Tensor, adapter: str) -> Tensor:
-    # Not peft's own merging, which fails for convolutions of 1×1×1 voxels.
-    down, up = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
-    change: Tensor = layer.scaling[adapter] * (up.flatten(1) @ down.flatten(1))
-    return weight + change.view_as(weight)
-
-
 def tensors(module: nn.Module, adapter: str) -> dict[str, Tensor]:
-    """What an adapter learnt, named as in `shapes`; the module's own, not copies."""
+    """Return what an adapter learnt, named as in `shapes`; the module's own, not copies."""
     return {
         f"{name}.{part}": getattr(layer, part)[adapter].weight
         for name, layer in adapted(module).items()
@@ -153,7 +156,7 @@ def _fill(module: nn.Module, adapter: str, values: Mapping[str, Tensor]) -> None
 
 
 def plain_state(module: nn.Module) -> dict[str, Tensor]:
-    """The state dict of `module` as if it had no adapters."""
+    """Return the state dict of `module` as if it had no adapters."""
     return {
         name.replace(".base_layer.", "."): value
         for name, value in module.state_dict().items()
@@ -162,14 +165,14 @@ def plain_state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def below(values: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix`, without it."""
+    """Return the tensors whose names begin with `prefix`, by their names without it."""
     return {
         key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)
     }
 
 
 def has_adapters(module: nn.Module) -> bool:
-    """Whether any layer of `module` is peft's."""
+    """Return whether any layer of `module` is peft's."""
     return bool(adapted(module))
 
 

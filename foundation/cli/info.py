@@ -11,20 +11,24 @@ from foundation.cli.shared import add_json, add_verb, print_json
 from foundation.errors import UsageError
 
 if TYPE_CHECKING:
-    from foundation.config import NetworkConfig
+    from foundation.config import AdapterConfig, NetworkConfig
     from foundation.hub.cards import Card
 
 
 def add_arguments(verbs: Any) -> None:
     """Add the verb."""
     verb = add_verb(verbs, "info", "the card and the configuration of a model")
-    verb.add_argument("model", metavar="MODEL", help="a name, a saved folder, or org/name")
+    verb.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a name, a folder of a model, an adapter or a run, or org/name",
+    )
     add_json(verb)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the card and the configuration."""
-    from foundation.config import ModelConfig
+    from foundation.config import AdapterConfig, ModelConfig
     from foundation.taxonomy import NAMES
 
     card, config = _described(args.model)
@@ -35,9 +39,9 @@ def run(args: argparse.Namespace) -> int:
         print_json({**content, "text": card.text})
         return 0
     about = card.weights
-    names = config.class_names if config else ()
+    names = [spec.name for spec in config.classes] if config else []
     if config is None and card.source:
-        names = NAMES  # published weights get their configuration when converted: all the classes
+        names = list(NAMES)  # published weights get their configuration when they are converted
     where = f"{card.source.repo}: {card.source.file}" if card.source else None
     facts: list[tuple[str, Any]] = [
         ("model", card.name),
@@ -49,7 +53,14 @@ def run(args: argparse.Namespace) -> int:
         ("names", ", ".join(names) or None),
         ("source", where),
     ]
-    if config is not None:
+    if isinstance(config, AdapterConfig):
+        facts += [
+            ("adapter of", config.base),
+            ("its SHA-256", config.base_sha256),
+            ("rank", config.rank),
+            ("text encoder", config.text.encoder),
+        ]
+    elif config is not None:
         pre = config.preprocessing
         facts += [
             ("text encoder", config.text.encoder if isinstance(config, ModelConfig) else None),
@@ -64,20 +75,26 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _described(name: str) -> tuple[Card, NetworkConfig | None]:
-    """A model's card, and its configuration where that is on this machine; without its weights."""
+def _described(name: str) -> tuple[Card, NetworkConfig | AdapterConfig | None]:
+    """The card of a model or an adapter, and its configuration where that is on this machine."""
     from foundation.config import read_config
     from foundation.hub.cards import Card, card_names, read_card
 
-    folder = Path(name).expanduser()
+    given = Path(name).expanduser()
     if name in card_names():
         card = read_card(name)
         folder = card.folder
-    elif folder.is_dir():
-        path = folder / "README.md"
+    elif given.is_dir():
+        from foundation.hub import adapter_files, saved
+
+        folder = saved.saved_folder(given)
+        path = folder / saved.CARD
         if not path.is_file():
-            raise UsageError(f"{folder} is no saved model: it has no README.md.")
-        card = Card.parse(folder.name, path.read_text(encoding="utf-8"), str(path))
+            raise UsageError(f"{given} is no saved model, adapter or run: it has no {saved.CARD}.")
+        if saved.is_adapter(folder):
+            adapter = adapter_files.read_config(folder)
+            return Card.read(adapter.name, path), adapter
+        card = Card.read(given.name, path)
     else:
         from foundation.hub.load import model_card
 

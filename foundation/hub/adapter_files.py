@@ -26,7 +26,6 @@ from foundation.adapting.adapters import (
     Adapter,
     AddedClasses,
     activated,
-    attach,
     base_sha256,
     check_name,
     check_new,
@@ -34,6 +33,7 @@ from foundation.adapting.adapters import (
     head_rank,
     inject,
     named_adapter,
+    set_adapter,
 )
 from foundation.config import AdapterConfig, Origin
 from foundation.errors import UsageError, WeightsError, listed
@@ -93,6 +93,9 @@ def save_adapter(
     name = named_adapter(model, name)
     adapter, added = model.adapters.known[name], details(model, name)
     origin = model.origin or Origin(adapter.base)
+    layers = [
+        f"{part}.{key}" for part in _PARTS for key in low_rank.adaptable(getattr(model, part))
+    ]
     config = AdapterConfig(
         name=name,
         base=origin.name,
@@ -101,7 +104,7 @@ def save_adapter(
         base_sha256=base_sha256(model),
         rank=adapter.rank,
         alpha=adapter.alpha,
-        target_modules=low_rank.target_pattern(_layers(model)),
+        target_modules=low_rank.target_pattern(layers),
         classes=added.classes,
         branches=added.specs,
         text=model.config.text,
@@ -109,7 +112,7 @@ def save_adapter(
     own = _own_tensors(model, name, adapter.rank, added)
     tensors = {
         PEFT_WEIGHTS: {
-            _peft_name(f"{part}.{key}"): stored(value, dtype)
+            f"{_PEFT_PREFIX}{part}.{key}.weight": stored(value, dtype)
             for part in _PARTS
             for key, value in low_rank.tensors(getattr(model, part), name).items()
         },
@@ -130,7 +133,10 @@ def save_adapter(
 
 
 def read_config(folder: Path) -> AdapterConfig:
-    """What a complete adapter's folder says; it needs no peft.
+    """Read what a complete adapter's folder says of it; this needs no peft.
+
+    Args:
+        folder: Of the adapter.
 
     Raises:
         WeightsError: A file is missing or does not have its SHA-256, or is not what we write.
@@ -162,7 +168,10 @@ def put_on(
     name = config.name if name is None else name
     check_name(model, name)
     _check_base(model, config, folder)
-    values = {_our_name(key): value for key, value in read_tensors(folder / PEFT_WEIGHTS).items()}
+    values = {
+        key.removeprefix(_PEFT_PREFIX).removesuffix(".weight"): value
+        for key, value in read_tensors(folder / PEFT_WEIGHTS).items()
+    }
     values |= read_tensors(folder / ADDED_CLASSES)
     with activated(model, None):
         check_new(model, config.classes)
@@ -170,7 +179,8 @@ def put_on(
     inject(model, name, config.rank, config.alpha, branches, values=values)
     rows = values.get(_ROWS, torch.zeros(0, model.config.text.dim)).clone()
     added = AddedClasses(config.classes, config.branches, tuple(branches), rows)
-    attach(model, name, Adapter(config.rank, config.alpha, config.base, added))
+    model.adapters.known[name] = Adapter(config.rank, config.alpha, config.base, added)
+    set_adapter(model, name)
     return name
 
 
@@ -180,19 +190,6 @@ def _relative(base: str, folder: Path) -> str:
         return os.path.relpath(base, folder.absolute()) if base else ""
     except ValueError:  # another drive of Windows
         return ""
-
-
-def _peft_name(key: str) -> str:
-    return f"{_PEFT_PREFIX}{key}.weight"
-
-
-def _our_name(key: str) -> str:
-    return key.removeprefix(_PEFT_PREFIX).removesuffix(".weight")
-
-
-def _layers(model: UniversalModel) -> list[str]:
-    """The names of the layers of a base that an adapter changes."""
-    return [f"{part}.{key}" for part in _PARTS for key in low_rank.adaptable(getattr(model, part))]
 
 
 def _own_tensors(
@@ -205,8 +202,7 @@ def _own_tensors(
         for key, value in _changes(branch, name, rank).items():
             found[f"branches.{index}.{key}"] = value
         for key, value in low_rank.plain_state(branch).items():
-            same = key in copied and torch.equal(value, copied[key].to(value))
-            if not same:
+            if key not in copied or not torch.equal(value, copied[key].to(value)):
                 found[f"branches.{index}.{key}"] = value
     return found
 

@@ -39,7 +39,12 @@ _DISCLAIMER = "Not a medical device: for research only, not for diagnosis or tre
 
 @dataclass(frozen=True)
 class HubFile:
-    """Where published weights are: a file of a Hub repository, in the published format."""
+    """Where published weights are: a file of a Hub repository, in the published format.
+
+    Attributes:
+        repo: `org/name`.
+        file: Name of the file.
+    """
 
     repo: str
     file: str
@@ -49,8 +54,15 @@ class HubFile:
 class ModelSummary:
     """One line of `list_models`.
 
-    classes: how many; parameters: of the network; size_mb: on this disk, None if not here.
-    where: "embedded" or the Hub repository and file.
+    Attributes:
+        name: What `from_pretrained` loads the weights by.
+        summary: What they are, in a sentence.
+        backbone: Name of the backbone.
+        classes: How many classes there are.
+        parameters: How many parameters the network has.
+        licence: SPDX id, or the name under which the licence is known.
+        where: "embedded", or the Hub's repository and file.
+        size_mb: Size on this disk in megabytes; None where they are not here.
     """
 
     name: str
@@ -65,7 +77,13 @@ class ModelSummary:
 
 @dataclass(frozen=True)
 class Card:
-    """A model card: YAML front matter (`metadata`) and prose (`text`, Markdown)."""
+    """A model card: YAML front matter and prose.
+
+    Attributes:
+        name: Of the model or adapter.
+        metadata: The front matter.
+        text: The prose, in Markdown.
+    """
 
     name: str
     metadata: Mapping[str, Any]
@@ -73,10 +91,15 @@ class Card:
 
     @classmethod
     def parse(cls, name: str, markdown: str, source: str) -> Card:
-        """Read a card from Markdown; `source` names it in errors.
+        """Read a card from Markdown.
+
+        Args:
+            name: Of the model or adapter.
+            markdown: The text.
+            source: Its path, for errors.
 
         Raises:
-            WeightsError: there is no front matter, or it is not a YAML mapping.
+            WeightsError: There is no front matter, or it is not a YAML mapping.
         """
         head, fence, rest = markdown.partition(f"{_FENCE}\n")
         front, closing, text = rest.partition(f"\n{_FENCE}\n")
@@ -92,8 +115,21 @@ class Card:
             raise WeightsError(f"The front matter of {source} is not a mapping of names to values.")
         return cls(name, metadata, text.lstrip("\n"))
 
+    @classmethod
+    def read(cls, name: str, path: Path) -> Card:
+        """Read the file of a card.
+
+        Args:
+            name: Of the model or adapter.
+            path: The Markdown file.
+
+        Raises:
+            WeightsError: As `parse`.
+        """
+        return cls.parse(name, path.read_text(encoding="utf-8"), str(path))
+
     def render(self) -> str:
-        """The card as Markdown; `parse` reads it back."""
+        """Write the card as Markdown; `parse` reads it back."""
         front = yaml.safe_dump(
             dict(self.metadata), sort_keys=False, allow_unicode=True, default_flow_style=False
         )
@@ -123,10 +159,10 @@ class Card:
         return PACKAGE / "weights" / self.name
 
     def summary(self) -> ModelSummary:
-        """What `list_models` tells of these weights.
+        """Describe these weights for `list_models`.
 
         Raises:
-            WeightsError: the front matter lacks one of the fields.
+            WeightsError: The front matter lacks one of the fields.
         """
         source = self.source
         present = source is None and self.folder.is_dir()
@@ -149,13 +185,13 @@ class Card:
 
 
 def cards_folder() -> Path:
-    """The cards inside an installed package, else those of the checkout around it."""
+    """Return the folder of the cards: in an installed package, else in the checkout around it."""
     packaged = PACKAGE / "model_cards"
     return packaged if packaged.is_dir() else PACKAGE.parent / "model_cards"
 
 
 def card_names() -> tuple[str, ...]:
-    """Names of the weights that have a card, sorted; each loads with `from_pretrained`."""
+    """Return the names of the weights that have a card, sorted; `from_pretrained` loads each."""
     names = {path.stem for path in cards_folder().glob("*.md")}
     return tuple(sorted(names - {"README"}))  # which is about the cards
 
@@ -164,27 +200,21 @@ def read_card(name: str) -> Card:
     """Read the card of one of the known weights.
 
     Raises:
-        HubError: no card has that name.
+        HubError: No card has that name.
     """
     known = card_names()
     if name not in known:
         raise HubError(f"No model is called {name!r}.{known_models(name, known)}")
-    path = cards_folder() / f"{name}.md"
-    return Card.parse(name, path.read_text(encoding="utf-8"), path.name)
-
-
-def list_cards() -> tuple[Card, ...]:
-    """Every card, in the order of `card_names`."""
-    return tuple(read_card(name) for name in card_names())
+    return Card.read(name, cards_folder() / f"{name}.md")
 
 
 def list_models() -> tuple[ModelSummary, ...]:
-    """The weights that can be loaded by name, without downloading or importing anything heavy."""
-    return tuple(card.summary() for card in list_cards())
+    """Describe the weights that load by name; nothing is downloaded, nothing heavy imported."""
+    return tuple(read_card(name).summary() for name in card_names())
 
 
 def known_models(name: str, known: Sequence[str]) -> str:
-    """The end of an error about an unknown name: the closest known one, and all of them."""
+    """Word the end of an error about an unknown name: the closest known one, and all of them."""
     return (
         f"{did_you_mean(name, known)} Known models: {', '.join(known)}. See: universal-ct models."
     )
@@ -215,7 +245,7 @@ class Results:
     agreement_with: str = "the base model"
 
     def index(self) -> list[dict[str, Any]]:
-        """The results of a `model-index`, as the Hub reads them."""
+        """Return the results of a `model-index`, as the Hub reads them."""
         metrics = [
             {"type": kind, "name": f"{title}, {name}", "value": round(value, 4)}
             for kind, title, values in (
@@ -230,14 +260,15 @@ class Results:
         return [{"task": task, "dataset": dataset, "metrics": metrics}] if metrics else []
 
     def lines(self) -> list[str]:
-        """The section of the card's text."""
+        """Return the lines of its section of the card's text."""
         lines = [f"{self.dataset}: {self.scans} {self.split} scans."]
         if self.surface_dice:
             lines.append(f"Surface Dice with a tolerance of {self.tolerance_mm:g} mm.")
         if self.dice:
             lines += ["", "| class | Dice | surface Dice |", "|-|-|-|"]
+            surface = {name: f"{value:.3f}" for name, value in self.surface_dice.items()}
             lines += [
-                f"| {name} | {value:.3f} | {_number(self.surface_dice.get(name))} |"
+                f"| {name} | {value:.3f} | {surface.get(name, '')} |"
                 for name, value in self.dice.items()
             ]
         if self.agreement:
@@ -265,13 +296,20 @@ class Base:
     sha256: str
 
     def front_matter(self, relation: str) -> dict[str, str]:
-        """The lines by which the Hub shows the lineage; none for what the Hub cannot know."""
+        """Return the lines by which the Hub shows the lineage.
+
+        Args:
+            relation: Of the new weights to this model: "finetune" or "adapter".
+
+        Returns:
+            Keys and values; none for a model that the Hub cannot know.
+        """
         known = read_card(self.source).source if self.source in card_names() else None
         repository = known.repo if known else self.source.partition("@")[0]
         return {"base_model": repository, "base_model_relation": relation} if repository else {}
 
     def lines(self) -> list[str]:
-        """The section of the card's text."""
+        """Return the lines of its section of the card's text."""
         where = f", from `{self.source}`" if self.source not in ("", self.name) else ""
         only = "" if self.source else " It was loaded from a folder: ask who trained it for it."
         return [
@@ -289,7 +327,7 @@ def generate_card(
     results: Results | None = None,
     notes: str = "",
 ) -> Card:
-    """The card of a saved model that comes without one: facts, and the results that are given.
+    """Write the card of a saved model that comes without one: facts, and the given results.
 
     Args:
         config: Of the model.
@@ -326,7 +364,7 @@ def adapter_card(
     results: Results | None = None,
     notes: str = "",
 ) -> Card:
-    """The card of an adapter that comes without one: what it was made for, and what it brings.
+    """Write the card of an adapter that comes without one: its base, and what it brings.
 
     Args:
         adapter: What its folder says.
@@ -337,6 +375,11 @@ def adapter_card(
         notes: Further sections, Markdown.
     """
     base = Base(adapter.base, adapter.base_source, adapter.base_sha256)
+    first = (
+        f"A low-rank adapter (LoRA, rank {adapter.rank}) of the CT segmentation model "
+        f"`{base.name}`, saved by universal-ct. It fits these weights and no others. "
+        "`from_pretrained` loads it with its base; `load_adapter` puts it on a model."
+    )
     block = {
         "adapter_of": base.name,
         "base_sha256": base.sha256,
@@ -345,24 +388,11 @@ def adapter_card(
         "parameters": parameters,
         "summary": f"adapter of {base.name}, {len(adapter.classes)} more classes",
     }
-    first = (
-        f"A low-rank adapter (LoRA, rank {adapter.rank}) of the CT segmentation model "
-        f"`{base.name}`, saved by universal-ct. It fits these weights and no others. "
-        "`from_pretrained` loads it with its base; `load_adapter` puts it on a model."
-    )
-    table = _class_table(adapter.classes) if adapter.classes else ["None."]
-    sections = {"Classes it brings": table}
+    sections = {
+        "Classes it brings": _class_table(adapter.classes) if adapter.classes else ["None."]
+    }
     return _card(
-        adapter.name,
-        first,
-        config,
-        block,
-        sections,
-        sha256,
-        base,
-        results,
-        notes,
-        relation="adapter",
+        adapter.name, first, config, block, sections, sha256, base, results, notes, "adapter"
     )
 
 
@@ -413,24 +443,19 @@ def _licence(config: NetworkConfig, base: Base | None) -> dict[str, str]:
     What was trained further is never said to be under the base's licence alone: the data may have
     terms of its own.
     """
-    if base is not None:
-        return {"license": "other", "license_name": f"{config.licence}-and-that-of-the-data"}
-    if config.licence in _HUB_LICENCES:
+    if base is None and config.licence in _HUB_LICENCES:
         return {"license": config.licence}
-    return {"license": "other", "license_name": config.licence}
+    name = config.licence if base is None else f"{config.licence}-and-that-of-the-data"
+    return {"license": "other", "license_name": name}
 
 
 def _class_table(classes: Sequence[ClassSpec]) -> list[str]:
     snomed = {known.name: known.snomed or "" for known in CLASSES}
-    rows = [
+    rows = ["| channel | class | prompt | part of | SNOMED CT |", "|-|-|-|-|-|"]
+    return rows + [
         f"| {channel} | {spec.name} | {spec.prompt} | {spec.parent or ''} "
         f"| {snomed.get(spec.name, '')} |"
         for channel, spec in enumerate(classes)
-    ]
-    return [
-        "| channel | class | prompt | part of | SNOMED CT |",
-        "|-|-|-|-|-|",
-        *rows,
     ]
 
 
@@ -454,7 +479,3 @@ def _input_sections(config: NetworkConfig) -> dict[str, list[str]]:
 
 def _by(sizes: Sequence[float]) -> str:
     return " × ".join(f"{size:g}" for size in sizes)
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from foundation.config import ClassSpec, ModelConfig, Preprocessing, TextSpec
@@ -43,9 +44,11 @@ TEXT_DIM = 512  # of the published prompt embeddings, CLIP ViT-B/32
 class Converted:
     """A published checkpoint as ours.
 
-    state: for `UniversalModel.load_state_dict`, strictly; where there is no head, only the keys
-    that start with `backbone.` are there, and the weights serve as an encoder.
-    prompt_embedding (K, D) float32, or None where the checkpoint has no head.
+    Attributes:
+        backbone: Name of the backbone.
+        state: For `UniversalModel.load_state_dict`, strictly. Without a head, only the keys that
+            start with `backbone.` are there, and the weights serve as an encoder.
+        prompt_embedding: (K, D) float32; None where the checkpoint has no head.
     """
 
     backbone: str
@@ -55,7 +58,13 @@ class Converted:
 
 @dataclass(frozen=True)
 class Row:
-    """Keys that match `pattern` get the name `target`; None drops them, for the reason given."""
+    """How keys of a checkpoint are renamed or dropped.
+
+    Attributes:
+        pattern: Regular expression of whole keys, without the prefixes of wrappers.
+        target: Our name, with the groups of the pattern; None drops the keys.
+        reason: Why they are dropped.
+    """
 
     pattern: str
     target: str | None
@@ -84,13 +93,13 @@ def _unet_rows() -> tuple[Row, ...]:
             (f"down_tr{width}", f"down.{level}"),
             (f"up_tr{width}", f"merge.{level}"),
         ):
-            for place, layer in enumerate(("conv1", "bn1")):
-                rows.append(
-                    Row(
-                        rf"{theirs}\.ops\.([01])\.{layer}\.(weight|bias)",
-                        rf"backbone.{ours}.\1.{place}.\2",
-                    )
+            rows += [
+                Row(
+                    rf"{theirs}\.ops\.([01])\.{layer}\.(weight|bias)",
+                    rf"backbone.{ours}.\1.{place}.\2",
                 )
+                for place, layer in enumerate(("conv1", "bn1"))
+            ]
         rows.append(Row(rf"up_tr{width}\.up_conv\.(weight|bias)", rf"backbone.up.{level}.\1"))
     return tuple(rows)
 
@@ -127,10 +136,13 @@ def convert_state_dict(checkpoint: Mapping[str, Any], features_only: bool = Fals
     `model.`, `_orig_mod.` and `backbone.`, once or several times. Floating-point tensors become
     float32.
 
-    features_only: leave the head and the prompt embeddings out, whether or not they are there.
+    Args:
+        checkpoint: What `read_checkpoint` returned.
+        features_only: Leave head and prompt embeddings out, whether or not they are there.
 
     Raises:
-        WeightsError: no known backbone; an unknown, missing or doubled key; another shape.
+        WeightsError: The backbone is not known; a key is unknown, missing or there twice; or a
+            tensor has another shape.
     """
     bare = _strip_prefixes(_unwrap(checkpoint))
     backbone = _detect(bare)
@@ -263,14 +275,16 @@ _SUPREM = (
 
 
 def published_config(backbone: str, num_classes: int = len(CLASSES)) -> ModelConfig:
-    """The configuration of the published weights: classes, prompts and preprocessing of record.
+    """Make the configuration of published weights: their classes, prompts and preprocessing.
 
-    num_classes: rows of the prompt embedding. Only the published number has known names; classes
-    of any other checkpoint are called `class_1`, `class_2` and so on, and have no prompt.
-    `segresnet` is SuPreM's, which has no head; its classes are of no consequence there.
+    Args:
+        backbone: `segresnet` is SuPreM's, which has no head: its classes are of no consequence.
+        num_classes: Rows of the prompt embedding. Only the published number has known names;
+            classes of any other checkpoint are called `class_1`, `class_2` and so on, and have no
+            prompt.
 
     Raises:
-        UsageError: no published weights have this backbone.
+        UsageError: No published weights have this backbone.
     """
     if backbone not in BACKBONE_ROWS:
         known = ", ".join(BACKBONE_ROWS)
@@ -283,10 +297,9 @@ def published_config(backbone: str, num_classes: int = len(CLASSES)) -> ModelCon
         )
     else:
         classes = tuple(ClassSpec(f"class_{n}", "") for n in range(1, num_classes + 1))
-    name = f"universal-ct-{backbone.replace('_', '-')}"
     licence, notice = _SUPREM if backbone == "segresnet" else _UNIVERSAL_MODEL
     return ModelConfig(
-        name=name,
+        name=f"universal-ct-{backbone.replace('_', '-')}",
         backbone=backbone,
         classes=classes,
         # Said outright, so that the weights never meet the corrected patch merging.
@@ -301,28 +314,32 @@ def published_config(backbone: str, num_classes: int = len(CLASSES)) -> ModelCon
 def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
     """Read a `.pth`, `.pt` or `.safetensors` file onto the CPU, without running any code in it.
 
+    Args:
+        path: The file.
+
+    Returns:
+        What it holds: weights, bare or beside what else a training keeps.
+
     Raises:
-        WeightsError: no such file; a web page or a Git LFS pointer in its place; damaged or cut
-            short; a pickle that needs code to run; not a dictionary.
+        WeightsError: There is no such file, or a web page or a Git LFS pointer in its place; it is
+            damaged or cut short; its pickle needs code to run; or it holds no dictionary.
     """
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"No checkpoint at {path}.")
     with path.open("rb") as file:
-        head = file.read(256).lstrip()
-    if head[:1] == b"<":
+        is_web_page = file.read(256).lstrip().startswith(b"<")
+    if is_web_page:
         raise WeightsError(
             f"{path} is a web page, not weights: the download needed a login or a confirmation. "
             "Open its address in a browser and save the file itself."
         )
-    if head.startswith(b"version https://git-lfs"):
+    if is_lfs_pointer(path):
         raise WeightsError(
             f"{path} is a Git LFS pointer, not weights. Run git lfs pull, or download."
         )
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             loaded: Any = load_file(path)
         else:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
@@ -338,15 +355,18 @@ def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
             ) from error
         raise WeightsError(f"{path} is not a PyTorch checkpoint ({reason}).") from error
     except Exception as error:  # torch, zip and safetensors each have errors of their own for this
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise WeightsError(
             f"{path} is damaged or cut short ({path.stat().st_size} bytes): "
-            f"{_first_sentence(error)}. Download it again and compare its size or hash."
+            f"{first_line.split('. ')[0].rstrip('.')}. Download it again and compare its size or "
+            "hash."
         ) from error
     if not isinstance(loaded, Mapping):
         raise WeightsError(f"{path} holds a {type(loaded).__name__}, not a dictionary of weights.")
     return loaded
 
 
-def _first_sentence(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].split(". ")[0].rstrip(".")
+def is_lfs_pointer(path: Path) -> bool:
+    """Return whether a file is what Git LFS leaves in the place of one that it did not fetch."""
+    with path.open("rb") as file:
+        return file.read(256).lstrip().startswith(b"version https://git-lfs")

@@ -32,7 +32,14 @@ _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True)
 class Access:
-    """How the Hub may be used for one request."""
+    """How the Hub may be used for one request.
+
+    Attributes:
+        revision: Branch, tag or commit; None, the repository's main branch.
+        cache_dir: Instead of huggingface_hub's own cache.
+        local_files_only: Use the cache and never the network.
+        token: Instead of HF_TOKEN.
+    """
 
     revision: str | None = None
     cache_dir: str | Path | None = None
@@ -41,10 +48,18 @@ class Access:
 
 
 def download_folder(repo: str, files: Sequence[str], access: Access) -> Path:
-    """`files` of `repo`, all from one commit; returns their folder in huggingface_hub's cache.
+    """Fetch files of a repository, all from one commit.
+
+    Args:
+        repo: `org/name`.
+        files: Their names.
+        access: How the Hub may be used.
+
+    Returns:
+        Their folder in huggingface_hub's cache.
 
     Raises:
-        HubError: as `download`.
+        HubError: As `download`.
     """
     first = download(repo, files[0], access)
     # The first answer names the commit; asking for the rest by it keeps a push in between out,
@@ -56,10 +71,19 @@ def download_folder(repo: str, files: Sequence[str], access: Access) -> Path:
 
 
 def download(repo: str, file: str, access: Access) -> Path:
-    """One file of `repo`, from the cache if it is there unchanged.
+    """Fetch one file of a repository, from the cache if it is there unchanged.
+
+    Args:
+        repo: `org/name`.
+        file: Its name.
+        access: How the Hub may be used.
+
+    Returns:
+        Its path in huggingface_hub's cache.
 
     Raises:
-        HubError: no such repository, revision or file; no access; not reachable and not cached.
+        HubError: There is no such repository, revision or file; access is refused; or the Hub
+            cannot be reached and the file is not in the cache.
     """
     try:
         path = hf_hub_download(
@@ -79,7 +103,17 @@ def download(repo: str, file: str, access: Access) -> Path:
 
 
 def explained(error: Exception, repo: str, file: str, access: Access) -> HubError:
-    """What the Hub's client says, as what was asked, what is wrong and what to do."""
+    """Reword an error of the Hub's client: what was asked, what is wrong and what to do.
+
+    Args:
+        error: The client's.
+        repo: `org/name` that was asked for.
+        file: The file that was asked for.
+        access: How the Hub was used.
+
+    Returns:
+        The error to raise.
+    """
     page = f"{constants.ENDPOINT}/{repo}"
     # Behind "not in the cache" stands the answer that sent the client there.
     responses = [getattr(cause, "response", None) for cause in (error, error.__cause__)]
@@ -125,7 +159,18 @@ def _not_here(error: Exception, repo: str, file: str, access: Access) -> str:
 
 
 def split_revision(name: str, revision: str | None) -> tuple[str, str | None]:
-    """`org/name@revision` in two; a path may hold an @ of its own and is left as it is."""
+    """Split `org/name@revision`; a path may hold an @ of its own and is left as it is.
+
+    Args:
+        name: A name of a model, a path, or a repository with or without a revision.
+        revision: One that was given beside the name.
+
+    Returns:
+        The name without the revision, and the revision.
+
+    Raises:
+        UsageError: Two revisions are given, or an empty one.
+    """
     base, at, named = name.rpartition("@")
     if not at or Path(name).expanduser().exists() or not (base in card_names() or "/" in base):
         return name, revision
@@ -135,10 +180,10 @@ def split_revision(name: str, revision: str | None) -> tuple[str, str | None]:
 
 
 def repo_id(name: str) -> str:
-    """`name` if it can be a repository on the Hub.
+    """Return `name` if it can be a repository on the Hub.
 
     Raises:
-        HubError: it is neither a known name, nor a path that exists, nor `org/name`.
+        HubError: It is neither a known name, nor a path that exists, nor `org/name`.
     """
     if _REPO_ID.fullmatch(name) and not name.startswith(".") and not name.endswith(CHECKPOINTS):
         return name

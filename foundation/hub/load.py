@@ -47,8 +47,10 @@ from foundation.hub.saved import (
     CARD,
     CONFIG,
     SUMS,
+    WEIGHTS,
     is_adapter,
     load_folder,
+    read_sums,
     save_pretrained,
     saved_folder,
     summed_files,
@@ -191,7 +193,7 @@ def model_card(
     local_files_only: bool = False,
     token: str | bool | None = None,
 ) -> Card:
-    """The card of anything that `from_pretrained` loads, without loading its weights.
+    """Read the card of anything that `from_pretrained` loads, without loading its weights.
 
     Args:
         name_or_path: As in `from_pretrained`.
@@ -215,9 +217,8 @@ def model_card(
         if not path.is_file():
             raise HubError(f"{folder} has no {CARD}. Save the model again to get one.")
     else:
-        access = Access(revision, cache_dir, local_files_only, token)
-        path = download(repo_id(name), CARD, access)
-    return Card.parse(name, path.read_text(encoding="utf-8"), str(path))
+        path = download(repo_id(name), CARD, Access(revision, cache_dir, local_files_only, token))
+    return Card.read(name, path)
 
 
 def segment(
@@ -234,6 +235,15 @@ def segment(
         model: A model, or what `from_pretrained` takes.
         classes: Names or aliases; all if not given.
         **options: As of `Model.segment`.
+
+    Returns:
+        The masks, on the CT's grid.
+
+    Raises:
+        VolumeError: As `Model.segment`.
+        UsageError: As `Model.segment`.
+        HubError: As `from_pretrained`, for a model given by name.
+        WeightsError: As `from_pretrained`.
     """
     if not isinstance(model, Model):
         sums = saved_folder(Path(model).expanduser()) / SUMS
@@ -292,7 +302,8 @@ def _read(folder: Path, source: str, access: Access) -> Model:
     if is_adapter(folder):
         return _with_base(folder, access)
     model = load_folder(folder)
-    model.origin = Origin(model.config.name, source, str(folder.absolute()))
+    sha256 = read_sums(folder / SUMS)[WEIGHTS]
+    model.set_origin(Origin(model.config.name, source, str(folder.absolute()), sha256))
     if model.config.licence_notice:
         logger.warning("%s: %s", model.config.name, model.config.licence_notice)
     return model
@@ -385,7 +396,7 @@ def _from_checkpoint(path: Path, features_only: bool) -> Model | Encoder:
     converted = convert_state_dict(read_checkpoint(path), features_only)
     if not features_only:
         model = _with_head(path, converted)
-        model.origin = Origin(model.config.name, path=str(path.absolute()))
+        model.set_origin(Origin(model.config.name, path=str(path.absolute())))
         logger.warning("%s: %s", path.name, model.config.licence_notice)
         return model
     config = published_config(converted.backbone)
@@ -397,7 +408,7 @@ def _from_checkpoint(path: Path, features_only: bool) -> Model | Encoder:
     return Encoder(backbone, config).eval()
 
 
-def _with_head(path: Path, converted: Converted) -> UniversalModel:
+def _with_head(path: Path, converted: Converted) -> Model:
     embedding = converted.prompt_embedding
     if embedding is None:
         raise WeightsError(

@@ -24,6 +24,7 @@ from foundation.config import ModelConfig, Origin, read_config
 from foundation.errors import UsageError, WeightsError, listed
 from foundation.files import file_sha256, replacing_folder
 from foundation.hub.cards import Base, Card, Results, card_names, generate_card, read_card
+from foundation.hub.convert import is_lfs_pointer
 from foundation.model import Model, UniversalModel, build_model, weights_of
 
 CONFIG, WEIGHTS, PROMPTS = "config.json", "model.safetensors", "prompt_embedding.safetensors"
@@ -38,7 +39,6 @@ PLAIN = (CONFIG, WEIGHTS)  # of a model without text
 MODEL, ADAPTER = "model", "adapter"  # folders inside that of a run
 _PROMPT_KEY = "prompt_embedding"
 _Kind = TypeVar("_Kind", bound=Model)
-_LFS_POINTER = b"version https://git-lfs"
 
 
 def save_pretrained(
@@ -102,7 +102,7 @@ def save_pretrained(
 
 
 def unwrapped(model: nn.Module, kind: type[_Kind]) -> _Kind:
-    """The model inside `torch.compile`, `DataParallel` and `DistributedDataParallel`.
+    """Return the model inside `torch.compile`, `DataParallel` and `DistributedDataParallel`.
 
     Args:
         model: As it is used.
@@ -125,7 +125,7 @@ def unwrapped(model: nn.Module, kind: type[_Kind]) -> _Kind:
 
 
 def base_of(model: Model, origin: Origin | None = None) -> Base:
-    """A model as the base of what is trained from it: for a card, before the training.
+    """Describe a model as the base of what is trained from it: for a card, before the training.
 
     Args:
         model: As it was loaded.
@@ -146,10 +146,10 @@ def _as_loaded(model: Model) -> Model | None:
 
 
 def _unchanged(model: Model, loaded: Model) -> bool:
-    if model.config != loaded.config:
-        return False
     now, then = _clean(model.state_dict()), loaded.state_dict()
-    return all(torch.equal(now[name], value.to(now[name])) for name, value in then.items())
+    return model.config == loaded.config and all(
+        torch.equal(now[name], value.to(now[name])) for name, value in then.items()
+    )
 
 
 def _card_of(model: Model) -> Card | None:
@@ -158,9 +158,7 @@ def _card_of(model: Model) -> Card | None:
     if model.origin.source in card_names():
         return read_card(model.origin.source)
     path = Path(model.origin.path) / CARD
-    if not path.is_file():
-        return None
-    return Card.parse(model.config.name, path.read_text(encoding="utf-8"), str(path))
+    return Card.read(model.config.name, path) if path.is_file() else None
 
 
 def _clean(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -173,8 +171,11 @@ def load_folder(folder: Path) -> Model:
 
     Parameters come in float32 whatever they are stored in.
 
+    Args:
+        folder: Of the model.
+
     Raises:
-        WeightsError: a file is missing or does not have its SHA-256; the keys and shapes of the
+        WeightsError: A file is missing or does not have its SHA-256; the keys and shapes of the
             weights are not exactly those of the model that the configuration describes; or the
             prompt embeddings are of other prompts, or of another text encoder.
     """
@@ -191,18 +192,24 @@ def load_folder(folder: Path) -> Model:
 
 
 def summed_files(folder: Path) -> tuple[str, ...]:
-    """The files that a saved folder must have beside its sums: a model without text has fewer."""
+    """Return the files that a saved folder has beside its sums: a model without text has fewer."""
     sums = folder / SUMS
-    return PLAIN if sums.is_file() and PROMPTS not in _read_sums(sums) else SUMMED
+    return PLAIN if sums.is_file() and PROMPTS not in read_sums(sums) else SUMMED
 
 
 def saved_folder(folder: Path) -> Path:
-    """The saved model or adapter that a folder is, or holds if it is the folder of a run.
+    """Find the saved model or adapter that a folder is, or holds if it is the folder of a run.
+
+    Args:
+        folder: Of a model, of an adapter or of a run; it need not exist.
+
+    Returns:
+        The folder of the model or adapter; `folder` itself where there is none.
 
     Raises:
         UsageError: It holds both.
     """
-    if any((folder / file).exists() for file in (CONFIG, PEFT_CONFIG, UNIVERSAL_CT)):
+    if (folder / CONFIG).exists() or is_adapter(folder):
         return folder
     inside = [folder / name for name in (MODEL, ADAPTER) if (folder / name / SUMS).is_file()]
     if len(inside) > 1:
@@ -211,14 +218,19 @@ def saved_folder(folder: Path) -> Path:
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder is that of an adapter, complete or not."""
+    """Return whether a folder is that of an adapter, complete or not."""
     return any((folder / file).exists() for file in (PEFT_CONFIG, UNIVERSAL_CT))
 
 
 def write_sums(folder: Path, names: Sequence[str]) -> dict[str, str]:
-    """Write the SHA-256 of a folder's files beside them, and return them.
+    """Write the SHA-256 of a folder's files beside them.
 
-    names: of the files; the first is one that anybody may read, and so may the others then.
+    Args:
+        folder: Of the files.
+        names: Of the files. Whoever may read the first may read all of them afterwards.
+
+    Returns:
+        Name of each file → hexadecimal digest.
     """
     for name in names[1:]:  # safetensors writes for the owner alone
         shutil.copymode(folder / names[0], folder / name)
@@ -231,8 +243,13 @@ def write_sums(folder: Path, names: Sequence[str]) -> dict[str, str]:
 def verify_sums(folder: Path, names: Sequence[str] = SUMMED) -> None:
     """Check that a saved folder is complete and that its files have their SHA-256.
 
+    Args:
+        folder: Of a model or an adapter.
+        names: Of the files that it must have.
+
     Raises:
-        WeightsError: a file is missing, not summed, or differs; names it with both digests.
+        WeightsError: A file is missing, has no sum, or differs: then both digests are given.
+        UsageError: It is an adapter in the place of a model, or a model in that of an adapter.
     """
     missing = [name for name in (*names, SUMS) if not (folder / name).is_file()]
     if missing:
@@ -241,7 +258,7 @@ def verify_sums(folder: Path, names: Sequence[str] = SUMMED) -> None:
             f"{folder} is not a complete saved {_what(names)}: it lacks {', '.join(missing)}. "
             "Save or download it again."
         )
-    sums = _read_sums(folder / SUMS)
+    sums = read_sums(folder / SUMS)
     for name in names:
         if name not in sums:
             raise WeightsError(
@@ -249,9 +266,11 @@ def verify_sums(folder: Path, names: Sequence[str] = SUMMED) -> None:
             )
         actual = file_sha256(folder / name)
         if actual != sums[name]:
+            hint = " It is a Git LFS pointer: run `git lfs pull`."
             raise WeightsError(
                 f"{folder / name} is damaged or was changed: {SUMS} says SHA-256 {sums[name]}, "
-                f"the file has {actual}.{_pointer_hint(folder / name)} Get the folder again."
+                f"the file has {actual}.{hint if is_lfs_pointer(folder / name) else ''} "
+                "Get the folder again."
             )
 
 
@@ -275,8 +294,18 @@ def _refuse_other_kind(folder: Path, names: Sequence[str]) -> None:
         )
 
 
-def _read_sums(path: Path) -> dict[str, str]:
-    """Lines as `sha256sum` writes them: the digest, two spaces (or ` *`), the file's name."""
+def read_sums(path: Path) -> dict[str, str]:
+    """Read lines as `sha256sum` writes them: the digest, two spaces (or ` *`), the file's name.
+
+    Args:
+        path: The file of the sums.
+
+    Returns:
+        Name of each file → hexadecimal digest.
+
+    Raises:
+        WeightsError: A line is another one.
+    """
     sums = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         digest, _, name = line.partition(" ")
@@ -291,10 +320,10 @@ def _what(names: Sequence[str]) -> str:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU.
+    """Read the tensors of a safetensors file onto the CPU.
 
     Raises:
-        WeightsError: it is not one.
+        WeightsError: It is not one.
     """
     try:
         return load_file(path)
@@ -330,14 +359,16 @@ def _read_prompts(path: Path, config: ModelConfig) -> Tensor:
     return tensors[_PROMPT_KEY].clone()  # not a view of the file, which may be replaced
 
 
-def _pointer_hint(path: Path) -> str:
-    with path.open("rb") as file:
-        is_pointer = file.read(len(_LFS_POINTER)) == _LFS_POINTER
-    return " It is a Git LFS pointer: run `git lfs pull`." if is_pointer else ""
-
-
 def stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """A tensor as it is written: on the CPU, on its own, floats in `dtype` if one is given."""
+    """Make a copy of a tensor to be written.
+
+    Args:
+        tensor: Any tensor.
+        dtype: Of the copy, where the tensor is of floating-point numbers; its own if not given.
+
+    Returns:
+        A contiguous copy on the CPU.
+    """
     tensor = tensor.detach().cpu()
     if dtype is not None and tensor.is_floating_point():
         tensor = tensor.to(dtype)
@@ -347,30 +378,29 @@ def stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 @contextmanager
 def written_at_once(folder: Path, names: Sequence[str]) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its name only when all is written.
+    """Make a temporary folder beside `folder`, which takes its name only when all is written.
 
-    names: of the files that it will have, beside sums and card; an older folder of such files is
-    replaced.
+    Args:
+        folder: What is written; an older folder of such files is replaced.
+        names: Of the files that it will have, beside sums and card.
+
+    Yields:
+        The temporary folder.
 
     Raises:
         UsageError: `folder` is a file, or holds other files.
     """
-    _check_replaceable(folder, names)
-    with replacing_folder(folder) as temporary:
-        yield temporary
-
-
-def _check_replaceable(folder: Path, names: Sequence[str]) -> None:
     if folder.exists() and not folder.is_dir():
         raise UsageError(
             f"{folder} is a file. A saved {_what(names)} is a folder: give another name."
         )
-    if folder.is_dir():
-        found = {path.name for path in folder.iterdir()}
-        # A README.md or config.json alone may be anybody's; the sums are ours.
-        foreign = sorted(found - {*names, SUMS, CARD} if SUMS in found else found)
-        if foreign:
-            raise UsageError(
-                f"{folder} holds other files ({listed(foreign)}). Saving replaces the whole "
-                "folder, so give a new or an empty one."
-            )
+    found = {path.name for path in folder.glob("*")}
+    # A README.md or config.json alone may be anybody's; the sums are ours.
+    foreign = sorted(found - {*names, SUMS, CARD} if SUMS in found else found)
+    if foreign:
+        raise UsageError(
+            f"{folder} holds other files ({listed(foreign)}). Saving replaces the whole "
+            "folder, so give a new or an empty one."
+        )
+    with replacing_folder(folder) as temporary:
+        yield temporary

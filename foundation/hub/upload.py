@@ -101,10 +101,14 @@ def push_adapter(
 def refuse_changed(config: NetworkConfig, private: bool | None) -> None:
     """Refuse to publish what was made of weights whose licence forbids it.
 
+    Args:
+        config: Of the model that the files are, or were made for.
+        private: Whether the repository is private.
+
     Raises:
-        UsageError: the licence of `config` allows no derivatives, and `private` is not True.
+        UsageError: The licence of `config` allows no derivatives, and `private` is not True.
     """
-    if _no_derivatives(config) and not private:
+    if "-nd" in config.licence.lower() and not private:
         raise UsageError(
             f"{config.name!r} is under {config.licence}, which forbids publishing changed copies. "
             "For your own use, push it with private=True to a repository that is private."
@@ -121,19 +125,23 @@ def upload(
 ) -> str:
     """Put the files of `folder` into a repository in one commit; returns the commit's address.
 
-    access: the token, and the branch, which is made if it is not there. config: of the model that
-    the files are, or were made for.
+    Args:
+        folder: Of the files.
+        repo_id: `org/name`; the repository is made if it is not there.
+        access: The token, and the branch, which is made if it is not there.
+        config: Of the model that the files are, or were made for.
+        private: Of a repository that does not exist yet.
+        commit_message: Of the commit.
 
     Raises:
-        UsageError: the licence forbids it, see `refuse_changed`.
-        HubError: the Hub cannot be reached, or refuses.
+        UsageError: The licence forbids it, see `refuse_changed`.
+        HubError: The Hub cannot be reached, or refuses.
     """
-    refuse_changed(config, private)
     api = HfApi(token=access.token, library_name=LIBRARY, library_version=__version__)
     files = [CommitOperationAdd(path.name, path) for path in sorted(folder.iterdir())]
     try:
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if _no_derivatives(config):
+        if private:
             # It may have been there before, and be public: `private` does not change that.
             refuse_changed(config, api.model_info(repo_id).private)
         if access.revision is not None:
@@ -147,7 +155,3 @@ def upload(
     except Exception as error:
         raise explained(error, repo_id, files[0].path_in_repo, access) from error
     return str(commit.commit_url)
-
-
-def _no_derivatives(config: NetworkConfig) -> bool:
-    return "-nd" in config.licence.lower()

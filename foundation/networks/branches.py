@@ -113,8 +113,9 @@ class Branch(nn.Module):
         pyramid: Sequence[Tensor],
         embedding: Tensor,
         rows: Sequence[int] | None = None,
+        voxels: Tensor | None = None,
     ) -> Tensor:
-        """Compute logits (B, k, X, Y, Z).
+        """Compute logits.
 
         Args:
             head: The head of the model.
@@ -122,34 +123,24 @@ class Branch(nn.Module):
             pyramid: Levels (B, C, x, y, z), finest first.
             embedding: Prompt embeddings (k, D).
             rows: Which classes of the branch these are, as indices; None, all.
+            voxels: Flat indices (B, M): compute these voxels only; None, all.
+
+        Returns:
+            (B, k, X, Y, Z), or (B, k, M) at `voxels`.
         """
         reader = self.head or head
-        normalised = reader.normalise(self._full(full, pyramid))
-        logits: Tensor = reader.read(normalised, reader.generate(pyramid[-1], embedding))
-        if self.plain is None:
-            return logits
-        plain: Tensor = self.plain(normalised)
-        return logits + (plain if rows is None else plain[:, list(rows)])
-
-    def logits_at(
-        self,
-        head: TextDrivenHead,
-        full: Tensor,
-        pyramid: Sequence[Tensor],
-        embedding: Tensor,
-        voxels: Tensor,
-    ) -> Tensor:
-        """Compute logits (B, k, M) of all its classes at flat voxel indices (B, M) only."""
-        reader = self.head or head
-        sampled = reader.sample(self._full(full, pyramid), voxels)
-        logits = reader.logits_at(sampled, reader.generate(pyramid[-1], embedding))
-        if self.plain is None:
-            return logits
-        plain: Tensor = self.plain(sampled[..., None, None]).flatten(2)
-        return logits + plain
-
-    def _full(self, full: Tensor, pyramid: Sequence[Tensor]) -> Tensor:
-        return full if self.side is None else full + self.side(pyramid)
+        if self.side is not None:
+            full = full + self.side(pyramid)
+        if voxels is None:
+            normalised = reader.normalise(full)
+            logits = reader.read(normalised, reader.generate(pyramid[-1], embedding))
+        else:
+            normalised = reader.sample(full, voxels)[..., None, None]
+            logits = reader.read(normalised, reader.generate(pyramid[-1], embedding), None)
+        if self.plain is not None:
+            plain = self.plain(normalised)
+            logits = logits + (plain if rows is None else plain[:, list(rows)])
+        return logits if voxels is None else logits.flatten(2)
 
 
 def trained_rows(config: ModelConfig) -> int:

@@ -100,11 +100,6 @@ class TextDrivenHead(nn.Module):
         normalised = self.normalise(full).flatten(2)
         return normalised.gather(2, voxels[:, None].expand(-1, normalised.shape[1], -1))
 
-    def logits_at(self, sampled: Tensor, generated: Tensor) -> Tensor:
-        """Return logits (B, K, M) of what `sample` returned: a loss need not see every voxel."""
-        projected = self.feature_projection[2](sampled[..., None, None]).flatten(2)
-        return _apply(projected, generated)
-
     def forward(
         self, full: Tensor, generated: Tensor, chunk_voxels: int | None = CHUNK_VOXELS
     ) -> Tensor:

@@ -200,7 +200,9 @@ class _BranchAtVoxels(nn.Module):
 
     def forward(self, full: Tensor, pyramid: Sequence[Tensor], voxels: Tensor) -> Tensor:
         """full (B, C, X, Y, Z), pyramid, voxels (B, M) flat indices → logits (B, k, M)."""
-        return self.branch.logits_at(self.model.head, full, pyramid, self.embedding, voxels)
+        head, embedding = self.model.head, self.embedding
+        logits: Tensor = self.branch(head, full, pyramid, embedding, voxels=voxels)
+        return logits
 
 
 class CachedFeed:

@@ -17,11 +17,12 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from tiny import tiny_model
+from tiny import adapted, tiny_model
 
 from foundation import __version__
 from foundation.cli.main import main
 from foundation.hub import example as demo
+from foundation.hub.adapter_files import save_adapter
 from foundation.hub.saved import save_pretrained
 from foundation.model import UniversalModel
 from foundation.taxonomy import NAMES
@@ -158,6 +159,25 @@ def test_models_and_info_as_json(
     checkpoint = Path(model_folder) / "model.safetensors"
     assert main(["info", str(checkpoint)]) == 1
     assert "is a checkpoint; it has no card" in capsys.readouterr().err
+
+
+def test_info_describes_adapters_and_folders_of_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("peft")
+    adapter = save_adapter(adapted(), tmp_path / "run" / "adapter")
+    for given in (adapter, adapter.parent):
+        assert main(["info", str(given)]) == 0
+        said = capsys.readouterr().out
+        assert "model:        spine" in said and "names:        L1, L2" in said
+        assert "adapter of:   tiny" in said and "# spine" in said
+    assert main(["info", str(adapter.parent), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["config"]["base"] == "tiny"
+    save_pretrained(tiny_model(), tmp_path / "other" / "model")
+    assert main(["info", str(tmp_path / "other")]) == 0
+    assert "liver, spleen, liver_tumor" in capsys.readouterr().out
+    assert main(["info", str(tmp_path)]) == 2
+    assert "is no saved model, adapter or run: it has no README.md" in capsys.readouterr().err
 
 
 def test_an_unknown_model_is_one_line_and_1(

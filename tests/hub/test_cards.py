@@ -6,13 +6,13 @@ from tiny import tiny_model
 
 from foundation.config import ModelConfig
 from foundation.errors import HubError, WeightsError
-from foundation.hub.cards import Card, card_names, generate_card, list_cards, list_models, read_card
+from foundation.hub.cards import Card, card_names, generate_card, list_models, read_card
 from foundation.hub.convert import published_config
 from foundation.hub.saved import CONFIG
 from foundation.model import UniversalModel
 from foundation.taxonomy import CLASSES
 
-CARDS = list_cards()
+CARDS = [read_card(name) for name in card_names()]
 PUBLISHED = [card for card in CARDS if card.source is not None]
 EMBEDDED = [card for card in CARDS if card.source is None]
 

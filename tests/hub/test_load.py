@@ -1,11 +1,13 @@
 """Saving and loading without a network: strict, whole, and errors that say what to do."""
 
+import copy
 import json
 import os
 import socket
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from published import empty_state
@@ -90,6 +92,35 @@ def test_dtype_and_device_of_the_parameters(folder: Path) -> None:
     with pytest.raises(UsageError, match="Unknown device 'gpu'"):
         from_pretrained(folder, device="gpu")
     assert next(from_pretrained(folder, device="auto").parameters()).device.type != "meta"
+
+
+def test_a_model_has_the_sum_of_its_weights_until_they_change(folder: Path) -> None:
+    expected = file_sha256(folder / WEIGHTS)
+    assert tiny_model().weights_sha256 is None, "they came from no file"
+    model = from_pretrained(folder)
+    assert model.weights_sha256 == expected
+    hu = np.linspace(-500, 500, 16**3, dtype=np.float32).reshape(16, 16, 16)
+    ct = (hu, np.diag([1.5, 1.5, 1.5, 1.0]))
+    assert model.segment(ct, device="cpu").model_sha256 == expected
+    assert model.to(torch.float64).train().requires_grad_(False).weights_sha256 == expected
+    assert copy.deepcopy(model).weights_sha256 is None
+    model.add_class("stent", embedding=torch.ones(8), text=model.config.text)
+    assert model.weights_sha256 is None
+    trained = from_pretrained(folder)
+    with torch.no_grad():
+        trained.head.controller.bias.add_(1)
+    assert trained.weights_sha256 is None
+    with torch.inference_mode():
+        assert from_pretrained(folder).weights_sha256 == expected
+
+
+def test_a_model_with_an_adapter_is_not_its_base(folder: Path) -> None:
+    pytest.importorskip("peft")
+    model = from_pretrained(folder)
+    model.add_adapter("contrast")
+    assert model.weights_sha256 is None and model.merge_adapter().weights_sha256 is None
+    model.delete_adapter()
+    assert model.weights_sha256 == file_sha256(folder / WEIGHTS)
 
 
 def test_features_only_gives_the_pyramid(folder: Path) -> None:
@@ -367,7 +398,7 @@ def test_unchanged_weights_keep_their_card(tmp_path: Path) -> None:
             model_card("universal-ct"), name=str(tmp_path / "copy")
         )
     assert from_pretrained(tmp_path / "copy").origin == Origin(
-        "universal-ct", "", str(tmp_path / "copy")
+        "universal-ct", "", str(tmp_path / "copy"), file_sha256(tmp_path / "copy" / WEIGHTS)
     )
     with torch.no_grad():
         next(model.parameters()).mul_(1.01)

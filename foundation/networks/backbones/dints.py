@@ -20,22 +20,24 @@ _DINTS_BLOCKS, _DINTS_LEVELS = 12, 4
 
 
 def default_dints_paths() -> list[list[int]]:
-    """Our own 12×10 architecture code: a U of six descending and six ascending blocks.
+    """Make our own architecture code: a U of six descending and six ascending blocks.
 
-    Each entry is one path of one block: −1 closed, else the operation on it (0 pass on, 1 conv
-    3×3×3, 2 conv 3×3×1, 3 conv 3×1×3, 4 conv 1×3×3). Paths that keep their resolution convolve in
-    every other block; paths between resolutions only pass on, as the change itself convolves.
+    Returns:
+        12 rows, one a block, of 10 codes, one a path. An entry is −1 for a closed path, or the
+        operation on it: 0 pass on, 1 conv 3×3×3, 2 conv 3×3×1, 3 conv 3×1×3, 4 conv 1×3×3. Paths
+        that keep their resolution convolve in every other block; paths between resolutions only
+        pass on, as the change itself convolves.
     """
     code = []
     for block in range(_DINTS_BLOCKS):
         descending = block < _DINTS_BLOCKS // 2
-        row = []
-        for source, target in zip(_DINTS_FROM, _DINTS_TO, strict=True):
-            if source == target:
-                row.append(1 if block % 2 == 0 else 0)
-            else:
-                row.append(0 if (target > source) == descending else -1)
-        code.append(row)
+        kept = 1 if block % 2 == 0 else 0
+        code.append(
+            [
+                kept if source == target else 0 if (target > source) == descending else -1
+                for source, target in zip(_DINTS_FROM, _DINTS_TO, strict=True)
+            ]
+        )
     return code
 
 
@@ -43,9 +45,15 @@ def default_dints_paths() -> list[list[int]]:
 class DiNTSBackbone(Backbone):
     """MONAI's DiNTS, 12 blocks at four resolutions from 1/2 to 1/16.
 
-    paths: 12 rows of 10 codes, see `default_dints_paths`. The searched architecture of the
-    published system is not ours to ship; its code can be given here. The features are the outputs
-    of the search space, so the pyramid starts at stride 2.
+    The features are the outputs of the search space, so the pyramid starts at stride 2.
+
+    Args:
+        in_channels: Channels of the image.
+        paths: 12 rows of 10 codes, see `default_dints_paths`. The searched architecture of the
+            published system is not ours to ship; its code can be given here.
+
+    Raises:
+        UsageError: `paths` has another shape, another code, or leaves out a resolution.
     """
 
     encoder_parts = ("net.stem_down", "net.dints_space")

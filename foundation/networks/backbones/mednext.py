@@ -14,7 +14,13 @@ from foundation.networks.backbones.base import Backbone, drop_outputs, register_
 class MedNeXtBackbone(Backbone):
     """MONAI's MedNeXt.
 
-    variant: `S`, `B`, `M` or `L` of the MedNeXt paper; kernel_size: 3 or 5 there.
+    Args:
+        in_channels: Channels of the image.
+        variant: `S`, `B`, `M` or `L` of the MedNeXt paper.
+        kernel_size: 3 or 5 in that paper.
+
+    Raises:
+        UsageError: No variant has that name.
     """
 
     encoder_parts = ("net.stem", "net.enc_stages", "net.down_blocks", "net.bottleneck")

@@ -31,7 +31,17 @@ class LegacyPatchMerging(nn.Module):
         self.norm = norm_layer(8 * dim)
 
     def forward(self, feature: Tensor) -> Tensor:
-        """feature (B, X, Y, Z, C) with even sizes → (B, X/2, Y/2, Z/2, 2·C)."""
+        """Merge cells of 2×2×2 voxels.
+
+        Args:
+            feature: (B, X, Y, Z, C), with even sizes.
+
+        Returns:
+            (B, X / 2, Y / 2, Z / 2, 2 · C).
+
+        Raises:
+            UsageError: A size is odd.
+        """
         if any(size % 2 for size in feature.shape[1:4]):
             raise UsageError(f"Patch merging needs even sizes, not {tuple(feature.shape[1:4])}.")
         starts = [tuple(map(int, octant)) for octant in self.OCTANTS]
@@ -44,10 +54,14 @@ class LegacyPatchMerging(nn.Module):
 class SwinUNETRBackbone(Backbone):
     """MONAI's Swin UNETR with feature size 48, as published: 62.19 M parameters.
 
-    legacy_merging: read the voxels in the order of the published weights (`LegacyPatchMerging`);
-    False takes MONAI's corrected patch merging, for training from scratch.
-
     At least one side must have 64 voxels: instance normalisation of a single voxel is undefined.
+
+    Args:
+        in_channels: Channels of the image.
+        feature_size: Channels of the finest level.
+        legacy_merging: Read the voxels in the order of the published weights
+            (`LegacyPatchMerging`); False takes MONAI's corrected patch merging, for training from
+            scratch.
     """
 
     encoder_parts = (
