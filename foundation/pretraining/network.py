@@ -223,22 +223,6 @@ def build_network(config: RunConfig) -> TrainingNetwork:
     return network
 
 
-def build_optimizer(network: TrainingNetwork, config: RunConfig) -> torch.optim.AdamW:
-    """Return AdamW with a group for each learning rate that occurs."""
-    rates = learning_rates(network, config.optimizer)
-    groups: dict[float, list[nn.Parameter]] = {}
-    for name, parameter in network.named_parameters():
-        groups.setdefault(rates[name], []).append(parameter)
-    return torch.optim.AdamW(
-        [
-            {"params": parameters, "lr": rate, "initial_lr": rate}
-            for rate, parameters in groups.items()
-        ],
-        betas=config.optimizer.betas,
-        weight_decay=config.optimizer.weight_decay,
-    )
-
-
 def learning_rates(network: TrainingNetwork, config: OptimizerConfig) -> dict[str, float]:
     """Return the full learning rate of each parameter, by name.
 

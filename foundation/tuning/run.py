@@ -43,7 +43,7 @@ from foundation.taxonomy import NAMES, normalise
 from foundation.text import class_prompt
 from foundation.training.logs import draws_bars
 from foundation.training.losses import EXCLUSIVE
-from foundation.training.schedule import Schedule, ScheduleConfig
+from foundation.training.schedule import Schedule, ScheduleConfig, build_adamw
 from foundation.training.trainer import (
     LAST,
     VALIDATION,
@@ -483,14 +483,7 @@ class TuningTask:
 
     def optimizer(self) -> torch.optim.Optimizer:
         """As `Task.optimizer`: a group for each learning rate."""
-        by_rate: dict[float, list[nn.Parameter]] = {}
-        for name, tensor in self.model.named_parameters():
-            if name in self.rates:
-                by_rate.setdefault(self.rates[name], []).append(tensor)
-        return torch.optim.AdamW(
-            [{"params": found, "lr": rate, "initial_lr": rate} for rate, found in by_rate.items()],
-            weight_decay=self.settings.weight_decay,
-        )
+        return build_adamw(self.model, self.rates, weight_decay=self.settings.weight_decay)
 
     def factor(self, step: int) -> float:
         """As `Task.factor`."""
