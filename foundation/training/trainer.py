@@ -235,8 +235,8 @@ class Trainer:
         self._loop(end, validates)
         self.progress.close()
         self.board.close()
-        if self.step == config.steps or self._is_patient_no_more:
-            self._restore_best()
+        if self.best_state and (self.step == config.steps or self._is_patient_no_more):
+            checkpoints.restore(self._state(), self.best_state, "best weights")
 
     def _loop(self, end: int, validates: bool) -> None:
         config = self.config
@@ -351,11 +351,6 @@ class Trainer:
         return {
             name: tensor for name, tensor in _tensors(self.network).items() if name not in frozen
         }
-
-    @torch.no_grad()
-    def _restore_best(self) -> None:
-        if self.best_state:
-            checkpoints.restore(self._state(), self.best_state, "best weights")
 
     def _plain_optimizer(self) -> torch.optim.Optimizer:
         plain: torch.optim.Optimizer = self.optimizer.optimizer

@@ -228,7 +228,9 @@ class CachedFeed:
         varied = cache_patches(run, method, method.windows - method.windows // 2)
         self.windows = [*plain, *varied]
         same = {case.key for case in run.data.validation} == {c.key for c in run.data.train}
-        self.held_out = plain if same else self._held_out(run)
+        self.held_out = (
+            plain if same else cache_windows(run, run.data.validation, _VALIDATION_WINDOWS)
+        )
         showing = [
             [i for i, each in enumerate(self.windows) if shows(each, name)] for name in self.classes
         ]
@@ -238,9 +240,6 @@ class CachedFeed:
         self.showing = [indices for indices in showing if indices]
         if not self.showing:
             raise UsageError("No training scan shows any of the new classes: nothing to learn.")
-
-    def _held_out(self, run: TuningRun) -> list[CachedWindow]:
-        return cache_windows(run, run.data.validation, _VALIDATION_WINDOWS)
 
     def batch(self, numbers: Sequence[int]) -> Batch:
         """As `Feed.batch`; classes are drawn alike, and a window that shows the drawn one."""

@@ -59,7 +59,6 @@ from foundation.tuning.methods.base import Method, TuningSettings
 from foundation.tuning.methods.head import Head
 from foundation.tuning.objective import Forward, tuning_losses
 from foundation.tuning.result import Tuned
-from foundation.tuning.samples import FewScans
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -243,11 +242,6 @@ class TuningRun:
         self.trainer(head, self.folder / TUNING / PROBE).train()
         for name, tensor in self.model.named_parameters():
             tensor.requires_grad_(asked[name])
-
-    def scans(self, method: Method) -> FewScans:
-        """Return the training scans, from which patches are drawn."""
-        absent = self.old if getattr(method, "protect", None) == "nothing" else ()
-        return FewScans(self.data.train, self.learnt, absent=absent)
 
     def trainer(self, method: Method, folder: Path) -> Trainer:
         """Return what trains the model by a method, with its state in `folder`."""
