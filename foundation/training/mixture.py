@@ -26,9 +26,10 @@ ECHO_APART = 64  # samples between one and its echo; each worker keeps its share
 
 
 class NumberedSample(Sample):
-    """A sample that remembers its source.
+    """A sample with its source.
 
-    source: index into `Mixture.names`.
+    Attributes:
+        source: Index into `Mixture.names`.
     """
 
     source: int

@@ -164,9 +164,13 @@ class PatchFeed:
 class CachedWindow:
     """A window of a scan as the frozen network sees it.
 
-    full (C, X, Y, Z), pyramid: features in 16 bits; levels that no branch reads are left out as
-    tensors without channels. labels (X, Y, Z): label values. known (X, Y, Z) bool: voxels that the
-    loss may look at. case: whose it is.
+    Attributes:
+        full: Features (C, X, Y, Z) at the full size, in 16 bits.
+        pyramid: Features of the encoder, finest first, in 16 bits; levels that no branch reads are
+            tensors without channels.
+        labels: Label values (X, Y, Z).
+        known: bool (X, Y, Z), voxels that the loss may look at.
+        case: The scan.
     """
 
     full: Tensor
@@ -390,7 +394,17 @@ def _cache(run: TuningRun, patches: Iterator[Patch], count: int) -> list[CachedW
 def choose_windows(
     case: StoredCase, size: Sequence[int], new: Sequence[str], most: int
 ) -> list[tuple[int, int, int]]:
-    """Return first voxels of the windows that hold most of `new`, and of some that hold none."""
+    """Choose the windows of a scan that hold most of some classes, and some that hold none.
+
+    Args:
+        case: The scan.
+        size: Voxels of a window along X, Y and Z.
+        new: Names of the classes.
+        most: How many windows, at most.
+
+    Returns:
+        The first voxel of each window.
+    """
     labels = case.read_labels()
     table: NDArray[np.bool_] = np.asarray(case.membership(new).any(1))
     starts = list(
