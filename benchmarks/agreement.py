@@ -21,9 +21,8 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from foundation import CLASSES, Card, Segmentation, from_pretrained
+from foundation import CLASSES, TOTALSEGMENTATOR, Card, Segmentation, from_pretrained
 from foundation.evaluation import score_masks
-from foundation.taxonomy import TOTALSEGMENTATOR
 
 # The organs of the development target; the mean over them is what runs are compared by.
 TARGET = (
@@ -38,7 +37,14 @@ TARGET = (
 
 
 def reference_masks(labels: Path) -> dict[str, np.ndarray]:
-    """Class name → bool mask, of every class that the names of the labels stand for."""
+    """Read the masks of the classes that labels stand for.
+
+    Args:
+        labels: A label map (X, Y, Z), NIfTI, with `labels.json` beside it.
+
+    Returns:
+        Class name → mask (X, Y, Z), bool.
+    """
     names = json.loads((labels.parent / "labels.json").read_text())
     label_map = np.asanyarray(nib.load(labels).dataobj)
     known = [each.name for each in CLASSES]
@@ -51,7 +57,15 @@ def reference_masks(labels: Path) -> dict[str, np.ndarray]:
 
 
 def compare(segmentation: Segmentation, reference: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Dice and volumes of each class that the labels name; Dice None where they are empty."""
+    """Compare a segmentation with the masks of a reference.
+
+    Args:
+        segmentation: Of the CT.
+        reference: Class name → mask (X, Y, Z) on the CT's grid.
+
+    Returns:
+        Class name → Dice (None where the reference is empty) and both volumes in millilitres.
+    """
     ct = segmentation.volume
     both = {name: truth for name, truth in reference.items() if name in segmentation.classes}
     rows = score_masks("", segmentation.mask, both.items(), ct.spacing_mm)
@@ -67,7 +81,7 @@ def compare(segmentation: Segmentation, reference: dict[str, np.ndarray]) -> dic
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result as Markdown."""
+    """Write the result as Markdown."""
     lines = [
         f"{result['dataset']}. {result['reference']}. `{result['command']}`, {result['date']}, "
         f"{result['machine']}.",

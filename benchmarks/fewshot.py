@@ -30,7 +30,7 @@ SCRATCH_RATE = 3e-3  # as the coarse stage of the pretraining has it
 
 
 def subset(scans: Path, cases: list[str], folder: Path) -> Path:
-    """A folder with links to some of the cases."""
+    """Make a folder with links to some of the cases."""
     folder.mkdir(parents=True, exist_ok=True)
     for case in cases:
         if not (folder / case).exists():
@@ -39,7 +39,7 @@ def subset(scans: Path, cases: list[str], folder: Path) -> Path:
 
 
 def tune(start: str, model: UniversalModel, scans: Path, args: argparse.Namespace) -> Tuned:
-    """One run; scratch learns everything at the full rate and has nothing to keep."""
+    """Tune once; scratch learns everything at the full rate and has nothing to keep."""
     scratch = start == "scratch"
     own = {"protect": "mask", "learning_rate": SCRATCH_RATE, "backbone_rate": 1.0, "probe": 0}
     options = {**own, "layer_decay": 1.0} if scratch else {"probe": args.probe}

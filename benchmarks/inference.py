@@ -26,7 +26,7 @@ from foundation.synthesis import generate, render_ct
 
 
 def large_ct(size: list[int], spacing_mm: list[float]) -> tuple[np.ndarray, np.ndarray]:
-    """A phantom's CT (int16 HU) on a grid of `size` voxels, and its affine."""
+    """Generate a phantom's CT (int16 HU) on a grid of `size` voxels, and its affine."""
     body = generate(0, 4.0)
     hu = render_ct(body.label_map, body.names, 4.0, np.random.default_rng(0))
     step = np.asarray(spacing_mm) / 4.0

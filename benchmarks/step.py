@@ -24,13 +24,10 @@ import torch
 from monai.networks.nets import DynUNet
 from torch import Tensor, nn
 
-from foundation import CLASSES
-from foundation.hardware import keep_freed_memory
-from foundation.networks.head import TextDrivenHead
-from foundation.pretraining.reading import load_config
-from foundation.pretraining.run import Pretraining
-from foundation.training.losses import masked_loss
-from foundation.training.trainer import accelerator_for
+from foundation import CLASSES, keep_freed_memory
+from foundation.networks import TextDrivenHead
+from foundation.pretraining import Pretraining, load_config
+from foundation.training import accelerator_for, masked_loss
 
 WIDTHS = (24, 48, 96, 192, 256)  # of LiteUNet
 TEXT_DIM = 384  # of MiniLM
@@ -39,7 +36,11 @@ TEXT_DIM = 384  # of MiniLM
 class PlainMonai(nn.Module):
     """DynUNet computed at half resolution behind a stride-2 stem, as LiteUNet is.
 
-    text (K, D): prompt embeddings of a text-driven head on every voxel; a linear head if None.
+    Args:
+        in_channels: Of the image.
+        classes: Of the linear head.
+        text: Prompt embeddings (K, D) of a text-driven head on every voxel; None: a linear head.
+        full: Channels at full resolution.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class PlainMonai(nn.Module):
         self.text = text
 
     def forward(self, image: Tensor) -> Tensor:
-        """image (B, C, X, Y, Z) → logits (B, K, X, Y, Z)."""
+        """Compute logits (B, K, X, Y, Z) of an image (B, C, X, Y, Z)."""
         deep: list[Tensor] = []
         kept = self.net.bottleneck.register_forward_hook(lambda *given: deep.append(given[2]))
         full = self.full_up(self.net(image)) + self.detail(image)
@@ -76,7 +77,7 @@ class PlainMonai(nn.Module):
 
 
 def plain_step(network: PlainMonai, batch: dict[str, Tensor]) -> Callable[[], None]:
-    """A step of the plain version; its targets hold every voxel."""
+    """Make the training step of the plain version; the targets of `batch` hold every voxel."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
 
     def step() -> None:
@@ -91,7 +92,14 @@ def plain_step(network: PlainMonai, batch: dict[str, Tensor]) -> Callable[[], No
 
 
 def random_batch(size: int, batch: int, channels: int, voxels: int) -> dict[str, Tensor]:
-    """A batch of noise in which every class has some voxels; `voxels` of them are looked at."""
+    """Make a batch of noise in which every class has some voxels.
+
+    Args:
+        size: Voxels along each axis.
+        batch: Samples.
+        channels: Of the image.
+        voxels: How many voxels of each sample have targets.
+    """
     generator = torch.Generator().manual_seed(0)
     count = size**3
     label = torch.randint(4 * len(CLASSES), (batch, count), generator=generator)

@@ -48,7 +48,7 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 
 
 def large_phantom(size: list[int]) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-    """A phantom stretched to `size` voxels: int16 HU, uint8 labels, and what the labels are."""
+    """Stretch a phantom to `size` voxels: int16 HU, uint8 labels, and what the labels are."""
     body = generate(0, COARSE_MM)
     rng = np.random.default_rng(0)
     hu = render_ct(body.label_map, body.names, COARSE_MM, rng)
@@ -95,7 +95,7 @@ def of_many(store: Path, scans: int, target: Path) -> Path:
 
 
 def median_seconds(read: Callable[[np.random.Generator], object], times: int) -> float:
-    """Median seconds of `read` after one call that is not counted."""
+    """Return the median seconds of `read`, after one call that is not counted."""
     rng = np.random.default_rng(1)
     seconds = []
     for _ in range(times + 1):
@@ -106,7 +106,7 @@ def median_seconds(read: Callable[[np.random.Generator], object], times: int) ->
 
 
 def compare(nifti: Path, path: Path, crop: int, crops: int, reads: int) -> dict[str, float]:
-    """Seconds a crop by either way."""
+    """Measure seconds a crop by either way."""
     store = Store(path)
     shape = store.case("phantom/0").shape
 

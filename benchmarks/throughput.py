@@ -21,16 +21,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from foundation.hardware import keep_freed_memory
-from foundation.pretraining.reading import load_config, with_store
-from foundation.pretraining.run import Pretraining
-from foundation.training.trainer import Trainer, accelerator_for
+from foundation import keep_freed_memory
+from foundation.pretraining import Pretraining, load_config, with_store
+from foundation.training import Trainer, accelerator_for
 
 Batch = dict[str, Tensor]
 
 
 def seconds_of(trainer: Trainer, batches: Iterator[list[Batch]], steps: int) -> float:
-    """Wall time of `steps` optimiser steps."""
+    """Measure the wall time of `steps` optimiser steps."""
     _wait()
     start = time.perf_counter()
     for _ in range(steps):

@@ -28,8 +28,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from foundation import from_pretrained, save_pretrained
-from foundation.hardware import keep_freed_memory
+from foundation import from_pretrained, keep_freed_memory, save_pretrained
 from foundation.tuning import AFTER, BEFORE, TuningRun, get_method
 
 CLASSES = ("vertebra L1", "vertebra L2", "vertebra L3", "left hip", "right hip")
@@ -70,7 +69,7 @@ class Watch(threading.Thread):
 
 
 def tune(method: str, args: argparse.Namespace, **settings: Any) -> dict[str, Any]:
-    """Tune by one method; times, and Dice of the new classes on the test scans."""
+    """Tune by one method, and return times, and Dice of the new classes on the test scans."""
     folder = args.output / method
     watch = Watch(folder / "tuning" / "validation.csv")
     watch.start()
@@ -102,7 +101,7 @@ def tune(method: str, args: argparse.Namespace, **settings: Any) -> dict[str, An
 
 
 def adapter(args: argparse.Namespace, rounds: int = 9) -> dict[str, float]:
-    """Size of an adapter with the classes, and the median time to load it."""
+    """Measure the size of an adapter with the classes, and the median time to load it."""
     method = get_method("lora")
     run = TuningRun(from_pretrained(args.model), method, args.output / "lora")
     run.read(args.output / "scans", args.classes)  # gives the model the classes

@@ -124,24 +124,18 @@ def new_classes(args: argparse.Namespace) -> list[Any]:
     """
     from foundation.data.naming import NewClass
 
-    labels: dict[str, list[str]] = {name: [] for name in args.classes}
-    prompts: dict[str, str] = {}
-    parents: dict[str, str] = {}
-    for option, given in (("--label", args.label), ("--prompt", args.prompt)):
-        for text in given:
-            name, value = _of_class(option, text, args.classes)
-            if option == "--label":
-                labels[name].append(value)
-            else:
-                prompts[name] = value
-    for text in args.parent:
-        if "=" in text:
-            name, organ = _of_class("--parent", text, args.classes)
-            parents[name] = organ
-        else:
-            parents |= {name: text for name in args.classes if name not in parents}
+    labels = [_of_class("--label", text, args.classes) for text in args.label]
+    prompts = dict(_of_class("--prompt", text, args.classes) for text in args.prompt)
+    of_one = [text for text in args.parent if "=" in text]
+    parents = dict(_of_class("--parent", text, args.classes) for text in of_one)
+    of_all = next((text for text in args.parent if "=" not in text), None)
     return [
-        NewClass(name, prompts.get(name), parents.get(name), tuple(labels[name]))
+        NewClass(
+            name,
+            prompt=prompts.get(name),
+            parent=parents.get(name, of_all),
+            labels=tuple(label for each, label in labels if each == name),
+        )
         for name in args.classes
     ]
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foundation.cli.shared import add_common, add_json, add_verb
+from foundation.cli.shared import add_common, add_json, add_verb, print_json
 
 if TYPE_CHECKING:
     from foundation.data.check import Report
@@ -37,11 +36,11 @@ def add_arguments(verbs: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the verb; returns the exit code: 1 if a check finds faults.
+    """List the datasets, or check one; return 1 if the check finds faults, else 0.
 
     Raises:
-        UsageError: unknown dataset, or nothing of it in the folder.
-        MissingExtraError: DICOM, and SimpleITK is not installed.
+        UsageError: The dataset is unknown, or nothing of it lies in the folder.
+        MissingExtraError: The dataset is DICOM, and SimpleITK is not installed.
     """
     return _check(args) if args.action == "check" else _list(args)
 
@@ -65,7 +64,7 @@ def _list(args: argparse.Namespace) -> int:
         for dataset in paper_datasets().values()
     ]
     if args.json:
-        print(json.dumps(rows, indent=2))
+        print_json(rows)
         return 0
     for row in rows:
         cases = "/".join(str(row[key] or "–") for key in ("cases_in_paper", "cases_used"))
@@ -103,20 +102,17 @@ def _check(args: argparse.Namespace) -> int:
         dataset,
         folder,
         limit=args.limit,
-        progress=lambda cases: tqdm(
-            cases, unit="case", disable=args.quiet or not sys.stderr.isatty()
-        ),
+        # None: hidden where no terminal shows it.
+        progress=lambda cases: tqdm(cases, unit="case", disable=True if args.quiet else None),
     )
     if args.json:
-        print(json.dumps(_as_json(report), indent=2))
+        print_json(_as_json(report))
     else:
         print(_as_text(report))
     return 1 if report.faults else 0
 
 
 def _as_json(report: Report) -> dict[str, Any]:
-    from dataclasses import asdict
-
     classes = {n: {"cases": c, "voxels": v} for n, (c, v) in report.classes.items()}
     summary = {"classes": classes, "orientations": report.orientations, "ranges": report.ranges()}
     return {**asdict(report), **summary}

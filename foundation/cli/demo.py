@@ -13,7 +13,6 @@ from foundation.cli.shared import (
     add_device,
     add_model,
     add_verb,
-    load_model,
     ready_device,
     say,
 )
@@ -47,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
         UsageError: The output is no folder, or others' files lie where results would.
     """
     from foundation.hub.example import prepare_ct
+    from foundation.hub.load import from_pretrained
     from foundation.inference.folder import Case, segment_case, still_to_do
 
     output = Path(args.output)
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"{output} is a file, not a folder. Give -o a folder.")
     case = Case("demo", Path(args.ct or ""), output)
     still_to_do([case], "overwrite")  # before anything is loaded or written
-    network, device = load_model(args.model), ready_device(args.device)
+    network, device = from_pretrained(args.model), ready_device(args.device)
     ct, what = prepare_ct(output, ct=args.ct, phantom=args.phantom, seed=args.seed)
     if not args.quiet:
         say(what)

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from foundation import __version__
 from foundation.cli import (
     add_class,
     classes,
@@ -93,18 +94,10 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    version = f"universal-ct {__version__}"
+    text = "show the version and exit"
+    parser.add_argument("--version", action="version", version=version, help=text)
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", required=True)
     for verb in _VERBS.values():
         verb.add_arguments(verbs)
     return parser
-
-
-class _Version(argparse.Action):
-    """Prints the version; reads it only when asked."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        from foundation import __version__
-
-        print(f"universal-ct {__version__}")
-        parser.exit()

@@ -34,10 +34,10 @@ def add_arguments(verbs: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prepare what was asked; returns the exit code.
+    """Prepare the datasets; return 1 if a case failed, else 0.
 
     Raises:
-        UsageError: not DATASET=DIR, or see `prepare`.
+        UsageError: An operand is not DATASET=DIR; or see `prepare`.
     """
     from foundation.data.store.prepare import prepare
 

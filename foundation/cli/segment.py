@@ -12,7 +12,6 @@ from foundation.cli.shared import (
     add_json,
     add_model,
     add_verb,
-    load_model,
     print_json,
     ready_device,
     say,
@@ -50,7 +49,7 @@ def add_arguments(verbs: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Segment; returns 1 if a CT failed.
+    """Segment the CTs; return 1 if one failed, else 0.
 
     Raises:
         UsageError: See `find_cases` and `still_to_do`; or an unknown class, device or option.
@@ -67,9 +66,10 @@ def run(args: argparse.Namespace) -> int:
     network = None
     device = args.device
     if any(case.ct.exists() for case in todo):  # not loaded for the sake of a mistyped path
+        from foundation.hub.load import from_pretrained
         from foundation.inference.predict import resolve_classes
 
-        network = load_model(args.model)
+        network = from_pretrained(args.model)
         resolve_classes(classes, network.classes)
         device = ready_device(device)
     outcomes = segment_cases(

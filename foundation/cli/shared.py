@@ -10,10 +10,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from foundation.model import UniversalModel
+from typing import Any
 
 DEFAULT_MODEL = "universal-ct"
 NOTICE = "For research only: not a medical device, not for diagnosis or treatment."
@@ -30,6 +27,9 @@ def add_verb(verbs: Any, name: str, text: str, more: str | None = None) -> argpa
         name: The verb.
         text: What it does, without a full stop.
         more: Text below the options, as it stands.
+
+    Returns:
+        The verb's parser.
     """
     verb: argparse.ArgumentParser = verbs.add_parser(
         name,
@@ -84,14 +84,7 @@ def intermix(verb: argparse.ArgumentParser) -> None:
     verb.parse_known_args = intermixed  # type: ignore[method-assign]
 
 
-# --- models ---------------------------------------------------------------------------------------
-
-
-def load_model(name: str) -> UniversalModel:
-    """Load a model, as `from_pretrained` does."""
-    from foundation.hub.load import from_pretrained
-
-    return from_pretrained(name)
+# --- devices --------------------------------------------------------------------------------------
 
 
 def ready_device(name: str) -> str:
@@ -128,7 +121,7 @@ def print_json(content: Any) -> None:
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> str:
-    """Set texts in columns."""
+    """Set rows of texts in columns, as wide as their widest text."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -26,10 +26,18 @@ def agreement(
     classes: Sequence[str],
     tolerance_mm: float,
 ) -> Scores:
-    """Dice and surface Dice of masks after a tuning with those before it, class by class.
+    """Compare the masks after a tuning with those before it: Dice and surface Dice of each class.
 
-    before, after: folders in which `evaluate` kept the masks of `classes`. A row for each class of
-    each scan that does not label it and in which one of the two models sees it.
+    Args:
+        before: The folder in which `evaluate` kept the masks of the model before.
+        after: That of the tuned model.
+        cases: The scans.
+        classes: The classes whose masks were kept.
+        tolerance_mm: Of the surface Dice.
+
+    Returns:
+        A row for each class of each scan that does not label it and in which one of the two models
+        sees it.
     """
     rows = []
     for case in cases:
@@ -55,12 +63,12 @@ def _agree(
 
 
 def changed(scores: Scores) -> list[str]:
-    """Classes whose Dice agreement is marked, being low; in the order of the rows."""
+    """Return the classes whose mean Dice agreement is below CHANGED, in the order of the rows."""
     return [name for name in scores.classes if (scores.mean([name]) or 0.0) < CHANGED]
 
 
 def summary(scores: Scores) -> dict[str, dict[str, float | int | None]]:
-    """Class → Dice and surface Dice agreement, and number of scans, as plain data."""
+    """Return class → Dice and surface Dice agreement, and number of scans, as plain data."""
     return {
         name: {
             "dice": scores.mean([name]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,9 +20,15 @@ NONE = (None, None)  # where there is no interval
 
 @dataclass(frozen=True)
 class Change:
-    """A class, or a mean over some, before and after: values in [0, 1], None where not measured.
+    """A class, or the mean of several, before and after a tuning.
 
-    scans: that show it. interval: of the value after; change_interval: of the change, over scans.
+    Attributes:
+        name: The class's, or the heading of the mean.
+        scans: How many scans show it.
+        before: In [0, 1]; None where it was not measured.
+        after: The same, after the tuning.
+        interval: Of the value after, over scans.
+        change_interval: Of the change, over scans.
     """
 
     name: str
@@ -34,19 +40,30 @@ class Change:
 
     @property
     def change(self) -> float | None:
-        """After less before."""
+        """The value after less that before; None where one was not measured."""
         return None if self.before is None or self.after is None else self.after - self.before
 
     @property
     def forgotten(self) -> bool:
-        """Whether it fell by more than is left unsaid."""
+        """Whether it fell by more than FORGOTTEN."""
         return self.change is not None and self.change < -FORGOTTEN - 1e-9
 
 
 def change(
     before: Scores, after: Scores, title: str, classes: Sequence[str], metric: Metric = "dice"
 ) -> Change:
-    """The change of the mean over classes; scans are drawn in pairs, before with after."""
+    """Compute the change of the mean over classes.
+
+    Args:
+        before: Scores before the tuning.
+        after: Scores after it. Scans are drawn in pairs, before with after.
+        title: Name of the result.
+        classes: The classes that the mean is over.
+        metric: "dice" or "nsd".
+
+    Returns:
+        The change, with 95 % intervals over scans.
+    """
     keys = tuple(dict.fromkeys((*before.cases, *after.cases)))
     first, then = (scores.table(classes, metric, keys) for scores in (before, after))
     return Change(
@@ -69,8 +86,14 @@ def write_table(
 ) -> None:
     """Write a CSV: a line per class, new ones first, and the mean of each group.
 
-    Old classes in scans that do not label them are the group "unlabelled": they have agreement
-    with the model before, and no Dice of their own.
+    Args:
+        path: Of the CSV.
+        before: Scores before the tuning.
+        after: Scores after it.
+        new: The classes that were added.
+        old: The classes that the model had before.
+        agreement: Of old classes in scans that do not label them. They are the group
+            "unlabelled", which has agreement with the model before, and no Dice of its own.
     """
     columns = [f"{metric}_{part}" for metric in METRICS for part in PARTS]
     agreements = [f"{metric}_{part}" for metric in METRICS for part in AGREEMENT_PARTS]
@@ -78,7 +101,7 @@ def write_table(
         writer = csv.writer(file)
         writer.writerow(["class", "group", "scans", *columns, "forgotten", *agreements])
         for group, classes in (("new", new), ("old", old)):
-            for title, names in _with_mean(group, classes):
+            for title, names in with_mean(classes, f"mean of {group} classes"):
                 found = [change(before, after, title, names, metric) for metric in METRICS]
                 cells: list[object] = [title, group, found[0].scans]
                 for each in found:
@@ -86,7 +109,7 @@ def write_table(
                     cells += _texts(*values, *(each.change_interval or NONE))
                 forgotten = "yes" if group == "old" and found[0].forgotten else ""
                 writer.writerow([*cells, forgotten, *("" for _ in agreements)])
-        for title, names in _with_mean("unlabelled", agreement.classes):
+        for title, names in with_mean(agreement.classes, "mean of unlabelled classes"):
             cells = [title, "unlabelled", len(agreement.by_case(names)), *("" for _ in columns), ""]
             for metric in METRICS:
                 interval = agreement.interval(names, metric) or NONE
@@ -94,9 +117,22 @@ def write_table(
             writer.writerow(cells)
 
 
-def _with_mean(group: str, classes: Sequence[str]) -> list[tuple[str, Sequence[str]]]:
-    rows: list[tuple[str, Sequence[str]]] = [(name, [name]) for name in classes]
-    return [*rows, (f"mean of {group} classes", classes)] if classes else []
+def with_mean(
+    classes: Sequence[str], mean: str, title: Callable[[str], str] = str, least: int = 1
+) -> list[tuple[str, Sequence[str]]]:
+    """Arrange a table: a row for each class, and below them one for their mean.
+
+    Args:
+        classes: Names of the classes.
+        mean: Heading of the mean's row.
+        title: Class name → heading of its row.
+        least: Fewer classes than this have no row for their mean.
+
+    Returns:
+        The heading of each row, and the classes that it is about.
+    """
+    rows: list[tuple[str, Sequence[str]]] = [(title(name), [name]) for name in classes]
+    return [*rows, (mean, classes)] if len(classes) >= least else rows
 
 
 def _texts(*values: float | None) -> list[str]:

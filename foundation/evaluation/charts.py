@@ -19,7 +19,14 @@ from numpy.typing import NDArray
 
 from foundation.data.store.arrays import StoredCase
 from foundation.imaging.legend import display_name
-from foundation.imaging.preview import HU_WINDOW, PLANES, arrange, informative_slices
+from foundation.imaging.preview import (
+    HU_WINDOW,
+    PLANES,
+    areas_of,
+    arrange,
+    informative_slices,
+    plane_of,
+)
 
 BEFORE, AFTER, BAD = "#9aa5b1", "#1f6feb", "#c62828"
 _LINES = ("#1f6feb", "#e07b00", "#2e7d32", "#8e44ad", "#6d4c41", "#00838f")
@@ -28,14 +35,29 @@ _MOST_IN_LEGEND = 12
 
 @dataclass(frozen=True)
 class Curve:
-    """A line of a chart: points (x, y)."""
+    """A line of a chart.
+
+    Attributes:
+        label: Its name in the legend.
+        points: (x, y) of each.
+    """
 
     label: str
     points: tuple[tuple[float, float], ...]
 
 
 def curves_svg(curves: Sequence[Curve], x_label: str, y_label: str, counts: bool = False) -> str:
-    """Lines with their points. counts: x are few whole numbers, each of which is marked."""
+    """Draw lines with their points.
+
+    Args:
+        curves: The lines.
+        x_label: Text below.
+        y_label: Text at the left.
+        counts: The x are few whole numbers, each of which is marked, on a logarithmic axis.
+
+    Returns:
+        An <svg> element.
+    """
     figure = Figure(figsize=(7.2, 3.2))
     axes = figure.add_subplot()
     for number, curve in enumerate(curves):
@@ -58,7 +80,15 @@ def curves_svg(curves: Sequence[Curve], x_label: str, y_label: str, counts: bool
 
 
 def changes_svg(changes: Mapping[str, tuple[float, float]], bad: Sequence[str]) -> str:
-    """A line per class from its Dice before to that after; those of `bad` in red."""
+    """Draw a line per class from its Dice before to that after.
+
+    Args:
+        changes: Class name → Dice before and after, in [0, 1].
+        bad: The classes that are drawn in red.
+
+    Returns:
+        An <svg> element.
+    """
     names = list(changes)[::-1]
     figure = Figure(figsize=(7.2, 0.5 + 0.26 * len(names)))
     axes = figure.add_subplot()
@@ -81,18 +111,23 @@ def case_png(
     masks: Mapping[str, NDArray[np.bool_]],
     references: Mapping[str, NDArray[np.bool_]],
 ) -> str:
-    """Three planes of a scan as a data URI: references outlined in white, masks in colour.
+    """Draw three planes of a scan, with references outlined in white and masks in colour.
 
-    Shown are the slices that show most of the references. Right is left, as in radiology.
+    The slices are those that show most of the references. The patient's right is at the left.
+
+    Args:
+        case: The scan.
+        masks: Class name → mask (X, Y, Z) on the grid of the scan.
+        references: Class name → mask; the same classes.
+
+    Returns:
+        A PNG as a data URI.
     """
     hu = case.read_ct()
     assert hu is not None  # what was measured has a scan
     shown = [name for name in references if references[name].any() or masks[name].any()]
-    profiles = [
-        (any_.sum((1, 2)), any_.sum((0, 2)), any_.sum((0, 1)))
-        for any_ in (references[name] if references[name].any() else masks[name] for name in shown)
-    ]
-    indices = informative_slices(profiles, case.shape)
+    seen = (references[name] if references[name].any() else masks[name] for name in shown)
+    indices = informative_slices(map(areas_of, seen), case.shape)
     sizes = [(case.shape[across], case.shape[down]) for _, _, across, down in PLANES]
     width, height, places = arrange([across / down for across, down in sizes], 10.5)
     low, high = _window(hu, references.values())
@@ -110,11 +145,10 @@ def case_png(
     for place, plane in enumerate(PLANES):
         axes = figure.add_subplot(grid[place])
         axes.set_axis_off()
-        picture = _plane(hu, plane, indices)
-        axes.imshow(picture, cmap="gray", vmin=low, vmax=high)
+        axes.imshow(plane_of(hu, plane, indices), cmap="gray", vmin=low, vmax=high)
         for name in shown:
-            _outline(axes, _plane(references[name], plane, indices), "white", 2.2)
-            _outline(axes, _plane(masks[name], plane, indices), shades[name], 1.3)
+            _outline(axes, plane_of(references[name], plane, indices), "white", 2.2)
+            _outline(axes, plane_of(masks[name], plane, indices), shades[name], 1.3)
     figure.legend(
         handles=handles,
         loc="lower center",
@@ -124,13 +158,6 @@ def case_png(
         labelcolor="white",
     )
     return _png(figure)
-
-
-def _plane(
-    volume: NDArray[Any], plane: tuple[str, int, int, int], indices: Sequence[int]
-) -> NDArray[Any]:
-    cut: NDArray[Any] = volume.take(indices[plane[1]], axis=plane[1])[::-1, ::-1].T
-    return cut
 
 
 def _outline(axes: Any, mask: NDArray[np.bool_], shade: str, width: float) -> None:

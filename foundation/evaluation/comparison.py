@@ -8,21 +8,27 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from foundation.evaluation.changes import FORGOTTEN
+from foundation.evaluation.changes import FORGOTTEN, with_mean
 from foundation.evaluation.html import document, number, section, signed
 from foundation.files import replacing
 from foundation.imaging.legend import display_name
 
 PAGE, TABLE = "comparison.html", "comparison.csv"
-Summary = Mapping[str, Any]  # what `api.Tuned.summary` gives
+Summary = Mapping[str, Any]  # what `Tuned.summary` returns
 
 
 def write_comparison(
     folder: str | Path, summaries: Mapping[str, Summary], notes: Sequence[str] = ()
 ) -> Path:
-    """Write comparison.html and comparison.csv into a folder; returns the path of the page.
+    """Write comparison.html and comparison.csv into a folder.
 
-    summaries: name of the run → `Tuned.summary()`, which may have been read from JSON.
+    Args:
+        folder: Missing folders are made.
+        summaries: Name of the run → `Tuned.summary()`, which may have been read from JSON.
+        notes: Sentences below the heading of the page.
+
+    Returns:
+        The path of the page.
     """
     folder = Path(folder)
     new, old = _classes(summaries, "new"), _classes(summaries, "old")
@@ -34,7 +40,7 @@ def write_comparison(
         columns = [f"{name} {part}" for part in ("before", "after") for name in summaries]
         table.writerow(["class", "group", *columns])
         for group, names in (("new", new), ("old", old)):
-            for title, chosen in _with_mean(group, names):
+            for title, chosen in _rows(group, names):
                 cells = [
                     _mean(s, chosen, p) for p in ("before", "after") for s in summaries.values()
                 ]
@@ -43,8 +49,13 @@ def write_comparison(
     parts = [
         "".join(f'<p class="note">{escape(note)}</p>' for note in notes),
         section("What each learnt and forgot: mean Dice", _overview(summaries, new, old)),
-        section("New classes, after", _by_class(summaries, _with_mean("new", new))),
-        section("Old classes, after; before in the first column", _old(summaries, old)),
+        section("New classes, after", _by_class(summaries, _rows("new", new))),
+        section(
+            "Old classes, after; before in the first column",
+            _by_class(summaries, _rows("old", old), "before")
+            if old
+            else "<p>The scans that were measured label none.</p>",
+        ),
     ]
     with replacing(folder / PAGE) as temporary:
         temporary.write_text(document("Methods side by side", parts), encoding="utf-8")
@@ -56,9 +67,8 @@ def _classes(summaries: Mapping[str, Summary], group: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _with_mean(group: str, names: Sequence[str]) -> list[tuple[str, Sequence[str]]]:
-    rows: list[tuple[str, Sequence[str]]] = [(display_name(name), [name]) for name in names]
-    return [*rows, (f"mean of {len(names)} {group} classes", names)] if names else []
+def _rows(group: str, names: Sequence[str]) -> list[tuple[str, Sequence[str]]]:
+    return with_mean(names, f"mean of {len(names)} {group} classes", display_name)
 
 
 def _mean(summary: Summary, names: Iterable[str], part: str) -> float | None:
@@ -85,10 +95,9 @@ def _by_class(
     rows: Sequence[tuple[str, Sequence[str]]],
     first: str | None = None,
 ) -> str:
-    """A column a run. first: heading of one more with what the first run had before."""
-    heads = "".join(
-        f"<th>{escape(name)}</th>" for name in ([first] if first else []) + [*summaries]
-    )
+    """A column a run; `first` is the heading of one more, with what the first run had before."""
+    columns = ([first] if first else []) + [*summaries]
+    heads = "".join(f"<th>{escape(name)}</th>" for name in columns)
     body = ""
     for title, names in rows:
         values = [_mean(each, names, "after") for each in summaries.values()]
@@ -98,9 +107,3 @@ def _by_class(
         kind = "mean" if len(names) > 1 else ""
         body += f'<tr class="{kind}"><td>{escape(title)}</td>{cells}</tr>'
     return f"<table><tr><th>Class</th>{heads}</tr>{body}</table>"
-
-
-def _old(summaries: Mapping[str, Summary], old: Sequence[str]) -> str:
-    if not old:
-        return "<p>The scans that were measured label none.</p>"
-    return _by_class(summaries, _with_mean("old", old), "before")

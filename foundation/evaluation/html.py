@@ -25,7 +25,12 @@ figcaption{color:#57606a;font-size:.9rem}.note{color:#57606a}
 
 
 def document(title: str, parts: Sequence[str]) -> str:
-    """A whole page of a title and parts of HTML, one below the other; empty ones are left out."""
+    """Make a whole page.
+
+    Args:
+        title: Plain text.
+        parts: HTML, one below the other; empty ones are left out.
+    """
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
@@ -37,17 +42,17 @@ def document(title: str, parts: Sequence[str]) -> str:
 
 
 def section(title: str, content: str) -> str:
-    """A part with a heading; `content` is HTML."""
+    """Make a part with a heading (plain text) of `content` (HTML)."""
     return f"<section><h2>{escape(title)}</h2>{content}</section>"
 
 
 def number(value: float | None) -> str:
-    """Three digits, or a dash where nothing was measured."""
+    """Write a value with three digits, or a dash where nothing was measured."""
     return "–" if value is None else f"{value:.3f}"
 
 
 def signed(value: float | None) -> str:
-    """A change, with its sign; without one if three digits show nothing of it."""
+    """Write a change with its sign; without one if three digits show nothing of it."""
     if value is None:
         return "–"
     text = f"{value:+.3f}".replace("-", "−")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from foundation.data.store.arrays import StoredCase
 from foundation.evaluation.agreement import CHANGED, NOT_COMPARED, changed
-from foundation.evaluation.changes import FORGOTTEN, METRICS, Change, change, write_table
+from foundation.evaluation.changes import FORGOTTEN, METRICS, Change, change, with_mean, write_table
 from foundation.evaluation.charts import Curve, case_png, changes_svg, curves_svg
 from foundation.evaluation.html import document, number, section, signed
 from foundation.evaluation.scores import Interval, Metric, Scores, read_masks
@@ -57,22 +57,30 @@ class Report:
     notes: tuple[str, ...] = field(default=())
 
     def change(self, title: str, classes: Sequence[str], metric: Metric = "dice") -> Change:
-        """As `changes.change`, of these scores."""
+        """Compute the change of the mean over classes; see `evaluation.changes.change`."""
         return change(self.before, self.after, title, classes, metric)
 
     def changes(self, classes: Sequence[str]) -> list[Change]:
-        """The change of the Dice of each class."""
+        """Compute the change of the Dice of each class."""
         return [self.change(name, [name]) for name in classes]
 
     def groups(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Classes, new and old, that some scan shows."""
+        """Return the classes that a scan shows: the new ones, and the old ones."""
         measured = {*self.before.classes, *self.after.classes}
         new, old = (tuple(n for n in names if n in measured) for names in (self.new, self.old))
         return new, old
 
 
 def write_report(folder: str | Path, report: Report) -> Path:
-    """Write report.html and report.csv into a folder; returns the path of the page."""
+    """Write report.html and report.csv into a folder.
+
+    Args:
+        folder: Missing folders are made.
+        report: What they are made of.
+
+    Returns:
+        The path of the page.
+    """
     folder = Path(folder)
     with replacing(folder / TABLE) as temporary:
         write_table(temporary, report.before, report.after, *report.groups(), report.agreement)
@@ -85,8 +93,11 @@ def write_report(folder: str | Path, report: Report) -> Path:
 
 
 def page(report: Report) -> str:
-    """The report as one HTML page without any link to the outside."""
+    """Write the report as one HTML page without any link to the outside."""
     new, old = report.groups()
+    lineage = "".join(
+        f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in report.lineage.items()
+    )
     parts = [
         f'<p class="note">{_measured(report)}</p>',
         f'<div class="cards">{_card_of_new(report, new)}{_card_of_old(report, old)}</div>',
@@ -106,10 +117,7 @@ def page(report: Report) -> str:
         text = "Mean Dice of the new classes by the number of training scans."
         chart = curves_svg(report.fewshot, "training scans", "Dice", counts=True)
         parts.append(section("How many scans it takes", f"<p>{text}</p>{chart}"))
-    entries = "".join(
-        f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in report.lineage.items()
-    )
-    parts.append(section("Lineage", f"<dl>{entries}</dl>"))
+    parts.append(section("Lineage", f"<dl>{lineage}</dl>"))
     return document(report.title, parts)
 
 
@@ -179,11 +187,9 @@ def _card_of_agreement(scores: Scores) -> str:
 
 def _agreement_table(scores: Scores) -> str:
     names, marked = scores.classes, changed(scores)
-    rows = [(display_name(n), [n], "forgot" if n in marked else "") for n in names]
-    if len(names) > 1:
-        rows.append((f"Mean of {len(names)}", list(names), "mean"))
     body = ""
-    for title, group, kind in rows:
+    for title, group in with_mean(names, f"Mean of {len(names)}", display_name, least=2):
+        kind = "mean" if len(group) > 1 else "forgot" if group[0] in marked else ""
         body += f'<tr class="{kind}"><td>{escape(title)}</td><td>{len(scores.by_case(group))}</td>'
         for metric in METRICS:
             interval = _interval(scores.interval(group, metric))
@@ -202,11 +208,9 @@ def _agreement_table(scores: Scores) -> str:
 def _class_table(report: Report, classes: Sequence[str], group: str) -> str:
     if not classes:
         return "<p>None of them is labelled and present in these scans.</p>"
-    rows = [(display_name(name), [name], "") for name in classes]
-    if len(classes) > 1:
-        rows.append((f"Mean of {len(classes)}", list(classes), "mean"))
     body, lines = "", {}
-    for title, names, kind in rows:
+    for title, names in with_mean(classes, f"Mean of {len(classes)}", display_name, least=2):
+        kind = "mean" if len(names) > 1 else ""
         dice, nsd = (report.change(title, names, metric) for metric in METRICS)
         kinds = f"{kind} forgot" if group == "old" and dice.forgotten else kind
         body += f'<tr class="{kinds}"><td>{escape(title)}</td><td>{dice.scans}</td>'

@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from foundation.errors import UsageError
 from foundation.files import replacing
 from foundation.imaging.bits import pack, unpack
+from foundation.imaging.frame import bounding_box
 from foundation.imaging.volumes import VolumeWarning
 from foundation.inference.predict import segment_volume
 from foundation.networks.protocol import Network
@@ -84,11 +84,11 @@ def surface_dice(
 
     if not reference.any():
         return None
-    if not mask.any():
+    box = bounding_box(mask | reference)
+    if box is None or not mask.any():
         return 0.0
     # Distances take time by the voxel, and far from both masks they are not needed. Around the box
     # lies a border of nothing: a mask that ends with the grid has a surface there.
-    box = ndimage.find_objects((mask | reference).astype(np.uint8))[0]
     ours, theirs = [torch.from_numpy(np.pad(m[box], 1))[None, None] for m in (mask, reference)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of MONAI's own inner calls
@@ -105,7 +105,14 @@ def surface_dice(
 
 @dataclass(frozen=True)
 class Score:
-    """One class in one scan: Dice and surface Dice, both in [0, 1]; None if not measured."""
+    """One class in one scan.
+
+    Attributes:
+        case: Key of the scan.
+        name: Of the class.
+        dice: In [0, 1].
+        nsd: Surface Dice, in [0, 1]; None where it was not measured.
+    """
 
     case: str
     name: str
@@ -140,7 +147,16 @@ class Scores:
     def table(
         self, classes: Sequence[str], metric: Metric = "dice", cases: Sequence[str] | None = None
     ) -> NDArray[np.float64]:
-        """Values (cases, classes), NaN where a scan does not show a class."""
+        """Arrange the values of a metric as a table.
+
+        Args:
+            classes: Its columns.
+            metric: "dice" or "nsd".
+            cases: Keys of the scans that are its rows; `self.cases` if not given.
+
+        Returns:
+            (cases, classes), NaN where a scan does not show a class.
+        """
         keys = self.cases if cases is None else cases
         table = np.full((len(keys), len(classes)), np.nan)
         row_of = {key: row for row, key in enumerate(keys)}
@@ -152,15 +168,15 @@ class Scores:
         return table
 
     def mean(self, classes: Sequence[str], metric: Metric = "dice") -> float | None:
-        """Mean over scans, then over the classes that any scan shows; None without one."""
+        """Compute the mean over scans, then over the classes shown in any; None without one."""
         return mean_of(self.table(classes, metric))
 
     def interval(self, classes: Sequence[str], metric: Metric = "dice") -> Interval:
-        """Where that mean lies with 95 % confidence, over scans like these; see `bootstrap`."""
+        """Estimate where that mean lies with 95 % confidence, over scans; see `bootstrap`."""
         return bootstrap(self.table(classes, metric))
 
     def by_case(self, classes: Sequence[str], metric: Metric = "dice") -> dict[str, float]:
-        """Mean over the classes that each scan shows; scans that show none are left out."""
+        """Compute each scan's mean over the classes that it shows; without any, it is left out."""
         table = self.table(classes, metric)
         shown = ~np.isnan(table).all(axis=1)
         keys = [self.cases[row] for row in np.flatnonzero(shown)]
@@ -169,8 +185,11 @@ class Scores:
     def write(self, path: str | Path) -> Path:
         """Write as .json, or the rows alone as .csv.
 
+        Args:
+            path: A name with one of these endings.
+
         Raises:
-            UsageError: the path ends otherwise.
+            UsageError: The path ends otherwise.
         """
         path = Path(path)
         if path.suffix not in (".json", ".csv"):
@@ -197,18 +216,25 @@ class Scores:
 
 
 def mean_of(table: NDArray[np.float64]) -> float | None:
-    """Mean over rows, then over columns, of what is no NaN; None where all is."""
+    """Compute the mean over rows, then over columns, of what is no NaN; None where all is."""
     return _means(table[None])[0]
 
 
 def bootstrap(
     values: Sequence[float] | NDArray[np.float64], confidence: float = 0.95, seed: int = 0
 ) -> Interval:
-    """The interval in which the mean lies, by drawing scans anew, with replacement.
+    """Estimate the interval in which the mean lies, by drawing scans anew, with replacement.
 
-    values (N,), or (N, classes) with NaN where a scan does not show a class: then of the mean over
-    classes of the means over scans. None for fewer than three scans: an interval would be made up.
     Classes of one scan are drawn together, since they fail together.
+
+    Args:
+        values: (N,), or (N, classes) with NaN where a scan does not show a class; then the mean
+            over classes of the means over scans is meant.
+        confidence: Probability that the interval holds the mean.
+        seed: Of the draws.
+
+    Returns:
+        Its two ends; None for fewer than three scans, of which it would be made up.
     """
     table = np.asarray(values, dtype=float)
     table = table[:, None] if table.ndim == 1 else table
@@ -318,7 +344,7 @@ def score_case(
     keep: Sequence[str] = (),
     **options: Unpack[InferenceOptions],
 ) -> list[Score]:
-    """Scores of one prepared scan; arguments as of `evaluate`."""
+    """Score one prepared scan; the arguments are those of `evaluate`."""
     names = list(network.config.class_names)
     wanted = [n for n in (names if classes is None else classes) if n in case.annotated]
     kept = [name for name in keep if name in names]
@@ -351,7 +377,7 @@ def validate(
     overlap: float,
     classes: Sequence[str] | None = None,
 ) -> Tensor:
-    """Sum and number of the Dice values of each class over scans: (2, K) float64.
+    """Sum up the Dice values of each class over scans.
 
     Sums, so that processes can share the scans among them and add up what they found. Masks are
     measured without clean-up.
@@ -361,6 +387,9 @@ def validate(
         cases: Scans of a store; there may be none.
         overlap: Of the sliding window, in [0, 1).
         classes: Only these count; all of the network's if not given.
+
+    Returns:
+        (2, K) float64: the sum and the number of the values of each class.
     """
     names = network.config.class_names
     sums = torch.zeros(2, len(names), dtype=torch.float64)
@@ -371,11 +400,14 @@ def validate(
 
 
 def mean_dice(sums: Tensor, classes: Sequence[str]) -> tuple[dict[str, float], float | None]:
-    """Mean Dice of each class that was present, and the mean over those; None without any.
+    """Compute mean Dice values from their sums.
 
     Args:
         sums: (2, K), what `validate` returned, added up over processes.
         classes: The K names.
+
+    Returns:
+        The mean of each class that was present, and the mean over those; None without any.
     """
     by_class = {
         name: float(total / count)
@@ -403,9 +435,17 @@ def _keep_masks(
 def read_masks(
     folder: Path, case: StoredCase, names: Sequence[str]
 ) -> dict[str, NDArray[np.bool_]]:
-    """Masks (X, Y, Z) of classes that `evaluate` kept of a scan, on its grid; others are left out.
+    """Read masks that `evaluate` kept.
 
     A mask takes a byte a voxel: ask for few at a time.
+
+    Args:
+        folder: The `masks` of `evaluate`.
+        case: The scan.
+        names: Of the classes.
+
+    Returns:
+        Class name → mask (X, Y, Z) on the grid of the scan; without the classes that were not kept.
     """
     path = _masks_file(folder, case)
     if not path.is_file():

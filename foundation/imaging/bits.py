@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,5 +13,4 @@ def pack(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
 
 def unpack(bits: NDArray[np.uint8], size: int) -> NDArray[np.bool_]:
     """Return the mask (X, Y, `size`), or a part of it, that `pack` packed."""
-    mask: NDArray[Any] = np.unpackbits(bits, axis=-1, count=size)
-    return mask.astype(bool)
+    return np.unpackbits(bits, axis=-1, count=size).astype(bool)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from foundation.errors import UsageError
 from foundation.files import nifti_stem
@@ -81,15 +80,21 @@ class ResultFiles:
         files = [self.root / name for name in found.files]
         return [*(p for p in files if p.resolve().is_relative_to(inside)), self.sidecar]
 
-    def foreign(self) -> Path | None:
-        """Return a file in the place of one of ours that no result of ours names, if there is one.
+    def refuse_foreign(self) -> None:
+        """Refuse to write where somebody's own masks or tables lie, for example a dataset's.
 
-        Somebody's own masks or tables, for example a dataset's: they are never replaced.
+        Raises:
+            UsageError: A file in the place of one of ours is named by no result of ours.
         """
         places = [self.label_map, self.sidecar, self.volumes, self.preview]
         places += sorted(self.masks.iterdir()) if self.masks.is_dir() else [self.masks]
         earlier = self.earlier()
-        return next((place for place in places if place.exists() and place not in earlier), None)
+        for place in places:
+            if place.exists() and place not in earlier:
+                raise UsageError(
+                    f"{place} was there before and is not universal-ct's. Give another output, or "
+                    "move it."
+                )
 
     @contextmanager
     def replacing(self) -> Iterator[Writing]:
@@ -105,20 +110,12 @@ class ResultFiles:
         Raises:
             UsageError: Files are there that no result of ours names.
         """
-        foreign = self.foreign()
-        if foreign:
-            raise UsageError(
-                f"{foreign} was there before and is not universal-ct's. Give another place, "
-                "or move it."
-            )
+        self.refuse_foreign()
         beside = self.root if self.root.is_dir() else self.root.parent
         beside.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=beside))
-        try:
-            yield Writing(self.root, staging)
-            self._publish(staging)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+        with TemporaryDirectory(prefix=_STAGING, dir=beside, ignore_cleanup_errors=True) as staging:
+            yield Writing(self.root, Path(staging))
+            self._publish(Path(staging))
 
     def _publish(self, staging: Path) -> None:
         written = staging / self.sidecar.name

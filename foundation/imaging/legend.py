@@ -51,11 +51,6 @@ def colours(names: Iterable[str]) -> dict[str, RGB]:
     return chosen
 
 
-def colour(name: str) -> RGB:
-    """Return the colour of one class by itself; see `colours`."""
-    return colours([name])[name]
-
-
 def _rgb(hue: float) -> RGB:
     red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.6, 0.9))
     return red, green, blue

@@ -40,7 +40,15 @@ def preprocess(ct: Source, preprocessing: Preprocessing) -> Tensor:
 
 
 def frame_of(volume: Volume, preprocessing: Preprocessing) -> Frame:
-    """Return the RAS grid at a network's spacing, and how it lies on the grid of `volume`."""
+    """Make the frame that takes a CT to a network's spacing.
+
+    Args:
+        volume: The CT.
+        preprocessing: Of the network, whose spacing lies along the axes of its orientation.
+
+    Returns:
+        The frame. Its grid is RAS, whatever the orientation of the network.
+    """
     spacing_mm = [0.0, 0.0, 0.0]
     for axis, mm in zip(ras_axes(preprocessing.orientation), preprocessing.spacing_mm, strict=True):
         spacing_mm[axis] = mm
@@ -48,7 +56,7 @@ def frame_of(volume: Volume, preprocessing: Preprocessing) -> Frame:
 
 
 def ras_axes(orientation: str) -> tuple[int, ...]:
-    """Return for each axis of `orientation` the axis of RAS that it runs along."""
+    """Return for each axis of an orientation ("LPS") the index of the RAS axis it runs along."""
     return tuple(int(axis) for axis in nib.orientations.axcodes2ornt(orientation)[:, 0])
 
 
@@ -64,12 +72,19 @@ def reorient(array: NDArray, source: str, target: str) -> NDArray:
         A view of the array, along the axes of `target`.
     """
     start, end = (nib.orientations.axcodes2ornt(codes) for codes in (source, target))
-    turned: NDArray = nib.apply_orientation(array, nib.orientations.ornt_transform(start, end))
-    return turned
+    return np.asarray(nib.apply_orientation(array, nib.orientations.ornt_transform(start, end)))
 
 
 def normalise_hu(hu: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Normalise HU (X, Y, Z) to the channels of a network's input (C, X, Y, Z)."""
+    """Normalise HU as a network reads them.
+
+    Args:
+        hu: The CT (X, Y, Z), HU.
+        preprocessing: Of the network.
+
+    Returns:
+        Its input (C, X, Y, Z), a channel a window: in [0, 1], or standardised by `hu_mean_std`.
+    """
     import torch
 
     if not preprocessing.hu_mean_std:

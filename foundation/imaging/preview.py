@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -17,8 +17,13 @@ from numpy.typing import NDArray
 from foundation.errors import UsageError
 from foundation.files import replacing
 from foundation.imaging.frame import Frame
-from foundation.imaging.legend import RGB, colours, display_name
+from foundation.imaging.legend import colours, display_name
 from foundation.imaging.volumes import Volume
+
+if TYPE_CHECKING:
+    from foundation.imaging.result import Segmentation
+
+Plane = tuple[str, int, int, int]
 
 HU_WINDOW = (-160.0, 240.0)  # soft tissue
 OPACITY = 0.45
@@ -30,26 +35,11 @@ STRIP_INCHES = 2.5  # panels that would be lower, side by side, are put below ea
 
 # Axis that a plane cuts, and the RAS axes that run along its rows (across) and columns (down).
 # Both are shown reversed: the patient's right at the left, front and head at the top.
-PLANES = (("axial", 2, 0, 1), ("coronal", 1, 0, 2), ("sagittal", 0, 1, 2))
-
-
-class Masks(Protocol):
-    """What a preview needs of a result; `Segmentation` is one."""
-
-    @property
-    def present(self) -> tuple[str, ...]:
-        """Names of the classes to show."""
-
-    @property
-    def colours(self) -> dict[str, RGB]:
-        """Colour of each class."""
-
-    def mask(self, name: str) -> NDArray[np.bool_]:
-        """Mask of a class (X, Y, Z)."""
+PLANES: tuple[Plane, ...] = (("axial", 2, 0, 1), ("coronal", 1, 0, 2), ("sagittal", 0, 1, 2))
 
 
 def save_preview(
-    ct: Volume, masks: Masks | Mapping[str, NDArray[Any]], path: str | os.PathLike[str]
+    ct: Volume, masks: Segmentation | Mapping[str, NDArray[Any]], path: str | os.PathLike[str]
 ) -> Path:
     """Write a PNG of three slices of a CT with coloured masks and a legend of volumes in ml.
 
@@ -60,6 +50,9 @@ def save_preview(
         ct: The CT.
         masks: A `Segmentation`, or name → mask (X, Y, Z) on the axes of the CT's file.
         path: A name that ends in .png.
+
+    Returns:
+        The path.
 
     Raises:
         UsageError: A mask of another shape than the CT, or a name that does not end in .png.
@@ -76,16 +69,17 @@ def save_preview(
     profiles, voxels = _profiles(names, mask_of, frame, ct.shape)
     indices = informative_slices(profiles, frame.ras_shape)
     panels = [
-        _panel(frame.to_ras(ct.array), plane, indices[plane[1]], frame.ras_spacing_mm)
-        for plane in PLANES
+        _panel(frame.to_ras(ct.array), plane, indices, frame.ras_spacing_mm) for plane in PLANES
     ]
     overlays = [np.zeros((*panel.image.shape, 4), np.float32) for panel in panels]
     # Large structures first, so that small ones are drawn over them.
     for name in sorted(names, key=lambda name: -voxels[name]):
         ras = frame.to_ras(np.asarray(mask_of(name), bool))
         for plane, overlay in zip(PLANES, overlays, strict=True):
-            cut = _slice(ras, plane, indices[plane[1]])
-            overlay[cut] = (*(part / 255 for part in shades[name]), OPACITY)
+            overlay[plane_of(ras, plane, indices)] = (
+                *(part / 255 for part in shades[name]),
+                OPACITY,
+            )
     legend = [
         (f"{display_name(name)}  {voxels[name] * ct.voxel_ml:,.1f} ml", shades[name])
         for name in names
@@ -97,7 +91,7 @@ def save_preview(
 
 
 def informative_slices(
-    profiles: Iterable[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]], shape: tuple[int, ...]
+    profiles: Iterable[Sequence[NDArray[Any]]], shape: tuple[int, ...]
 ) -> tuple[int, int, int]:
     """Find the slice along each axis that shows most of the structures.
 
@@ -105,7 +99,7 @@ def informative_slices(
     count as much.
 
     Args:
-        profiles: For each structure, its voxels in every slice along X, Y, Z.
+        profiles: For each structure, its voxels in every slice along X, Y, Z; see `areas_of`.
         shape: Of the volume.
 
     Returns:
@@ -117,6 +111,25 @@ def informative_slices(
             score += areas / max(1, areas.max())
     x, y, z = (int(s.argmax()) if s.any() else s.size // 2 for s in scores)
     return x, y, z
+
+
+def plane_of(ras: NDArray[Any], plane: Plane, indices: Sequence[int]) -> NDArray[Any]:
+    """Cut a plane out of a volume, as radiologists look at it.
+
+    Args:
+        ras: The volume (X, Y, Z), RAS.
+        plane: One of `PLANES`.
+        indices: Of the slices along X, Y, Z.
+
+    Returns:
+        Rows (downwards) and columns (to the right) of a picture.
+    """
+    return np.asarray(ras.take(indices[plane[1]], axis=plane[1])[::-1, ::-1].T)
+
+
+def areas_of(ras: NDArray[np.bool_]) -> tuple[NDArray[np.int64], ...]:
+    """Count the voxels of a mask (X, Y, Z) in every slice along X, along Y, and along Z."""
+    return tuple(np.count_nonzero(ras, axis=others) for others in ((1, 2), (0, 2), (0, 1)))
 
 
 def arrange(widths: Sequence[float], width_inches: float) -> tuple[float, float, dict[str, Any]]:
@@ -161,28 +174,21 @@ def _profiles(
         mask = np.asarray(mask_of(name), bool)
         if mask.shape != shape:
             raise UsageError(f"Mask {name!r} has shape {mask.shape}; the CT has {shape}.")
-        ras = frame.to_ras(mask)
-        areas = tuple(np.count_nonzero(ras, axis=others) for others in ((1, 2), (0, 2), (0, 1)))
+        areas = areas_of(frame.to_ras(mask))
         profiles.append(areas)
         voxels[name] = int(areas[0].sum())
     return profiles, voxels
 
 
-def _slice(ras: NDArray[Any], plane: tuple[str, int, int, int], index: int) -> NDArray[Any]:
-    """A plane of a RAS array as rows (downwards) and columns (to the right) of a picture."""
-    cut: NDArray[Any] = ras.take(index, axis=plane[1])[::-1, ::-1].T
-    return cut
-
-
 def _panel(
-    ras: NDArray[Any], plane: tuple[str, int, int, int], index: int, spacing_mm: tuple[float, ...]
+    ras: NDArray[Any], plane: Plane, indices: Sequence[int], spacing_mm: tuple[float, ...]
 ) -> _Panel:
     title, cut, across, down = plane
-    image = _slice(ras, plane, index).astype(np.float32)
+    image = plane_of(ras, plane, indices).astype(np.float32)
     rows, columns = image.shape
     marks = ("A", "P") if across == 1 else ("R", "L")
     return _Panel(
-        title=f"{title} {index + 1}/{ras.shape[cut]}",
+        title=f"{title} {indices[cut] + 1}/{ras.shape[cut]}",
         image=image,
         aspect=spacing_mm[down] / spacing_mm[across],
         width_mm=columns * spacing_mm[across],

@@ -35,7 +35,7 @@ class ProbabilityMap:
         return x, y, z
 
     def full(self, shape: Sequence[int]) -> NDArray[np.uint8]:
-        """Return `values` on the whole grid of `shape`."""
+        """Return the probabilities × 255 on the network's whole grid, which has this shape."""
         grid = np.zeros(shape, np.uint8)
         grid[self.box] = self.values
         return grid
@@ -47,6 +47,9 @@ def crop(values: NDArray[np.uint8], offset: Sequence[int] = (0, 0, 0)) -> Probab
     Args:
         values: (X, Y, Z), uint8, probabilities × 255, of which some reach 0.05.
         offset: Index of their first voxel in the network's grid.
+
+    Returns:
+        The map, with a margin of one voxel.
     """
     box = bounding_box(values >= NEGLIGIBLE * QUANTA, margin=1)
     assert box is not None
@@ -55,7 +58,14 @@ def crop(values: NDArray[np.uint8], offset: Sequence[int] = (0, 0, 0)) -> Probab
 
 
 def join(parts: Sequence[ProbabilityMap]) -> ProbabilityMap:
-    """Join the maps of one class from several slabs into one."""
+    """Join the maps of one class from several slabs into one.
+
+    Args:
+        parts: One or more, which do not overlap.
+
+    Returns:
+        The map in the box around all of them.
+    """
     starts = np.array([part.start for part in parts])
     stops = np.array([[side.stop for side in part.box] for part in parts])
     low = starts.min(axis=0)

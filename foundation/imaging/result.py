@@ -89,7 +89,13 @@ class Segmentation:
         return self.volume.warnings
 
     def mask(self, name: str) -> NDArray[np.bool_]:
-        """Return the mask of a class (X, Y, Z), bool, on the axes of the CT's file.
+        """Return the mask of a class.
+
+        Args:
+            name: Of the class, or an alias.
+
+        Returns:
+            (X, Y, Z), bool, on the axes of the CT's file.
 
         Raises:
             UsageError: The class was not segmented.
@@ -101,10 +107,16 @@ class Segmentation:
         return mask
 
     def probabilities(self, name: str) -> NDArray[np.float32]:
-        """Return the probability of a class (X, Y, Z) in [0, 1] on the axes of the CT's file.
+        """Return the probability of a class, after the post-processing.
 
-        In steps of 1/255, and after the clean-up: `probabilities(name) > threshold` is
-        `mask(name)`. Zero far from the structure, where the model gave less than 0.05.
+        `probabilities(name) > threshold` is `mask(name)`.
+
+        Args:
+            name: Of the class, or an alias.
+
+        Returns:
+            (X, Y, Z) in [0, 1], in steps of 1/255, on the axes of the CT's file. Zero far from the
+            structure, where the model gave less than 0.05.
 
         Raises:
             UsageError: The class was not segmented.
@@ -154,13 +166,21 @@ class Segmentation:
         """
         dtype = np.uint8 if max(self.label_values.values()) < 256 else np.uint16
         label_map: NDArray[np.integer] = np.zeros(self.volume.shape, dtype)
-        for name in self._painting_order():
+        voxels = {name: self._found(name).voxels for name in self.present}
+        for name in sorted(voxels, key=lambda n: (self.parents.get(n) is not None, -voxels[n])):
             found = self._found(name)
             label_map[found.box][found.unpack()] = self.label_values[name]
         return label_map
 
     def hidden_voxels(self, label_map: NDArray[np.integer]) -> dict[str, int]:
-        """Count the voxels of each class that a label map shows as another class; 0 left out."""
+        """Count the voxels of each class that a label map shows as another class.
+
+        Args:
+            label_map: What `label_map` returned (X, Y, Z).
+
+        Returns:
+            Class name → voxels; without the classes that are shown whole.
+        """
         hidden = {}
         for name in self.present:
             found = self._found(name)
@@ -256,9 +276,10 @@ class Segmentation:
         with path.open("w", newline="", encoding="utf-8", errors="replace") as file:
             writer = csv.writer(file)
             writer.writerow(["class", "volume_ml", "truncated", "warnings"])
-            for name, ml in self.volumes_ml.items():
-                cut = str(name in truncated).lower()
-                writer.writerow([name, f"{ml:.3f}", cut, " ".join(doubts)])
+            writer.writerows(
+                [name, f"{ml:.3f}", str(name in truncated).lower(), " ".join(doubts)]
+                for name, ml in self.volumes_ml.items()
+            )
 
     def _file_stem(self, name: str) -> str:
         """A class's name as a file's: a name is the model's own, and might hold a path."""
@@ -267,12 +288,11 @@ class Segmentation:
 
     def _labels(self, hidden: Mapping[str, int], files: Mapping[str, str]) -> dict[str, Label]:
         truncated = self.truncated
-        shades = self.colours
         return {
             str(self.label_values[name]): Label(
                 name=name,
                 display=display_name(name),
-                colour=shades[name],
+                colour=self.colours[name],
                 parent=self.parents.get(name),
                 volume_ml=round(self.volumes_ml[name], 3),
                 truncated=name in truncated,
@@ -281,11 +301,6 @@ class Segmentation:
             )
             for name in self.classes
         }
-
-    def _painting_order(self) -> list[str]:
-        """Organs before lesions, large before small: what comes later lies on top."""
-        voxels = {name: self._found(name).voxels for name in self.present}
-        return sorted(voxels, key=lambda name: (self.parents.get(name) is not None, -voxels[name]))
 
     def _pack(self, name: str) -> _PackedMask | None:
         if name not in self._packed:

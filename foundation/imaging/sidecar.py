@@ -79,13 +79,11 @@ class Sidecar:
     complete: bool = True
     format: Literal["universal-ct segmentation"] = "universal-ct segmentation"
 
-    def write(self, path: Path) -> Path:
+    def write(self, path: Path) -> None:
         """Write as JSON, whole or not at all."""
-        own = asdict(self)
-        content = {"format": own.pop("format"), "format_version": FORMAT_VERSION, **own}
+        content = {"format": self.format, "format_version": FORMAT_VERSION} | asdict(self)
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        return path
 
     @classmethod
     def read(cls, path: Path) -> Sidecar:

@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
+from foundation.imaging.frame import bounding_box
+
 NEITHER, RIGHT, LEFT, UNDECIDED = 0, 1, 2, 3
 BIG_SHARE = 0.05  # of the largest component; what is smaller may be debris
 SECOND_SHARE = 0.1  # a second component this large may be the other organ
@@ -96,10 +98,9 @@ def _in_box(
 ) -> Sides:
     """Decide the sides of masks that do not overlap, in the box around them."""
     sides = np.zeros(masks[0].shape, np.uint8)
-    found = ndimage.find_objects(np.logical_or.reduce(masks).astype(np.uint8))
-    if not found:
+    box = bounding_box(np.logical_or.reduce(masks))
+    if box is None:
         return sides
-    box = found[0]
     labels, count = ndimage.label(masks[0][box])
     for mask in masks[1:]:
         more, number = ndimage.label(mask[box])

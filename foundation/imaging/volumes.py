@@ -83,6 +83,9 @@ def read_ct(source: Source) -> Volume:
     Args:
         source: Path, image, or pair. A `Volume` passes through unchanged.
 
+    Returns:
+        The CT, HU, on the axes of its file.
+
     Raises:
         VolumeError: No such file, not NIfTI, damaged or cut short, not one 3-D volume, no finite
             or no varying intensities, or a grid that has no spacing.
@@ -123,7 +126,16 @@ def read_ct(source: Source) -> Volume:
 
 
 def write_mask(path: str | os.PathLike[str], mask: NDArray[Any], like: Volume) -> Path:
-    """Write a mask (X, Y, Z; nonzero is inside) as uint8 NIfTI on the grid of `like`."""
+    """Write a mask as uint8 NIfTI, as `write_label_map` does.
+
+    Args:
+        path: A name that ends in .nii or .nii.gz.
+        mask: The mask (X, Y, Z); nonzero is inside.
+        like: The CT whose grid it has.
+
+    Returns:
+        The path.
+    """
     return write_label_map(path, np.asarray(mask, bool).astype(np.uint8), like)
 
 
@@ -133,8 +145,16 @@ def write_label_map(path: str | os.PathLike[str], label_map: NDArray[Any], like:
     Shape, affine, sform and qform codes and units are those of the file `like` was read from. The
     file is written whole or not at all.
 
+    Args:
+        path: A name that ends in .nii or .nii.gz.
+        label_map: The labels (X, Y, Z), 0 to 65535.
+        like: The CT whose grid they have.
+
+    Returns:
+        The path.
+
     Raises:
-        VolumeError: another shape than `like`, not whole numbers, labels outside 0 … 65535, or a
+        VolumeError: Another shape than `like`, not whole numbers, labels outside 0 … 65535, or a
             name that does not end in .nii or .nii.gz.
     """
     path = Path(path)
@@ -173,9 +193,12 @@ def _open(path: Path) -> Any:
         raise VolumeError(f"{path} is an empty file. Copy or download it again.")
     if nifti_stem(path) is None:
         raise VolumeError(f"{path} is not a NIfTI file. {SUPPORTED}")
+    opener = gzip.open if path.name.lower().endswith(".gz") else open
     try:
         image: Any = nib.load(path)
-        raw = type(image.header)(_header_bytes(path, type(image.header)), check=False)
+        kind = type(image.header)
+        with opener(path, "rb") as stream:
+            raw = kind(stream.read(kind.template_dtype.itemsize), check=False)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise VolumeError(f"{path} is damaged or cut short: {error}. Copy it again.") from error
     except (ImageFileError, HeaderDataError, OSError, ValueError) as error:
@@ -188,13 +211,6 @@ def _open(path: Path) -> Any:
             "Correct pixdim in its header, or convert it again from the original."
         )
     return image
-
-
-def _header_bytes(path: Path, kind: Any) -> bytes:
-    opener = gzip.open if path.name.lower().endswith(".gz") else open
-    with opener(path, "rb") as stream:
-        content: bytes = stream.read(kind.template_dtype.itemsize)
-    return content
 
 
 def _image_from_pair(array: ArrayLike, affine: ArrayLike) -> Any:
@@ -264,8 +280,7 @@ def _load(image: Any, label: str) -> NDArray[np.float32]:
         raise VolumeError(
             f"{label} is damaged or cut short: {error}. Copy or download it again."
         ) from error
-    voxels: NDArray[np.float32] = array.reshape(array.shape[:3])
-    return voxels
+    return np.asarray(array.reshape(array.shape[:3]))
 
 
 def _check_intensities(array: NDArray[np.float32], label: str) -> list[str]:

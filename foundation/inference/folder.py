@@ -122,6 +122,9 @@ def find_cases(inputs: Sequence[str | Path], output: str | Path) -> list[Case]:
         inputs: Files and folders.
         output: A folder, or for one CT a file name.nii.gz.
 
+    Returns:
+        The cases, in the order of `inputs`.
+
     Raises:
         UsageError: A folder without CTs, a CT whose name gives none to its folder, two cases of one
             name, several CTs for one output file, or an output that is the CT itself or cannot be a
@@ -167,14 +170,15 @@ def still_to_do(cases: Sequence[Case], existing: Existing) -> list[Case]:
         cases: From `find_cases`.
         existing: See `segment_folder`.
 
+    Returns:
+        Those without results; all of them if `existing` is "overwrite".
+
     Raises:
         UsageError: Results are there and `existing` is "refuse"; or files are there that no result
             of ours names, which are never replaced.
     """
-    if foreign := next((path for case in cases if (path := case.files.foreign())), None):
-        raise UsageError(
-            f"{foreign} was there before and is not universal-ct's. Give another -o, or move it."
-        )
+    for case in cases:
+        case.files.refuse_foreign()
     done = [case for case in cases if case.files.done]
     if done and existing == "refuse":
         more = f" and {len(done) - 1} more" if len(done) > 1 else ""
@@ -255,6 +259,9 @@ def segment_case(
         layout: As of `Segmentation.save`.
         preview: As of `Segmentation.save`.
         **options: As of `segment_volume`.
+
+    Returns:
+        What was written and found.
 
     Raises:
         VolumeError: The CT cannot be read.

@@ -20,12 +20,13 @@ Reference: CLIP-Driven Universal Model (arXiv 2301.00785), published code.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from foundation.imaging.frame import bounding_box
 from foundation.imaging.sides import correct_sides
 
 Mask = NDArray[np.bool_]
@@ -50,6 +51,7 @@ PAIRS = (  # right, left
     ("lung_right", "lung_left"),
     ("femur_head_right", "femur_head_left"),
 )
+OTHER_SIDE = dict(PAIRS) | {left: right for right, left in PAIRS}
 TUMOURS = {"kidney_tumor": ("kidney_right", "kidney_left"), "liver_tumor": ("liver",)}
 VEIN, PANCREAS = "portal_vein_and_splenic_vein", "pancreas"
 
@@ -67,9 +69,7 @@ def partners(names: Iterable[str]) -> tuple[str, ...]:
         The others, sorted.
     """
     wanted = set(names)
-    for right, left in PAIRS:
-        if wanted & {right, left}:
-            wanted |= {right, left}
+    wanted |= {OTHER_SIDE[name] for name in wanted & OTHER_SIDE.keys()}
     for tumour, organs in TUMOURS.items():
         if tumour in wanted:
             wanted |= set(organs)
@@ -79,7 +79,8 @@ def partners(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def postprocess(
-    masks: Mapping[str, Mask],
+    names: Collection[str],
+    mask_of: Callable[[str], Mask],
     *,
     spacing_mm: Sequence[float],
     middle: float | None = None,
@@ -87,8 +88,9 @@ def postprocess(
     """Clean masks; classes without a rule are passed over. An organ never disappears wholly.
 
     Args:
-        masks: Class name → mask (X, Y, Z), all on one RAS grid. They are read again whenever a rule
-            needs one, so that a mapping may make them on demand.
+        names: Of the classes that have a mask.
+        mask_of: Class name → mask (X, Y, Z), all on one RAS grid. It is called whenever a rule
+            needs one, so that masks may be made on demand: all at once are large.
         spacing_mm: Of a voxel along X, Y and Z.
         middle: X index of the body's middle, see `imaging.body.midline_from_ct`; without it, sides
             stay as the network gave them.
@@ -96,22 +98,23 @@ def postprocess(
     Yields:
         The name and the cleaned mask, one class at a time.
     """
-    for name in masks:
+    for name in names:
         if name in SINGLE:
-            yield name, largest(masks[name])
+            yield name, largest(mask_of(name))
         elif name in TUBES:
-            yield name, largest(masks[name], PIECE_SHARE)
+            yield name, largest(mask_of(name), PIECE_SHARE)
     for pair in PAIRS:
-        if all(name in masks for name in pair):
-            yield from _clean_pair(masks, pair, spacing_mm, middle)
+        found = [name for name in pair if name in names]
+        if len(found) == 2:
+            yield from _clean_pair(mask_of, pair, spacing_mm, middle)
         else:
-            yield from ((name, largest(masks[name])) for name in pair if name in masks)
-    if VEIN in masks and PANCREAS in masks:
-        yield VEIN, _not_below(masks[VEIN], largest(masks[PANCREAS]))
+            yield from ((name, largest(mask_of(name))) for name in found)
+    if VEIN in names and PANCREAS in names:
+        yield VEIN, _not_below(mask_of(VEIN), largest(mask_of(PANCREAS)))
     for tumour, organs in TUMOURS.items():
-        if tumour in masks and all(organ in masks for organ in organs):
-            pieces = [masks[organ] for organ in organs]
-            yield tumour, _near(masks[tumour], pieces, spacing_mm)
+        if tumour in names and all(organ in names for organ in organs):
+            pieces = [mask_of(organ) for organ in organs]
+            yield tumour, _near(mask_of(tumour), pieces, spacing_mm)
 
 
 def largest(mask: Mask, share: float = 1.0) -> Mask:
@@ -135,19 +138,18 @@ def largest(mask: Mask, share: float = 1.0) -> Mask:
         kept = sizes >= share * sizes.max()
         if share >= 1:  # of several equal ones, the first
             kept = np.arange(sizes.size) == sizes.argmax()
-        chosen: Mask = kept[labels]
-        return chosen
+        return np.asarray(kept[labels])
 
     return _within_box(mask, keep)
 
 
 def _clean_pair(
-    masks: Mapping[str, Mask],
+    mask_of: Callable[[str], Mask],
     pair: tuple[str, str],
     spacing_mm: Sequence[float],
     middle: float | None,
 ) -> Iterator[tuple[str, Mask]]:
-    right, left = masks[pair[0]], masks[pair[1]]
+    right, left = map(mask_of, pair)
     lungs = pair[0].startswith("lung")
     if middle is not None:
         right, left = correct_sides(right, left, spacing_mm, middle, cut_at_waist=lungs)
@@ -182,22 +184,16 @@ def _near(tumour: Mask, pieces: Sequence[Mask], spacing_mm: Sequence[float]) -> 
         # Closing erodes from the border of the array: keep it away from there.
         padded = np.pad(part, [(2 * r, 2 * r) for r in radius])
         closed = ndimage.binary_dilation(ndimage.binary_closing(padded, block), block)
-        inner = tuple(slice(2 * r, -2 * r) for r in radius)
-        widened: Mask = closed[inner]
-        return widened
+        return np.asarray(closed[tuple(slice(2 * r, -2 * r) for r in radius)])
 
     return tumour & _within_box(union, widen, margin=3 * max(radius))
 
 
 def _within_box(mask: Mask, change: Callable[[Mask], Mask], margin: int = 0) -> Mask:
     """Apply `change` to the box around a mask: organs are small and grids large."""
-    found = ndimage.find_objects(mask.astype(np.uint8))
-    if not found:
+    box = bounding_box(mask, margin)
+    if box is None:
         return mask
-    box = tuple(
-        slice(max(0, part.start - margin), min(size, part.stop + margin))
-        for part, size in zip(found[0], mask.shape, strict=True)
-    )
     changed = np.zeros_like(mask)
     changed[box] = change(mask[box])
     return changed

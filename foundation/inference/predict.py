@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -61,7 +60,10 @@ def segment_volume(
         overlap: Share of a window that its neighbour covers, in [0, 1); the weights' own if not
             given.
         postprocess: Apply the rules of `foundation.inference.postprocess`.
-        progress: Show a bar on standard error.
+        progress: Show a bar on standard error, where that is a terminal.
+
+    Returns:
+        The masks and probabilities on the grid of the CT.
 
     Raises:
         VolumeError: The CT cannot be read (see `read_ct`).
@@ -107,11 +109,14 @@ def segment_volume(
 
 
 def resolve_classes(classes: str | Sequence[str] | None, allowed: Sequence[str]) -> list[str]:
-    """Return the names of the wanted classes in the order of the model.
+    """Find the wanted classes by name or alias.
 
     Args:
         classes: Names or aliases; a single one may stand alone; None, all.
         allowed: The classes of the model.
+
+    Returns:
+        Their names, in the order of the model.
 
     Raises:
         UsageError: A class that the model does not have, or none at all.
@@ -126,27 +131,33 @@ def resolve_classes(classes: str | Sequence[str] | None, allowed: Sequence[str])
 
 
 def choose_device(name: str | torch.device) -> torch.device:
-    """Return the device of this name; "auto" takes the first of cuda, mps, cpu that is there.
+    """Find a device by name.
+
+    Args:
+        name: "cpu", "cuda", "cuda:1", "mps", or "auto": the first of cuda, mps and cpu that is
+            there.
+
+    Returns:
+        The device.
 
     Raises:
         UsageError: There is no such device, or it is not available here.
     """
-    cuda = torch.cuda.is_available()
-    mps = torch.backends.mps.is_available()
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    available = ["cpu", *(f"cuda:{index}" for index in range(gpus))]
+    if torch.backends.mps.is_available():
+        available.append("mps")
     if name == "auto":
-        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+        return torch.device("cuda" if gpus else available[-1])
     try:
         device = torch.device(name)
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda", "mps"):
         raise UsageError(f"Unknown device {str(name)!r}. Choose auto, cpu, cuda, cuda:1 or mps.")
-    there = {"cpu": True, "cuda": cuda, "mps": mps}[device.type]
-    count = torch.cuda.device_count() if cuda else 0
-    if device.type == "cuda" and device.index is not None and device.index >= count:
-        there = False
-    if not there:
-        has = ", ".join(["cpu", *(f"cuda:{i}" for i in range(count)), *(["mps"] if mps else [])])
+    wanted = f"cuda:{device.index or 0}" if device.type == "cuda" else device.type
+    if wanted not in available:
+        has = ", ".join(available)
         raise UsageError(f"Device {str(device)!r} is not available; this machine has: {has}.")
     return device
 
@@ -167,10 +178,8 @@ def _probability_maps(
     channels = [config.class_names.index(name) for name in names]
     # Here alone the axes are the network's own; the frame, the box and the maps lie in RAS.
     turned = np.ascontiguousarray(reorient(hu[box], RAS, orientation))
-    slabs: Iterator[Any] = slide(
-        network, turned, channels, device=device, overlap=overlap, progress=progress
-    )
-    found = collect(slabs, len(names), (0, 0, 0))
+    slabs = slide(network, turned, channels, device=device, overlap=overlap, progress=progress)
+    found = collect(slabs, len(names))
     return {
         name: _in_ras(each, turned.shape, orientation, [part.start for part in box])
         for name, each in zip(names, found, strict=True)
@@ -196,44 +205,27 @@ def _device_of(network: Network) -> torch.device:
     return torch.device("cpu") if weights is None else weights.device
 
 
-class _RawMasks(Mapping[str, Mask]):
-    """Masks on the whole network grid, made when a rule reads them: all at once are large."""
-
-    def __init__(
-        self, maps: Maps, names: Sequence[str], shape: Sequence[int], threshold: float
-    ) -> None:
-        self._maps, self._names, self._shape, self._threshold = maps, names, shape, threshold
-
-    def __getitem__(self, name: str) -> Mask:
-        mask = np.zeros(self._shape, bool)
-        if name in self._maps:
-            found = self._maps[name]
-            mask[found.box] = found.values > self._threshold * QUANTA
-        elif name not in self._names:
-            raise KeyError(name)
-        return mask
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-
 def _cleaned(
     maps: Maps, names: Sequence[str], hu: NDArray[np.float32], frame: Frame, threshold: float
 ) -> Maps:
     """Maps in which what the rules removed is 0, and what changed sides has its probability."""
-    raw = _RawMasks(maps, names, frame.shape, threshold)
+
+    def raw(name: str) -> Mask:
+        mask = np.zeros(frame.shape, bool)
+        if name in maps:
+            mask[maps[name].box] = maps[name].values > threshold * QUANTA
+        return mask
+
     cleaned: Maps = {}
-    middle = midline_from_ct(hu, frame.spacing_mm)
-    for name, kept in rules.postprocess(raw, spacing_mm=frame.spacing_mm, middle=middle):
-        before = raw[name]
+    spacing_mm = frame.spacing_mm
+    middle = midline_from_ct(hu, spacing_mm)
+    for name, kept in rules.postprocess(names, raw, spacing_mm=spacing_mm, middle=middle):
+        before = raw(name)
         moved = kept & ~before
         if moved.any():
             grid = maps[name].full(frame.shape) if name in maps else np.zeros(frame.shape, np.uint8)
             grid[before & ~kept] = 0
-            other = maps[_other_side(name)].full(frame.shape)
+            other = maps[rules.OTHER_SIDE[name]].full(frame.shape)
             # With the faint rim around it, or the surface would move inwards in the interpolation.
             rim = ndimage.binary_dilation(moved, CONNECTED) & (other <= threshold * QUANTA)
             cleaned[name] = crop(np.where(moved | rim, np.maximum(grid, other), grid))
@@ -242,9 +234,3 @@ def _cleaned(
             values[(before & ~kept)[maps[name].box]] = 0
             cleaned[name] = ProbabilityMap(values, maps[name].start)
     return cleaned
-
-
-def _other_side(name: str) -> str:
-    if name.endswith("_right"):
-        return name.removesuffix("right") + "left"
-    return name.removesuffix("left") + "right"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from itertools import product
 from math import ceil
@@ -23,10 +23,15 @@ LEAST_IMPORTANCE = 1e-3  # MONAI's floor: corners of a single window still get a
 
 
 def window_size(shape: Sequence[int], patch_size: Sequence[int], divisor: int) -> tuple[int, ...]:
-    """The window for an image of `shape`: the patch, or less along axes where the image is small.
+    """Choose the window for an image: the patch, or less along axes where the image is small.
 
     A multiple of the divisor and never only one divisor, since instance normalisation has no
     spread over a single bottleneck voxel.
+
+    Args:
+        shape: Of the image, in voxels.
+        patch_size: Of the network, in voxels.
+        divisor: Of the network: its input's sizes are multiples of it.
     """
     sizes = []
     for size, patch in zip(shape, patch_size, strict=True):
@@ -36,14 +41,23 @@ def window_size(shape: Sequence[int], patch_size: Sequence[int], divisor: int) -
 
 
 def window_starts(size: int, window: int, overlap: float) -> list[int]:
-    """First voxels of windows along an axis; the last window ends where the image ends."""
+    """Place windows along an axis; the last one ends where the image ends.
+
+    Args:
+        size: Of the image, in voxels.
+        window: Of a window, in voxels.
+        overlap: Share of a window that its neighbour covers, in [0, 1).
+
+    Returns:
+        The first voxel of each window.
+    """
     step = max(1, int(window * (1 - overlap)))
     count = ceil(max(size - window, 0) / step) + 1
     return [min(i * step, max(size - window, 0)) for i in range(count)]
 
 
 def importance_map(window: Sequence[int]) -> Tensor:
-    """Gaussian weight of each voxel of a window, float32, so that the middle counts most."""
+    """Compute the Gaussian weight of each voxel of a window (x, y, z): the middle counts most."""
     weight = torch.ones(())
     for size in window:
         position = torch.arange(size, dtype=torch.float32) - (size - 1) / 2
@@ -81,14 +95,23 @@ class SlabAccumulator:
         self.z = 0
 
     def add(self, logits: Tensor, x: int, y: int) -> None:
-        """Add one window's logits (K, x, y, z), whose first slice is the slab's."""
+        """Add the logits of one window, which begins at the slab's first slice.
+
+        Args:
+            logits: (K, x, y, z), of the window's size.
+            x: Where the window begins, in voxels of the volume.
+            y: The same along Y.
+        """
         part = (slice(x, x + self.window[0]), slice(y, y + self.window[1]))
         weighted = logits.to(self.total.device, torch.float32) * self.importance
         self.total[(slice(None), *part)] += weighted
         self.weight[part] += self.importance
 
     def advance(self, z: int) -> Tensor:
-        """Finish the slices before `z`, which no further window covers, and let them go.
+        """Finish the slices that no further window covers, and let them go.
+
+        Args:
+            z: The first slice that stays.
 
         Returns:
             The classes' probabilities × 255, uint8 (K, X, Y, n), of the blended logits.
@@ -197,17 +220,22 @@ def _check_logits(network: Network, logits: Tensor, expected: tuple[int, ...]) -
 
 
 def collect(
-    slabs: Iterator[tuple[int, NDArray[np.uint8]]], classes: int, offset: Sequence[int]
+    slabs: Iterable[tuple[int, NDArray[np.uint8]]], classes: int
 ) -> list[ProbabilityMap | None]:
-    """Gather slabs into one cropped map a class; None where a class is nowhere above 0.05.
+    """Gather slabs into one cropped map a class.
 
-    offset: where the slabs' first voxel lies in the network's grid.
+    Args:
+        slabs: From `slide`.
+        classes: How many there are in each slab.
+
+    Returns:
+        The maps, on the grid that `slide` ran over; None where a class is nowhere above 0.05.
     """
     parts: list[list[ProbabilityMap]] = [[] for _ in range(classes)]
     for z, slab in slabs:
         for found, values in zip(parts, slab, strict=True):
             if values.max() >= NEGLIGIBLE * QUANTA:
-                found.append(crop(values, (offset[0], offset[1], offset[2] + z)))
+                found.append(crop(values, (0, 0, z)))
     joined = []
     while parts:  # one class after the other, so that the pieces of all never lie beside the wholes
         found = parts.pop(0)

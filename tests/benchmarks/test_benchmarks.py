@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import sys
 import pytest
 from conftest import REPOSITORY
 
+PACKAGE = REPOSITORY / "foundation"
 SMALL = ["--steps", "1", "--rounds", "1", "precision=float32"]
 
 
@@ -29,6 +31,15 @@ def test_a_script_says_how_it_is_called(script: str) -> None:
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.startswith(f"usage: {script}")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_imports_public_names_only(script: str) -> None:
+    tree = ast.parse((REPOSITORY / "benchmarks" / script).read_text(encoding="utf-8"))
+    modules = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    ours = {module for module in modules if module.split(".")[0] == "foundation"}
+    rooms = {f"foundation.{path.parent.name}" for path in PACKAGE.glob("*/__init__.py")}
+    assert ours and ours <= {"foundation", *rooms}
 
 
 @pytest.mark.slow

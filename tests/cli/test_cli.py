@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from tiny import tiny_model
 
+from foundation import __version__
 from foundation.cli.main import main
 from foundation.hub import example as demo
 from foundation.hub.saved import save_pretrained
@@ -50,6 +51,7 @@ def write_ct(path: Path, seed: int = 0) -> Path:
 
 PROBE = """
 import sys
+from foundation import __version__
 from foundation.cli.main import main
 code = main(sys.argv[1:])
 heavy = {"torch", "monai", "matplotlib", "numpy", "scipy", "huggingface_hub"} & set(sys.modules)
@@ -75,6 +77,13 @@ def test_light_verbs_answer_without_heavy_imports(args: tuple[str, ...]) -> None
     assert result.stdout.strip()
     # An import of torch alone takes seconds; the bound leaves room for a busy machine.
     assert time.monotonic() - start < 3
+
+
+@pytest.mark.parametrize("module", ["foundation", "foundation.cli"])
+def test_the_package_is_the_command_line(module: str) -> None:
+    command = [sys.executable, "-m", module, "--version"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (0, f"universal-ct {__version__}\n")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")

@@ -12,7 +12,7 @@ from matplotlib.image import imread
 
 from foundation.errors import UsageError
 from foundation.imaging import preview
-from foundation.imaging.legend import colour, display_name
+from foundation.imaging.legend import colours, display_name
 from foundation.imaging.preview import arrange, informative_slices, save_preview
 from foundation.imaging.volumes import read_ct
 
@@ -90,9 +90,9 @@ def test_legend_names_the_classes_and_their_volumes(tmp_path, monkeypatch):
         f"Liver  {ml:.1f} ml",
         f"My structure  {ml / 3:.1f} ml",
     ]
-    assert seen["legend"][0][1] == colour("liver")
+    assert seen["legend"][0][1] == colours(["liver"])["liver"]
     assert display_name("kidney_left") == "Left kidney"
-    assert len({colour(f"part_{i}") for i in range(8)}) > 4  # own names differ
+    assert len(set(colours([f"part_{i}" for i in range(8)]).values())) > 4  # own names differ
 
 
 def test_a_result_brings_its_own_colours(tmp_path, monkeypatch):

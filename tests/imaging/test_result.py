@@ -2,17 +2,19 @@
 
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import REPOSITORY
 
 from foundation.errors import UsageError
 from foundation.imaging import layout
 from foundation.imaging.frame import Frame
 from foundation.imaging.layout import ResultFiles
-from foundation.imaging.legend import colour, colours, display_name
+from foundation.imaging.legend import colours, display_name
 from foundation.imaging.probabilities import ProbabilityMap
 from foundation.imaging.result import Segmentation
 from foundation.imaging.sidecar import Sidecar, find_sidecar
@@ -56,7 +58,8 @@ def test_a_class_is_looked_up_by_its_exact_name() -> None:
     assert display_name("portal_vein_and_splenic_vein") == "Portal vein and splenic vein"
     assert display_name("portal vein") == "Portal vein"
     aliases = {"portal vein": "portal_vein_and_splenic_vein", "gall bladder": "gallbladder"}
-    assert all(colour(alias) != colour(known) for alias, known in aliases.items())
+    for alias, known in aliases.items():
+        assert colours([alias])[alias] != colours([known])[known]
 
 
 def test_no_two_classes_of_a_model_look_alike() -> None:
@@ -171,6 +174,14 @@ def test_files_of_others_are_never_replaced(name: str, tmp_path: Path) -> None:
     assert contents(tmp_path / "out") == {name: b"drawn by hand"}
 
 
+def test_a_result_is_the_files_that_the_readme_names(tmp_path: Path) -> None:
+    a_result().save(tmp_path / "out")
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    (comment,) = re.findall(r'result\.save\("out"\)  # (.*)', text)
+    named = [word for word in re.split(r"[ ,]+", comment) if re.search(r"\w\.\w", word)]
+    assert sorted(contents(tmp_path / "out")) == sorted(named)
+
+
 def test_a_file_of_others_beside_an_earlier_result_is_never_replaced(tmp_path: Path) -> None:
     out = tmp_path / "out"
     a_result().save(out)
@@ -225,7 +236,7 @@ def test_a_kill_while_files_are_renamed_is_mended_by_the_next_run(
         assert contents(tmp_path) == before and places.done
     else:
         assert not places.done, "neither result is whole"
-    assert places.foreign() is None, "what is left is ours"
+    places.refuse_foreign()  # it does not: what is left is ours
     files = a_result(2).save(base, layout="per_class")
     assert {path.resolve() for path in tmp_path.rglob("*") if path.is_file()} == set(files)
     assert places.done

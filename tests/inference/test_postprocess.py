@@ -21,7 +21,7 @@ RIGHT, LEFT = box((25, 35)), box((5, 15))  # RAS: the patient's right has the la
 
 
 def clean(masks, middle=MIDDLE):
-    return {**masks, **dict(postprocess(masks, spacing_mm=MM, middle=middle))}
+    return {**masks, **dict(postprocess(masks, masks.get, spacing_mm=MM, middle=middle))}
 
 
 @pytest.mark.parametrize("name", ["liver", "spleen", "pancreas", "urinary_bladder", "celiac_trunk"])
@@ -53,7 +53,7 @@ def test_classes_without_a_rule_stay_as_they_are():
     masks = {
         name: scattered for name in ("hepatic_vessel", "lung_tumor", "kidney_cyst", "my_class")
     }
-    assert dict(postprocess(masks, spacing_mm=MM, middle=MIDDLE)) == {}
+    assert dict(postprocess(masks, masks.get, spacing_mm=MM, middle=MIDDLE)) == {}
 
 
 # --- portal and splenic vein ---------------------------------------------------------------------

@@ -228,9 +228,9 @@ def test_slabs_join_to_the_whole():
     whole = (random.random((2, 9, 8, 20)) ** 4 * QUANTA).astype(np.uint8)
     whole[1] = 0
     slabs = ((z, whole[..., z : z + 6]) for z in range(0, 20, 6))
-    first, second = collect(slabs, 2, (1, 2, 3))
+    first, second = collect(slabs, 2)
     assert second is None
-    full = first.full((12, 12, 25))[1:10, 2:10, 3:23]
+    full = first.full((9, 8, 20))
     assert np.array_equal(full, np.where(full > 0, whole[0], 0))
     assert (whole[0][full == 0] < 0.05 * QUANTA).all()
 
@@ -403,6 +403,11 @@ def test_training_mode_is_left_as_it_was():
     assert net.training
     segment(ball_ct(), net.eval())
     assert not net.training
+
+
+def test_no_bar_is_drawn_into_a_file(capsys):
+    segment(ball_ct(), progress=True)
+    assert capsys.readouterr().err == ""
 
 
 def test_devices():

@@ -247,7 +247,8 @@ def _run(jobs: Sequence[_Job], writer: ManifestWriter, workers: int, progress: b
         results = in_processes(_attempt, jobs, workers)
     else:
         results = ((job, _attempt(job)) for job in jobs)
-    with tqdm(total=len(jobs), unit="case", disable=not progress, file=sys.stderr) as bar:
+    hidden = None if progress else True  # None: hidden where no terminal shows it
+    with tqdm(total=len(jobs), unit="case", disable=hidden, file=sys.stderr) as bar:
         for job, given in results:
             outcome = given or _Outcome(error="its process died: out of memory, or a crash.")
             for text in outcome.warnings:

@@ -87,6 +87,11 @@ KEYS = ("mine/case0", "mine/case1", "mine/case2")
 # --- a whole run ----------------------------------------------------------------------------------
 
 
+def test_no_bar_is_drawn_into_a_file(data: Data, tmp_path: Path, capfd: Any) -> None:
+    data.prepare(tmp_path / "store", progress=True)
+    assert "%|" not in capfd.readouterr().err
+
+
 def test_a_dataset_becomes_a_store(data: Data, tmp_path: Path) -> None:
     report = data.prepare(tmp_path / "store")
     assert report.prepared == KEYS
