@@ -47,15 +47,20 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from foundation import NewClass, UniversalModel, from_pretrained
-from foundation.adapting.adapters import base_sha256
-from foundation.errors import UniversalCTError, UsageError, listed
-from foundation.evaluation import Curve, Report, Scores, evaluate, write_report
-from foundation.files import nifti_stem
-from foundation.hardware import keep_freed_memory
-from foundation.inference.predict import choose_device
-from foundation.networks.backbones import BACKBONES
-from foundation.networks.encoder import check_patch
+from foundation import (
+    BACKBONES,
+    NewClass,
+    UniversalCTError,
+    UniversalModel,
+    UsageError,
+    base_sha256,
+    choose_device,
+    evaluate,
+    from_pretrained,
+    keep_freed_memory,
+    listed,
+)
+from foundation.evaluation import Curve, Report, Scores, write_report
 from foundation.tuning import (
     HEADS,
     PUBLISHED,
@@ -182,7 +187,6 @@ def learn(settings: Settings, *, smoke: bool = False) -> Scores:
         patch_size=settings.patch_size,
     )
     network = transfer_model(base, classes, settings.head, preprocessing=pre, seed=settings.seed)
-    check_patch(pre.patch_size, network.backbone, base.config.backbone)  # before the preparation
     network.config = replace(network.config, name=settings.output.resolve().name)
     data = read_task(settings, classes, pre.spacing_mm[0])
 
@@ -263,7 +267,7 @@ def most_shown(settings: Settings, ids: Sequence[str], classes: Sequence[str]) -
     """
     for id_ in ids:
         folder = settings.data / id_ / "segmentations"
-        masks = {nifti_stem(path): path for path in folder.glob("*.nii*")}
+        masks = {path.name.split(".nii")[0]: path for path in folder.glob("*.nii*")}
         if masks and (missing := [name for name in classes if name not in masks]):
             raise UsageError(
                 f"{folder} has no {listed(missing)}, of the task {settings.task} in version "

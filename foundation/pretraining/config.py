@@ -32,9 +32,16 @@ def _require(given: bool, message: str) -> None:
 class ClassConfig:
     """One class: a name of the taxonomy, or any other with its prompt.
 
-    prompt: the sentence that is embedded; made from the name if empty. parent: a lesion's organ.
-    exclusive: a voxel of it belongs to no other exclusive class (see `losses.scan_losses`); as in
-    the taxonomy if not given, and false for names that it does not have.
+    Attributes:
+        name: Of the class.
+        prompt: The sentence that is embedded; made from the name if empty.
+        parent: A lesion's organ.
+        exclusive: Whether a voxel of it belongs to no other exclusive class (see
+            `losses.scan_losses`); as in the taxonomy if not given, and false for names that it does
+            not have.
+
+    Raises:
+        UsageError: The name cannot be a class's.
     """
 
     name: str
@@ -50,7 +57,13 @@ class ClassConfig:
 class NetworkConfig:
     """The model to train.
 
-    classes: if empty, the taxonomy's 32, and those that only the run's datasets annotate.
+    Attributes:
+        backbone: A name of `networks.BACKBONES`.
+        backbone_options: Arguments of its class.
+        text: The encoder of the prompts; "one-hot" for none, a vector a class.
+        standardise_text: Whether the embeddings are spread before the network reads them.
+        classes: If empty, the taxonomy's 32, and those that only the run's datasets annotate.
+        hu_windows: Low and high HU of each channel of the image.
     """
 
     backbone: str = "lite_unet"
@@ -65,9 +78,19 @@ class NetworkConfig:
 class StageConfig:
     """A part of the run on one grid; stages follow each other.
 
-    batch_size: of one process. rate: share of the schedule's learning rate. balance: in place of
-    the loss's own. all_cases: train on the held-out cases too, from here to the end of the run;
-    the model as it was before is kept, to be measured on them.
+    Attributes:
+        steps: Optimiser steps.
+        patch_size: Voxels along X, Y and Z.
+        spacing_mm: Of the patch, along each axis.
+        batch_size: Patches of one process in a batch.
+        accumulation: Batches of a step.
+        rate: Share of the schedule's learning rate.
+        balance: In place of the loss's own.
+        all_cases: Train on the held-out cases too, from here to the end of the run; the model as it
+            was before is kept, to be measured on them.
+
+    Raises:
+        UsageError: A value is not allowed.
     """
 
     steps: int
@@ -93,10 +116,18 @@ class StageConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW. head_learning_rate: of the generating layers of the head; the common one if null.
+    """The settings of AdamW.
 
-    layer_decay: each stage of the backbone learns at this times the rate of the one after it.
-    clip_norm: largest norm of the gradient; null for no limit.
+    Attributes:
+        learning_rate: The common one.
+        head_learning_rate: Of the generating layers of the head; the common one if null.
+        weight_decay: Of all parameters.
+        betas: Of the running averages.
+        layer_decay: Each stage of the backbone learns at this times the rate of the one after it.
+        clip_norm: Largest norm of the gradient; null for no limit.
+
+    Raises:
+        UsageError: A value is not allowed.
     """
 
     learning_rate: float = 4e-4
@@ -113,11 +144,18 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights of the loss's terms. exclusive: 0 leaves the paper's pair of BCE and Dice.
+    """Weights of the loss's terms.
 
-    balance: how much small classes are favoured while the learning rate is high. auxiliary: weight
-    of the same loss on a linear classifier beside the head. sample_voxels: how many voxels of a
-    patch the loss looks at; null for all.
+    Attributes:
+        dice: Of Dice.
+        binary: Of the binary cross-entropy.
+        exclusive: Of the softmax over exclusive classes; 0 leaves the paper's pair of BCE and Dice.
+        balance: How much small classes are favoured while the learning rate is high.
+        auxiliary: Of the same loss on a linear classifier beside the head.
+        sample_voxels: How many voxels of a patch the loss looks at; null for all.
+
+    Raises:
+        UsageError: A value is not allowed.
     """
 
     dice: float = 1.0
@@ -139,10 +177,18 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class ValidationConfig:
-    """Held-out cases. fold: of the five in `folds`, a JSON file; made from the store if null.
+    """Held-out cases.
 
-    hold_out: datasets, or cases such as "04/case_012", that are never trained on either.
-    every: steps between validations. overlap: of the sliding windows. most: cases looked at.
+    Attributes:
+        every: Steps between validations; 0 for none.
+        fold: Which of the five in `folds` is held out, 0 to 4.
+        folds: A JSON file; made from the store if null.
+        hold_out: Datasets, or cases such as "04/case_012", that are never trained on either.
+        overlap: Of the sliding windows, in [0, 1).
+        most: Cases that are looked at; null for all.
+
+    Raises:
+        UsageError: A value is not allowed.
     """
 
     every: int = 0
@@ -160,7 +206,15 @@ class ValidationConfig:
 
 @dataclass(frozen=True)
 class LoggingConfig:
-    """every: steps between rows of log.csv. tensorboard: also write events for it."""
+    """What is written on the way.
+
+    Attributes:
+        every: Steps between rows of log.csv.
+        tensorboard: Whether to write events for it, too.
+
+    Raises:
+        UsageError: `every` is not above 0.
+    """
 
     every: int = 10
     tensorboard: bool = False
@@ -173,12 +227,33 @@ class LoggingConfig:
 class RunConfig:
     """A pretraining run.
 
-    store: folder made by `universal-ct prepare`. ema: decay of the running average that is
-    published as the weights; null publishes the last ones. weights_dtype: of the saved models.
-    echo: how often each patch is used; more than once where making patches takes longer than
-    learning from them. save_every: steps between checkpoints. workers: processes that make patches,
-    for each process that trains. initialise_from: a saved folder, or a name on the hub, of the same
-    architecture.
+    Attributes:
+        name: Of the model.
+        stages: One after the other.
+        sources: What patches are drawn from; see `training.sources`.
+        seed: Of all chance.
+        model: What is trained.
+        optimizer: How fast.
+        schedule: The way of the learning rate.
+        loss: What is minimised.
+        validation: What is held out.
+        logging: What is written on the way.
+        ema: Decay of the running average that is published as the weights; null publishes the last
+            ones.
+        precision: Of the network's computation.
+        weights_dtype: Of the saved models.
+        channels_last: Whether channels lie together in memory.
+        checkpoint_activations: Whether the backward pass computes activations anew: less memory.
+        compile: Whether `torch.compile` is used.
+        echo: How often each patch is used; more than once where making patches takes longer than
+            learning from them.
+        save_every: Steps between checkpoints.
+        workers: Processes that make patches, for each process that trains.
+        store: Folder made by `universal-ct prepare`.
+        initialise_from: A saved folder, or a name on the hub, of the same architecture.
+
+    Raises:
+        UsageError: A value is not allowed, or two do not go together.
     """
 
     name: str

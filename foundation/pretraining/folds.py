@@ -137,10 +137,8 @@ def read_folds(path: Path) -> Folds:
     Raises:
         UsageError: There is no such file, or it is not one of folds.
     """
-    try:
-        content = read(_File, read_file(path), str(path), version=FORMAT_VERSION)
-    except UsageError as error:
-        raise UsageError(f"{path} cannot be read as a file of folds: {error}") from error
+    where = f"{path} cannot be read as a file of folds"
+    content = read(_File, read_file(path), where, version=FORMAT_VERSION)
     fold_of = {
         key: fold
         for folds in content.datasets.values()
@@ -178,24 +176,20 @@ def held_out_cases(
     if folds is None or fold is None:
         return named, named | (folds.test if folds else frozenset())
     inside = folds.cases(fold) & frozenset(keys)
-    _check_fold(inside, folds, fold, keys)
-    return inside | named, inside | named | folds.test
-
-
-def _check_fold(inside: frozenset[str], folds: Folds, fold: int, keys: list[str]) -> None:
-    filled = sorted({folds.fold_of[key] for key in keys if key in folds.fold_of})
+    split = [key for key in keys if key in folds.fold_of]
     if not inside:
+        filled = sorted({folds.fold_of[key] for key in split})
         raise UsageError(
             f"Fold {fold} holds none of the store's {len(keys)} cases: there is nothing to "
             f"validate on. Folds with cases: {', '.join(map(str, filled)) or 'none'}. Or name "
             "cases in validation.hold_out."
         )
-    datasets = {key.split("/")[0] for key in keys if key in folds.fold_of}
-    empty = sorted(datasets - {key.split("/")[0] for key in inside})
+    empty = sorted({key.split("/")[0] for key in split} - {key.split("/")[0] for key in inside})
     if len(inside) < FEW_CASES or empty:
         lacking = f", none of {listed(empty)}" if empty else ""
         warnings.warn(
             f"Fold {fold} holds {len(inside)} of the store's {len(keys)} cases{lacking}: a "
             "validation on few cases says little about others.",
-            stacklevel=3,
+            stacklevel=2,
         )
+    return inside | named, inside | named | folds.test

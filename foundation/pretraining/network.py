@@ -13,6 +13,7 @@ from foundation.errors import UsageError
 from foundation.hub.load import from_pretrained
 from foundation.model import UniversalModel, check_state, weights_of
 from foundation.networks.backbones import Backbone
+from foundation.networks.encoder import check_patch
 from foundation.networks.protocol import require
 from foundation.pretraining.config import ClassConfig, OptimizerConfig, RunConfig
 from foundation.taxonomy import CLASSES, NAMES
@@ -132,7 +133,7 @@ def build_model(config: RunConfig) -> UniversalModel:
 
     Raises:
         HubError, MissingExtraError: The text encoder's weights cannot be had here.
-        UsageError: The backbone does not take its options, or a class is named twice.
+        UsageError: The backbone does not take its options or a patch, or a class is named twice.
     """
     text = text_spec(config)
     classes = tuple(_class_spec(each, text) for each in class_configs(config))
@@ -167,7 +168,8 @@ def build_model(config: RunConfig) -> UniversalModel:
         mean, scale = mean_and_scale(bank.embeddings if text == bank.spec else embedding)
         model.head.text_shift.copy_(mean)
         model.head.text_scale.fill_(scale)
-    _check_patches(config, model)
+    for stage in config.stages:
+        check_patch(stage.patch_size, model.backbone, config.model.backbone)
     return model
 
 
@@ -176,16 +178,6 @@ def _class_spec(given: ClassConfig, text: TextSpec) -> ClassSpec:
     parent = given.parent or (known.parent if known else None)
     prompt = given.prompt or class_prompt(known.term if known else given.name, text)
     return ClassSpec(given.name, prompt, parent)
-
-
-def _check_patches(config: RunConfig, model: UniversalModel) -> None:
-    divisor = model.backbone.divisor
-    for stage in config.stages:
-        if any(size % divisor for size in stage.patch_size):
-            raise UsageError(
-                f"patch_size is {stage.patch_size}; {config.model.backbone} needs multiples of "
-                f"{divisor}."
-            )
 
 
 def initialise(model: UniversalModel, name_or_path: str) -> None:
@@ -221,22 +213,6 @@ def build_network(config: RunConfig) -> TrainingNetwork:
     if config.channels_last:
         network.to(memory_format=torch.channels_last_3d)
     return network
-
-
-def build_optimizer(network: TrainingNetwork, config: RunConfig) -> torch.optim.AdamW:
-    """Return AdamW with a group for each learning rate that occurs."""
-    rates = learning_rates(network, config.optimizer)
-    groups: dict[float, list[nn.Parameter]] = {}
-    for name, parameter in network.named_parameters():
-        groups.setdefault(rates[name], []).append(parameter)
-    return torch.optim.AdamW(
-        [
-            {"params": parameters, "lr": rate, "initial_lr": rate}
-            for rate, parameters in groups.items()
-        ],
-        betas=config.optimizer.betas,
-        weight_decay=config.optimizer.weight_decay,
-    )
 
 
 def learning_rates(network: TrainingNetwork, config: OptimizerConfig) -> dict[str, float]:

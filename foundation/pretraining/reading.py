@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -32,7 +33,7 @@ _MAY_CHANGE = (
 
 
 def shipped() -> list[str]:
-    """Names of the configurations that come with the package."""
+    """Return the names of the configurations that come with the package."""
     return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 
 
@@ -157,25 +158,24 @@ def _item(holder: Any, key: str, path: str) -> Any:
 
 
 def plain(config: RunConfig) -> dict[str, Any]:
-    """The configuration as lists, dictionaries and scalars, which YAML can hold."""
-
-    def simple(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: simple(part) for key, part in value.items()}
-        return [simple(part) for part in value] if isinstance(value, list | tuple) else value
-
-    values: dict[str, Any] = simple(asdict(config))
+    """Return a configuration as lists, dictionaries and scalars, which YAML can hold."""
+    values: dict[str, Any] = json.loads(json.dumps(asdict(config)))
     return values
 
 
 def dump(config: RunConfig) -> str:
-    """YAML that `load_config` reads back to the same configuration."""
+    """Return YAML that `load_config` reads back to the same configuration."""
     text = yaml.safe_dump(plain(config), sort_keys=False, default_flow_style=None, width=100)
     return str(text)
 
 
 def differences(mine: RunConfig, theirs: RunConfig) -> list[str]:
-    """Dotted keys in which two configurations differ and may not on a resume, sorted."""
+    """Return the dotted keys in which a resumed run differs and may not, sorted.
+
+    Args:
+        mine: The configuration of the run now.
+        theirs: That of its earlier part.
+    """
     first, second = _flat(plain(mine)), _flat(plain(theirs))
     free = tuple(f"{name}." for name in _MAY_CHANGE)
     differing = [k for k in first.keys() | second.keys() if first.get(k) != second.get(k)]
@@ -202,16 +202,18 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def with_store(config: RunConfig, store: str | Path | None) -> RunConfig:
-    """The configuration with another store, where one is given."""
+    """Return a configuration with another store, where one is given."""
     if store is None:
         return config
     return replace(config, store=str(Path(store).expanduser().resolve()))
 
 
 def smoke(config: RunConfig, divisor: int) -> RunConfig:
-    """Two steps of the same run on one phantom: small patches, no download, no validation.
+    """Return two steps of the same run on one phantom, with no download and no validation.
 
-    divisor: of the backbone; a patch has twice as many voxels along each axis.
+    Args:
+        config: Of the run.
+        divisor: Of the backbone; a patch has twice as many voxels along each axis.
     """
     stage = replace(
         config.stages[-1],

@@ -28,15 +28,15 @@ from foundation.pretraining.config import RunConfig, StageConfig
 from foundation.pretraining.folds import Folds, held_out_cases, make_folds, read_folds
 from foundation.pretraining.network import (
     build_network,
-    build_optimizer,
     exclusive_classes,
+    learning_rates,
     with_own_classes,
 )
 from foundation.pretraining.reading import differences, dump, load_config, smoke, with_store
 from foundation.pretraining.sources import batches, build_sources, open_store
 from foundation.training.losses import published_losses, scan_losses
 from foundation.training.mixture import Mixture, fingerprint
-from foundation.training.schedule import Schedule
+from foundation.training.schedule import Schedule, build_adamw
 from foundation.training.trainer import Batch, Trainer, TrainerConfig, accelerator_for
 
 if TYPE_CHECKING:
@@ -193,7 +193,11 @@ class Pretraining:
 
     def optimizer(self) -> torch.optim.Optimizer:
         """As `Task.optimizer`."""
-        return build_optimizer(self.network, self.config)
+        settings = self.config.optimizer
+        rates = learning_rates(self.network, settings)
+        return build_adamw(
+            self.network, rates, betas=settings.betas, weight_decay=settings.weight_decay
+        )
 
     def factor(self, step: int) -> float:
         """As `Task.factor`: the stage's share."""

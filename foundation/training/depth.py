@@ -15,10 +15,16 @@ _CONTAINERS = (nn.ModuleList, nn.ModuleDict)
 
 
 def stages(backbone: Backbone) -> dict[str, nn.Module]:
-    """The modules with parameters that a backbone calls one by one, by name, in no special order.
+    """Return the modules with parameters that a backbone calls one by one, in no special order.
 
     Looks through lists of modules, and through modules that are made of such lists: a Swin
     transformer's stages are its blocks.
+
+    Args:
+        backbone: Any one of `networks.backbones`.
+
+    Returns:
+        The modules by their names in the backbone.
     """
     # Of a backbone of MONAI's, the code calls the parts and not the whole.
     through = {id(module) for module in (backbone, getattr(backbone, "net", None))}
@@ -34,47 +40,56 @@ def stages(backbone: Backbone) -> dict[str, nn.Module]:
     return dict(walk(backbone, ""))
 
 
+@torch.no_grad()
 def in_order_of_use(backbone: Backbone, in_channels: int) -> list[str]:
-    """Names of the stages in the order in which an image meets them; unused ones come last."""
+    """Return the names of the stages in the order in which an image meets them.
+
+    Args:
+        backbone: Gets the smallest image that it takes, which is empty.
+        in_channels: Of that image.
+
+    Returns:
+        Names of `stages`; those that are not used come last.
+    """
     found = stages(backbone)
     used: list[str] = []
 
     def recording(name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
         def call(*inputs: Any, **options: Any) -> Any:
-            if name not in used:
-                used.append(name)
+            used.append(name)
             return forward(*inputs, **options)
 
         return call
 
-    for name, stage in found.items():
+    for name, stage in found.items():  # not by hooks: DiNTS calls `forward` itself
         stage.forward = recording(name, stage.forward)
-    try:
-        _probe(backbone, in_channels)
-    finally:
-        for stage in found.values():
-            del stage.forward  # the class's own shows again
-    return used + [name for name in found if name not in used]
-
-
-@torch.no_grad()
-def _probe(backbone: Backbone, in_channels: int) -> None:
-    """Pass the smallest image that a backbone takes through it."""
     was_training = backbone.training
     backbone.eval()
-    parameter = next(backbone.parameters())
     size = 2 * backbone.divisor
-    image = torch.zeros(1, in_channels, size, size, size, device=parameter.device)
-    backbone.decode(backbone.encode(image))
+    device = next(backbone.parameters()).device
+    backbone.decode(backbone.encode(torch.zeros(1, in_channels, size, size, size, device=device)))
     backbone.train(was_training)
+    for stage in found.values():
+        del stage.forward  # the class's own shows again
+    return list(dict.fromkeys([*used, *found]))
 
 
 def rate_factors(backbone: Backbone, in_channels: int, layer_decay: float) -> dict[str, float]:
-    """Share of the full learning rate of each parameter of the backbone, by name.
+    """Return the share of the full learning rate that each parameter of a backbone has.
 
     The last of n stages has `layer_decay`, the first `layer_decay` to the power of n, and so have
     parameters outside of all stages, as positions are: what lies above the backbone has 1.
-    Reference: BEiT (arXiv 2106.08254); timm counts layers in the same way.
+
+    Args:
+        backbone: What is trained.
+        in_channels: Of its images.
+        layer_decay: In (0, 1].
+
+    Returns:
+        Shares by the parameters' names in the backbone.
+
+    Reference:
+        BEiT (arXiv 2106.08254); timm counts layers in the same way.
     """
     names = [name for name, _ in backbone.named_parameters()]
     if layer_decay == 1:
@@ -82,10 +97,8 @@ def rate_factors(backbone: Backbone, in_channels: int, layer_decay: float) -> di
     order = in_order_of_use(backbone, in_channels)
     factors = {}
     for name in names:
-        above = [
-            len(order) - i for i, stage in enumerate(order) if name.startswith(f"{stage}.")
-        ] or [len(order)]
-        factors[name] = layer_decay ** above[0]
+        places = (i for i, stage in enumerate(order) if name.startswith(f"{stage}."))
+        factors[name] = layer_decay ** (len(order) - next(places, 0))
     return factors
 
 

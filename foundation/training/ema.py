@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 class Average:
@@ -34,9 +32,3 @@ class Average:
                 average.lerp_(value, 1 - decay)
             else:
                 average.copy_(value)
-
-    @torch.no_grad()
-    def load(self, values: Mapping[str, Tensor]) -> None:
-        """Go on from saved values."""
-        for name, average in self.values.items():
-            average.copy_(values[name])

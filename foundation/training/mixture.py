@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from foundation.errors import UsageError
 from foundation.training.sample import PatchGrid, Sample
@@ -26,9 +26,10 @@ ECHO_APART = 64  # samples between one and its echo; each worker keeps its share
 
 
 class NumberedSample(Sample):
-    """A sample that remembers its source.
+    """A sample with its source.
 
-    source: index into `Mixture.names`.
+    Attributes:
+        source: Index into `Mixture.names`.
     """
 
     source: int
@@ -128,8 +129,10 @@ def echoed(number: int, echo: int) -> int:
     return block * ECHO_APART + place % ECHO_APART
 
 
-class BatchNumbers(Sampler[list[int]]):
-    """Numbers of the samples of one process, a list a batch.
+def batch_numbers(
+    first: int, batches: int, batch_size: int, rank: int, processes: int
+) -> list[range]:
+    """Number the samples of one process.
 
     All processes together take `processes * batch_size` consecutive numbers a batch, in the order
     of their rank: as one process would with the larger batch.
@@ -140,19 +143,13 @@ class BatchNumbers(Sampler[list[int]]):
         batch_size: Of one process.
         rank: Of this process.
         processes: How many there are.
+
+    Returns:
+        The numbers of each batch.
     """
-
-    def __init__(self, first: int, batches: int, batch_size: int, rank: int, processes: int):
-        self.first, self.batches, self.batch_size = first, batches, batch_size
-        self.rank, self.processes = rank, processes
-
-    def __len__(self) -> int:
-        return self.batches
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for batch in range(self.batches):
-            start = (batch * self.processes + self.rank) * self.batch_size + self.first
-            yield list(range(start, start + self.batch_size))
+    start = first + rank * batch_size
+    step = processes * batch_size
+    return [range(at, at + batch_size) for at in range(start, start + batches * step, step)]
 
 
 @dataclass(frozen=True)
@@ -200,34 +197,29 @@ def batches(
     for stage in stages:
         a_batch = processes * stage.batch_size
         done = min(max(first_step - stage_start, 0), stage.count)
-        numbers = BatchNumbers(
+        numbers = batch_numbers(
             first_number + done * stage.accumulation * a_batch,
             (stage.count - done) * stage.accumulation,
             stage.batch_size,
             rank,
             processes,
         )
-        if len(numbers):
+        if numbers:
             yield from _loader(_Numbered(stage.mixture, stage.grid, echo), numbers, workers)
         first_number += stage.count * stage.accumulation * a_batch
         stage_start += stage.count
 
 
 def _loader(
-    dataset: _Numbered, numbers: BatchNumbers, workers: int
+    dataset: _Numbered, numbers: Sequence[range], workers: int
 ) -> DataLoader[dict[str, Tensor]]:
     return DataLoader(
         dataset,  # type: ignore[arg-type]
-        batch_sampler=numbers,
+        batch_sampler=numbers,  # type: ignore[arg-type]
         num_workers=workers,
         prefetch_factor=_PREFETCHED if workers else None,
-        worker_init_fn=_one_thread,
         pin_memory=torch.cuda.is_available(),
         # Its own, or starting the workers would draw from the global one: on a resume at another
         # moment than in the unbroken run.
         generator=torch.Generator().manual_seed(0),
     )
-
-
-def _one_thread(_: int) -> None:
-    torch.set_num_threads(1)

@@ -40,12 +40,13 @@ class PatchGrid:
 class Truth(TypedDict):
     """What the loss compares a patch's logits with.
 
-    voxels: flat indices (M,) of the voxels the loss looks at.
-    target: bool (K, M), what they belong to.
-    annotated: bool (K,), which classes this source labels.
-    weight: (M,), how much each voxel counts; 0 where nothing is known. Voxels of small structures
-        are drawn more often than their share and count less in return, so that sums estimate those
-        over all voxels.
+    Attributes:
+        voxels: Flat indices (M,) of the voxels the loss looks at.
+        target: bool (K, M), what they belong to.
+        annotated: bool (K,), which classes this source labels.
+        weight: (M,), how much each voxel counts; 0 where nothing is known. Voxels of small
+            structures are drawn more often than their share and count less in return, so that sums
+            estimate those over all voxels.
     """
 
     voxels: Tensor
@@ -57,7 +58,8 @@ class Truth(TypedDict):
 class Sample(Truth):
     """One training patch.
 
-    image: (C, X, Y, Z) in [0, 1], one channel a HU window, RAS.
+    Attributes:
+        image: (C, X, Y, Z) in [0, 1], one channel a HU window, RAS.
     """
 
     image: Tensor

@@ -1,15 +1,17 @@
-"""Learning-rate schedules: the share of the full rate, a function of the step alone."""
+"""Learning rates: of each parameter by name, and their share at each step, by the step alone."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from foundation.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 _FLOOR = 0.05  # of the full rate, at the end of `cosine_to_floor`
 
@@ -79,6 +81,27 @@ class Schedule:
         share = self.share(step)
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * share * factor
+
+
+def build_adamw(module: nn.Module, rates: Mapping[str, float], **options: Any) -> torch.optim.AdamW:
+    """Make AdamW with a group for each learning rate that occurs.
+
+    Args:
+        module: What is trained.
+        rates: The full learning rate of each parameter that is trained, by name.
+        options: Of `torch.optim.AdamW`.
+
+    Returns:
+        The optimiser; its groups hold their full rate in `initial_lr`, too.
+    """
+    import torch
+
+    by_rate: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if name in rates:
+            by_rate.setdefault(rates[name], []).append(parameter)
+    groups = [{"params": found, "lr": rate, "initial_lr": rate} for rate, found in by_rate.items()]
+    return torch.optim.AdamW(groups, **options)
 
 
 def _half_cosine(step: int, steps: int) -> float:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -148,6 +148,7 @@ def accelerator_for(
     import_extra("accelerate", "train", "Training needs")
     from accelerate import Accelerator, InitProcessGroupKwargs
     from accelerate.state import AcceleratorState
+    from accelerate.utils import patch_environment
 
     cpu = torch.device(device or "cuda").type == "cpu"
     on_cpu = cpu or not torch.cuda.is_available()
@@ -159,29 +160,16 @@ def accelerator_for(
     # What an earlier run of this process chose would be kept; a process group may stay.
     AcceleratorState._reset_state(reset_partial_state=True)
     patient = InitProcessGroupKwargs(timeout=_LONGEST_WAIT)
+    # Accelerate takes the device of a single process by this variable only.
+    is_single = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    chosen = {"ACCELERATE_TORCH_DEVICE": device} if device and is_single and not cpu else {}
     try:
-        with _device_variable(None if cpu else device):
+        with patch_environment(**chosen):
             return Accelerator(
                 cpu=cpu, mixed_precision=_PRECISIONS[precision], kwargs_handlers=[patient]
             )
     except ValueError as error:
         raise UsageError(f"precision {precision} does not work here: {error}") from error
-
-
-@contextmanager
-def _device_variable(device: str | torch.device | None) -> Iterator[None]:
-    """Tell accelerate the device of a single process; it takes one by this variable only."""
-    name = "ACCELERATE_TORCH_DEVICE"
-    before = os.environ.get(name)
-    if device is not None and int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        os.environ[name] = str(device)
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = before
 
 
 class Trainer:
@@ -247,8 +235,8 @@ class Trainer:
         self._loop(end, validates)
         self.progress.close()
         self.board.close()
-        if self.step == config.steps or self._is_patient_no_more:
-            self._restore_best()
+        if self.best_state and (self.step == config.steps or self._is_patient_no_more):
+            checkpoints.restore(self._state(), self.best_state, "best weights")
 
     def _loop(self, end: int, validates: bool) -> None:
         config = self.config
@@ -300,13 +288,9 @@ class Trainer:
     def _refuse_endless(self, loss: float, norm: float | None, step: int) -> None:
         # A scaler's gradients may overflow: it leaves such a step out.
         is_finite = norm is None or math.isfinite(norm) or self.accelerator.scaler is not None
-        if not math.isfinite(loss):
-            raise UsageError(f"The loss is {loss} at step {step}: {self.config.advice}")
-        if not is_finite:
-            raise UsageError(
-                f"The loss is {loss} at step {step}, the norm of its gradient {norm}: "
-                f"{self.config.advice}"
-            )
+        if not (math.isfinite(loss) and is_finite):
+            also = f", the norm of its gradient {norm}" if math.isfinite(loss) else ""
+            raise UsageError(f"The loss is {loss} at step {step}{also}: {self.config.advice}")
 
     @property
     def _is_patient_no_more(self) -> bool:
@@ -367,11 +351,6 @@ class Trainer:
         return {
             name: tensor for name, tensor in _tensors(self.network).items() if name not in frozen
         }
-
-    @torch.no_grad()
-    def _restore_best(self) -> None:
-        if self.best_state:
-            checkpoints.restore(self._state(), self.best_state, "best weights")
 
     def _plain_optimizer(self) -> torch.optim.Optimizer:
         plain: torch.optim.Optimizer = self.optimizer.optimizer

@@ -36,9 +36,9 @@ class Split:
     """How scans are divided, where no file gives their split.
 
     Attributes:
-        validation: share of the training scans to choose the best step by, in [0, 1).
-        seed: decides which they are.
-        train_ids: the training scans to use (`tasks.fewshot_subsets`); None for all.
+        validation: Share of the training scans to choose the best step by, in [0, 1).
+        seed: Decides which they are.
+        train_ids: The training scans to use (`tasks.fewshot_subsets`); None for all.
     """
 
     validation: float = 0.2
@@ -57,13 +57,15 @@ class TuningData:
     """Scans to learn from, to choose the best step by, and to test on, all in one store.
 
     Attributes:
-        layout: what they were found as.
-        store: folder of the prepared scans.
-        new: classes to learn.
-        known: other classes of the model that some scan labels; what a scan does not label is
+        layout: What they were found as.
+        store: Folder of the prepared scans.
+        new: Classes to learn.
+        known: Other classes of the model that some scan labels; what a scan does not label is
             masked there.
-        train, validation, test: the scans.
-        notes: what a reader of results should know.
+        train: The scans to learn from.
+        validation: The scans to choose the best step by.
+        test: The scans that are only measured.
+        notes: What a reader of results should know.
     """
 
     layout: str
@@ -97,7 +99,7 @@ class TuningData:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def counts(self, name: str) -> dict[str, int]:
-        """Split → number of scans in which a class is seen."""
+        """Return the number of scans of each split in which a class is seen."""
         return {
             split: sum(name in self.descriptions[case.key]["voxels"] for case in cases)
             for split, cases in self._splits()
@@ -126,19 +128,22 @@ def read_data(
     as it names the scans that there are.
 
     Args:
-        path: a folder or a table, see `data.finding`.
-        classes: the classes to learn; one that is in `old_classes` too is tuned further.
-        work: folder for the prepared scans.
-        spacing_mm: of the prepared scans, along every axis.
-        old_classes: the model's; those that the files label are annotated too.
-        test: other scans, for testing only.
-        split: how the scans are divided.
-        skip_broken: leave broken scans out instead of refusing all.
-        workers: processes that prepare the scans; None for one a core.
-        progress: show a bar.
+        path: A folder or a table, see `data.finding`.
+        classes: The classes to learn; one that is in `old_classes` too is tuned further.
+        work: Folder for the prepared scans.
+        spacing_mm: Of the prepared scans, along every axis.
+        old_classes: The model's; those that the files label are annotated too.
+        test: Other scans, for testing only.
+        split: How the scans are divided.
+        skip_broken: Leave broken scans out instead of refusing all.
+        workers: Processes that prepare the scans; None for one a core.
+        progress: Show a bar.
+
+    Returns:
+        The scans, in their splits.
 
     Raises:
-        UsageError: no class or no scan; a scan without a readable CT or with labels on another
+        UsageError: No class or no scan; a scan without a readable CT or with labels on another
             grid; a class that no label is named after, or whose mask is empty in every training
             scan; a test scan that is also trained on.
     """
@@ -286,10 +291,19 @@ def _note(notes: list[str], text: str) -> None:
 def draw_validation(
     keys: Sequence[str], shows: Mapping[str, frozenset[str]], share: float, seed: int
 ) -> list[str]:
-    """Cases to validate on: the wanted share, at least one, in an order that a seed decides.
+    """Draw the cases to validate on: the wanted share, at least one.
 
-    shows: classes to learn that each case holds. Only a case that holds one is taken, and none
-    without which a class would be missing from the rest; so there may be fewer, or none.
+    Only a case that shows a class is taken, and none without which a class would be missing from
+    the rest; so there may be fewer, or none.
+
+    Args:
+        keys: Of the cases.
+        shows: Classes to learn that each case shows.
+        share: In [0, 1).
+        seed: Decides the order in which cases are tried.
+
+    Returns:
+        Keys of the drawn cases.
     """
     wanted = max(1, round(share * len(keys))) if share > 0 and len(keys) > 1 else 0
     order = sorted(keys, key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest())

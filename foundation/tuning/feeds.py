@@ -164,9 +164,13 @@ class PatchFeed:
 class CachedWindow:
     """A window of a scan as the frozen network sees it.
 
-    full (C, X, Y, Z), pyramid: features in 16 bits; levels that no branch reads are left out as
-    tensors without channels. labels (X, Y, Z): label values. known (X, Y, Z) bool: voxels that the
-    loss may look at. case: whose it is.
+    Attributes:
+        full: Features (C, X, Y, Z) at the full size, in 16 bits.
+        pyramid: Features of the encoder, finest first, in 16 bits; levels that no branch reads are
+            tensors without channels.
+        labels: Label values (X, Y, Z).
+        known: bool (X, Y, Z), voxels that the loss may look at.
+        case: The scan.
     """
 
     full: Tensor
@@ -230,7 +234,9 @@ class CachedFeed:
         varied = cache_patches(run, method, method.windows - method.windows // 2)
         self.windows = [*plain, *varied]
         same = {case.key for case in run.data.validation} == {c.key for c in run.data.train}
-        self.held_out = plain if same else self._held_out(run)
+        self.held_out = (
+            plain if same else cache_windows(run, run.data.validation, _VALIDATION_WINDOWS)
+        )
         showing = [
             [i for i, each in enumerate(self.windows) if shows(each, name)] for name in self.classes
         ]
@@ -240,9 +246,6 @@ class CachedFeed:
         self.showing = [indices for indices in showing if indices]
         if not self.showing:
             raise UsageError("No training scan shows any of the new classes: nothing to learn.")
-
-    def _held_out(self, run: TuningRun) -> list[CachedWindow]:
-        return cache_windows(run, run.data.validation, _VALIDATION_WINDOWS)
 
     def batch(self, numbers: Sequence[int]) -> Batch:
         """As `Feed.batch`; classes are drawn alike, and a window that shows the drawn one."""
@@ -393,7 +396,17 @@ def _cache(run: TuningRun, patches: Iterator[Patch], count: int) -> list[CachedW
 def choose_windows(
     case: StoredCase, size: Sequence[int], new: Sequence[str], most: int
 ) -> list[tuple[int, int, int]]:
-    """Return first voxels of the windows that hold most of `new`, and of some that hold none."""
+    """Choose the windows of a scan that hold most of some classes, and some that hold none.
+
+    Args:
+        case: The scan.
+        size: Voxels of a window along X, Y and Z.
+        new: Names of the classes.
+        most: How many windows, at most.
+
+    Returns:
+        The first voxel of each window.
+    """
     labels = case.read_labels()
     table: NDArray[np.bool_] = np.asarray(case.membership(new).any(1))
     starts = list(

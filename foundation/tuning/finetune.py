@@ -52,8 +52,12 @@ def finetune(
         seed: Of splits and training.
         device: auto, cpu, cuda, cuda:1 or mps.
         progress: Show how far it is.
-        settings: `tolerance_mm` of the surface Dice (2.0), `name` of the new model or adapter, and
-            those of the method, see its class; None keeps the method's own value.
+        **settings: Settings of the method, by the fields of its class, such as `steps`,
+            `learning_rate` or `protect`; None keeps the method's own value. `protect`, of lora,
+            full and continual, says how old classes are kept that a scan does not label: "distil",
+            "mask" or "nothing". Two are of all methods: `name`, of the new model or adapter, which
+            is made from the folder or the classes if not given; and `tolerance_mm`, of the surface
+            Dice, 2.0 if not given.
 
     Returns:
         The tuned model, its folder, scores and report.

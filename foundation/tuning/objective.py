@@ -13,10 +13,14 @@ from foundation.training.losses import BINARY_WEIGHT, scan_losses
 
 @dataclass(frozen=True)
 class Forward:
-    """What the network said of a batch, and what it is held against; K classes, M voxels.
+    """The logits of a batch, and what they should be, for K classes at M voxels.
 
-    logits (B, K, M); target (B, K, M) bool; annotated (B, K) bool; weight (B, M) in [0, 1].
-    taught (B, k, M): logits of the old model for the first k classes; None where nobody is asked.
+    Attributes:
+        logits: (B, K, M).
+        target: bool (B, K, M), whether a voxel belongs to a class.
+        annotated: bool (B, K), whether a scan labels a class.
+        weight: (B, M), how much each voxel counts, 0 or more.
+        taught: (B, k, M), logits of the old model for the first k classes; None without it.
     """
 
     logits: Tensor

@@ -43,7 +43,7 @@ from foundation.taxonomy import NAMES, normalise
 from foundation.text import class_prompt
 from foundation.training.logs import draws_bars
 from foundation.training.losses import EXCLUSIVE
-from foundation.training.schedule import Schedule, ScheduleConfig
+from foundation.training.schedule import Schedule, ScheduleConfig, build_adamw
 from foundation.training.trainer import (
     LAST,
     VALIDATION,
@@ -59,7 +59,6 @@ from foundation.tuning.methods.base import Method, TuningSettings
 from foundation.tuning.methods.head import Head
 from foundation.tuning.objective import Forward, tuning_losses
 from foundation.tuning.result import Tuned
-from foundation.tuning.samples import FewScans
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -243,11 +242,6 @@ class TuningRun:
         self.trainer(head, self.folder / TUNING / PROBE).train()
         for name, tensor in self.model.named_parameters():
             tensor.requires_grad_(asked[name])
-
-    def scans(self, method: Method) -> FewScans:
-        """Return the training scans, from which patches are drawn."""
-        absent = self.old if getattr(method, "protect", None) == "nothing" else ()
-        return FewScans(self.data.train, self.learnt, absent=absent)
 
     def trainer(self, method: Method, folder: Path) -> Trainer:
         """Return what trains the model by a method, with its state in `folder`."""
@@ -483,14 +477,7 @@ class TuningTask:
 
     def optimizer(self) -> torch.optim.Optimizer:
         """As `Task.optimizer`: a group for each learning rate."""
-        by_rate: dict[float, list[nn.Parameter]] = {}
-        for name, tensor in self.model.named_parameters():
-            if name in self.rates:
-                by_rate.setdefault(self.rates[name], []).append(tensor)
-        return torch.optim.AdamW(
-            [{"params": found, "lr": rate, "initial_lr": rate} for rate, found in by_rate.items()],
-            weight_decay=self.settings.weight_decay,
-        )
+        return build_adamw(self.model, self.rates, weight_decay=self.settings.weight_decay)
 
     def factor(self, step: int) -> float:
         """As `Task.factor`."""

@@ -143,12 +143,9 @@ class FewScans:
 def cut(mask: NDArray[np.bool_], start: Sequence[int], size: Sequence[int]) -> NDArray[np.bool_]:
     """Cut a crop out of a mask (X, Y, Z); it may reach beyond the mask, and is False there."""
     found = np.zeros(tuple(size), bool)
-    source, target = [], []
-    for first, length, full in zip(start, size, mask.shape, strict=True):
-        low, high = max(0, first), max(0, min(full, first + length))
-        source.append(slice(min(low, full), high))
-        target.append(slice(min(low, full) - first, max(min(low, full), high) - first))
-    found[tuple(target)] = mask[tuple(source)]
+    first = np.asarray(start)
+    low, high = (np.clip(corner, 0, mask.shape) for corner in (first, first + size))
+    found[tuple(map(slice, low - first, high - first))] = mask[tuple(map(slice, low, high))]
     return found
 
 

@@ -16,6 +16,7 @@ from foundation.hub.cards import card_names
 from foundation.hub.load import from_pretrained
 from foundation.model import Model, PlainModel, UniversalModel
 from foundation.networks.backbones import BACKBONES
+from foundation.networks.encoder import check_patch
 from foundation.networks.protocol import require
 from foundation.text import MINILM, class_prompt, encode_prompts, load_bank, mean_and_scale
 from foundation.tuning.tasks import PUBLISHED
@@ -141,8 +142,8 @@ def transfer_model(
         The model, in evaluation mode; `start` is not changed.
 
     Raises:
-        UsageError: Another number of HU windows, no class, an unknown head, or the head is to be
-            kept of a model without text.
+        UsageError: Another number of HU windows, no class, an unknown head, a patch that does not
+            fit the backbone, or the head is to be kept of a model without text.
         MissingExtraError, HubError, WeightsError: A prompt is not in the bank, and the text encoder
             of the weights cannot be used.
     """
@@ -181,4 +182,5 @@ def transfer_model(
             torch.manual_seed(seed)
             model = PlainModel(plain)
     model.backbone.load_state_dict(plain_state(start.backbone))
+    check_patch(chosen.patch_size, model.backbone, config.backbone)
     return model.eval()

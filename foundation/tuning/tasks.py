@@ -29,16 +29,23 @@ _META = "meta.csv"
 class Settings:
     """How the published comparison trains and reads scans.
 
-    HU are scaled from the window to [0, 1]; the window starts at -250, not at -175 as in the
-    pretraining. Masks are exclusive: a softmax over background and classes. Only the backbone of
-    the pretrained model is kept.
+    Masks are exclusive: a softmax over background and classes. Only the backbone of the pretrained
+    model is kept.
+
+    Attributes:
+        hu_window: Is scaled to [0, 1]; it starts at -250, not at -175 as in the pretraining.
+        spacing_mm: Of the scans, along each axis.
+        patch_size: Voxels along each axis.
+        learning_rate: Of all weights.
+        weight_decay: Of AdamW.
+        warm_up_epochs: In which the learning rate rises.
+        epochs: One patch of each training scan each.
+        validate_every: Epochs between validations.
     """
 
     hu_window: tuple[float, float] = (-250.0, 250.0)
     spacing_mm: float = 1.5
     patch_size: int = 96
-    activation: Literal["softmax", "sigmoid"] = "softmax"
-    keep_head: bool = False
     learning_rate: float = 1e-4
     weight_decay: float = 1e-5
     warm_up_epochs: int = 20
@@ -51,13 +58,28 @@ PUBLISHED = Settings()
 
 @dataclass(frozen=True)
 class Task:
-    """A group of TotalSegmentator's structures, by version 1's names of their files."""
+    """A group of TotalSegmentator's structures.
+
+    Attributes:
+        name: Of the group.
+        labels: Version 1's names of their files.
+    """
 
     name: str
     labels: tuple[str, ...]
 
     def in_version(self, version: Version) -> tuple[str, ...]:
-        """Names of the files in a version: renamed ones once, and without those it dropped."""
+        """Return the names of the files in a version of the dataset.
+
+        Args:
+            version: 1 or 2.
+
+        Returns:
+            The names; renamed ones once, and without those that the version dropped.
+
+        Raises:
+            UsageError: There is no such version.
+        """
         if version not in (1, 2):
             raise UsageError(f"TotalSegmentator has versions 1 and 2, not {version!r}.")
         if version == 1:
@@ -120,10 +142,10 @@ TASKS = {name: Task(name, tuple(_labels(names))) for name, names in _LABELS.item
 
 
 def get_task(name: str) -> Task:
-    """The task of this name.
+    """Return the task of this name.
 
     Raises:
-        UsageError: there is none.
+        UsageError: There is none.
     """
     if name not in TASKS:
         raise UsageError(f"Unknown task {name!r}. Choose one of {', '.join(TASKS)}.")
@@ -131,10 +153,16 @@ def get_task(name: str) -> Task:
 
 
 def read_meta(folder: str | Path) -> dict[str, list[str]]:
-    """Case ids of each split of a TotalSegmentator folder, by its meta.csv: train, val, test.
+    """Read the case ids of each split of a TotalSegmentator folder from its meta.csv.
+
+    Args:
+        folder: Of the dataset.
+
+    Returns:
+        Ids by split: train, val, test.
 
     Raises:
-        UsageError: there is no such table, or it names no case.
+        UsageError: There is no such table, it names another split, or no case.
     """
     path = Path(folder) / _META
     if not path.is_file():
@@ -155,13 +183,21 @@ def read_meta(folder: str | Path) -> dict[str, list[str]]:
 def fewshot_subsets(
     ids: Collection[str], sizes: Sequence[int] = SIZES, seed: int = 0
 ) -> dict[int, list[str]]:
-    """Size → case ids; each subset holds all smaller ones. Sizes beyond the cases are left out.
+    """Choose nested subsets of cases: each holds all smaller ones.
 
     A case's rank depends on its id and the seed alone, so that a subset stays what it is but for
     those that cases added later push out.
 
+    Args:
+        ids: Of all cases.
+        sizes: Of the subsets; those beyond the number of cases are left out.
+        seed: Another one gives other subsets.
+
+    Returns:
+        Case ids by size.
+
     Raises:
-        UsageError: a size below 1, or none that there are cases enough for.
+        UsageError: A size below 1, or none that there are cases enough for.
     """
     if wrong := [size for size in sizes if size < 1]:
         raise UsageError(f"A subset of {wrong[0]} scans is none; give sizes from 1 on.")
@@ -176,7 +212,16 @@ def fewshot_subsets(
 
 
 def write_subsets(path: str | Path, subsets: Mapping[int, Sequence[str]], seed: int) -> Path:
-    """Write subsets as JSON, so that others train on the same scans; returns the path."""
+    """Write subsets as JSON, so that others train on the same scans.
+
+    Args:
+        path: Of the file.
+        subsets: Case ids by size.
+        seed: Which chose them.
+
+    Returns:
+        The path.
+    """
     path = Path(path)
     content = {
         "format_version": 1,

@@ -14,9 +14,7 @@ import torch
 from torch import Tensor
 
 from foundation.config import Activation, Preprocessing
-from foundation.errors import UsageError
 from foundation.model import Model, PlainModel
-from foundation.networks.encoder import check_patch
 from foundation.networks.protocol import check_trainable
 from foundation.training.losses import published_losses, scan_losses
 from foundation.training.trainer import Trainer, accelerator_for
@@ -71,8 +69,6 @@ def transfer_method(
     Raises:
         UsageError: A number that is not above 0.
     """
-    if voxels is not None and voxels < 1:
-        raise UsageError(f"voxels is {voxels}; it must be 1 or more.")
     every = steps * PUBLISHED.validate_every // PUBLISHED.epochs
     return TransferSettings(
         head=head,
@@ -146,11 +142,10 @@ def build_transfer(
         progress: Show how far it is.
 
     Raises:
-        UsageError: The patch does not fit the backbone, the network reads scans in a way that
-            training cannot, or `folder` holds another tuning.
+        UsageError: The network reads scans in a way that training cannot, or `folder` holds another
+            tuning.
     """
     pre = network.config.preprocessing
-    check_patch(pre.patch_size, network.backbone, network.config.backbone)
     check_trainable(network.config)
     classes = network.config.class_names
     network.to(device).requires_grad_(True)

@@ -26,6 +26,7 @@ from foundation.tuning.data import read_data
 from foundation.tuning.methods import METHODS
 from foundation.tuning.recipe import settings_of
 
+PACKAGE = REPOSITORY / "foundation"
 RECIPES = sorted(path.stem for path in (REPOSITORY / "finetune").glob("*.py"))
 
 
@@ -115,16 +116,23 @@ def test_a_recipe_reads_the_settings_of_its_method(
     assert {key: expected[key] for key in state["method"]} == state["method"]
 
 
+def modules_of(name: str) -> set[str]:
+    """What a recipe imports of the package."""
+    tree = ast.parse((REPOSITORY / f"finetune/{name}.py").read_text())
+    froms = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    return {module for module in froms if module.startswith("foundation")}
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_a_recipe_is_short_and_uses_what_is_public(name: str) -> None:
-    text = (REPOSITORY / f"finetune/{name}.py").read_text()
-    assert 40 <= len(text.splitlines()) <= 90
-    modules = {
-        node.module
-        for node in ast.walk(ast.parse(text))
-        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("foundation")
-    }
-    assert modules <= {"foundation", "foundation.tuning"}
+    assert 40 <= len((REPOSITORY / f"finetune/{name}.py").read_text().splitlines()) <= 90
+    assert modules_of(name) <= {"foundation", "foundation.tuning"}
+
+
+@pytest.mark.parametrize("name", ["encoder", "totalsegmentator", "walkthrough"])
+def test_a_longer_recipe_imports_from_the_package_and_its_rooms(name: str) -> None:
+    rooms = {f"foundation.{path.parent.name}" for path in PACKAGE.glob("*/__init__.py")}
+    assert modules_of(name) <= {"foundation", *rooms}
 
 
 def test_a_mistake_ends_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from tiny_store import tiny_config
 from torch import nn
 
 from foundation.networks.backbones import build_backbone
-from foundation.pretraining.network import build_network, build_optimizer, learning_rates
+from foundation.pretraining.network import build_network, learning_rates
 from foundation.pretraining.reading import load_config
 from foundation.taxonomy import CLASSES
 from foundation.training.depth import (
@@ -22,7 +22,7 @@ from foundation.training.depth import (
 from foundation.training.ema import Average
 from foundation.training.logs import Table, Tally
 from foundation.training.losses import EXCLUSIVE, published_losses, scan_losses
-from foundation.training.schedule import Schedule, ScheduleConfig
+from foundation.training.schedule import Schedule, ScheduleConfig, build_adamw
 
 K = len(CLASSES)
 TINY = {"widths": [16, 16, 16], "full": 16}
@@ -142,7 +142,7 @@ def test_rates_of_head_backbone_and_classifier() -> None:
     assert found["auxiliary.weight"] == 1e-2
     assert found["model.backbone.full_up.weight"] == 1e-2 / 2
     assert found["model.backbone.down.0.0.0.weight"] < found["model.backbone.down.1.0.0.weight"]
-    adam = build_optimizer(network, config)
+    adam = build_adamw(network, found)
     names = {parameter: name for name, parameter in network.named_parameters()}
     grouped = [(names[p], g["lr"]) for g in adam.param_groups for p in g["params"]]
     assert dict(grouped) == found and len(grouped) == len(found)

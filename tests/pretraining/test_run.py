@@ -59,6 +59,21 @@ def test_the_saved_model_is_the_average(unbroken: Path) -> None:
     assert not torch.equal(average["head.controller.weight"], live["model.head.controller.weight"])
 
 
+def test_a_single_class_can_be_trained_without_text(tmp_path: Path) -> None:
+    """Its one-hot embedding has no spread by which it could be standardised."""
+    config = tiny_config(
+        None,
+        model={**tiny_config()["model"], "classes": ["liver"]},
+        stages=[{"steps": 1, "patch_size": 16, "spacing_mm": 8}],
+        sources=[{"kind": "phantoms", "count": 1}],
+    )
+    go(config, tmp_path)
+    (row,) = rows(tmp_path / "log.csv")
+    assert 0 < float(row["loss"]) < 10
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    assert all(bool(value.isfinite().all()) for value in weights.values())
+
+
 def test_without_average_the_last_weights_are_published(store: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     config = tiny_config(store, ema=None, stages=[{"steps": 1, "patch_size": 16, "spacing_mm": 4}])

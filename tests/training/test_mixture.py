@@ -12,10 +12,10 @@ from foundation.data.store.arrays import Store
 from foundation.taxonomy import NAMES
 from foundation.training.mixture import (
     ECHO_APART,
-    BatchNumbers,
     Mixture,
     NumberedSample,
     Steps,
+    batch_numbers,
     batches,
     echoed,
 )
@@ -42,9 +42,9 @@ def test_a_sample_depends_on_seed_and_number_alone(mixture: Mixture) -> None:
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_processes_share_the_numbers_in_order(processes: int) -> None:
-    parts = [list(BatchNumbers(100, 4, 2, rank, processes)) for rank in range(processes)]
+    parts = [batch_numbers(100, 4, 2, rank, processes) for rank in range(processes)]
     together = [list(itertools.chain(*step)) for step in zip(*parts, strict=True)]
-    assert together == list(BatchNumbers(100, 4, 2 * processes, 0, 1))
+    assert together == [list(batch) for batch in batch_numbers(100, 4, 2 * processes, 0, 1)]
 
 
 def numbers_seen(first_step: int) -> list[tuple[int, float]]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from foundation.model import UniversalModel
     from foundation.tuning.feeds import Feed
     from foundation.tuning.run import TuningRun
+    from foundation.tuning.samples import FewScans
 
 Protection = Literal["distil", "mask", "nothing"]
 MODEL = "model"  # folder of the saved model within a run's
@@ -152,16 +153,18 @@ class NetworkMethod(Method):
         """Return what a parameter's rate is multiplied by, by name; 1 for all others."""
         return {}
 
+    def scans(self, run: TuningRun) -> FewScans:
+        """Return the training scans, from which patches are drawn."""
+        from foundation.tuning.samples import FewScans
+
+        absent = run.old if self.protect == "nothing" else ()
+        return FewScans(run.data.train, run.learnt, absent=absent)
+
     def feed(self, run: TuningRun) -> Feed:
         """As `Method.feed`: patches, and the old model where it teaches."""
         from foundation.tuning.feeds import PatchFeed
 
-        teacher = run.base if self.protect == "distil" else None
+        scans, teacher = self.scans(run), run.base if self.protect == "distil" else None
         return PatchFeed(
-            self,
-            run.model,
-            run.scans(self),
-            run.data.validation,
-            seed=run.seed,
-            teacher=teacher,
+            self, run.model, scans, run.data.validation, seed=run.seed, teacher=teacher
         )
