@@ -62,7 +62,9 @@ def add_arguments(verbs: Any) -> None:
         "mask, or nothing (they count as absent: they will be forgotten)"
     )
     add("--protect", choices=("distil", "mask", "nothing"), help=text)
-    add("--steps", type=int, metavar="N", help="most optimiser steps")
+    add("--steps", type=int, metavar="N", help="most optimiser steps, after those of --probe")
+    text = "first steps, in which the new parts learn alone (not with head)"
+    add("--probe", type=int, metavar="N", help=text)
     add("--learning-rate", type=float, metavar="RATE", help="of what is new")
     add("--rank", type=int, metavar="N", help="of lora's adapters")
     add("--tolerance", type=float, default=2.0, metavar="MM", help="of the surface Dice")
@@ -102,6 +104,7 @@ def run(args: argparse.Namespace) -> int:
         name=args.name,
         progress=not args.quiet,
         steps=args.steps,
+        probe=args.probe,
         learning_rate=args.learning_rate,
         rank=args.rank,
     )

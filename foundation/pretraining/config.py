@@ -54,7 +54,7 @@ class ClassConfig:
 
 
 @dataclass(frozen=True)
-class NetworkConfig:
+class ArchitectureConfig:
     """The model to train.
 
     Attributes:
@@ -260,7 +260,7 @@ class RunConfig:
     stages: tuple[StageConfig, ...]
     sources: tuple[SourceEntry, ...]
     seed: int = 1
-    model: NetworkConfig = field(default_factory=NetworkConfig)
+    model: ArchitectureConfig = field(default_factory=ArchitectureConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     loss: LossConfig = field(default_factory=LossConfig)
