@@ -13,12 +13,18 @@ _FAULTY_VOXELS = 2
 
 
 def keep_freed_memory(spare_bytes: int = 1 << 28) -> bool:
-    """Keep what is freed for the next allocation; returns whether the C library can.
+    """Keep freed memory in the process for the next allocation; halves a training step on a CPU.
 
     By default glibc takes every large tensor fresh from the system and gives it back, and the
     system clears its pages each time. A network that allocates the same tensors in every step
     then spends its time on page faults. The whole process is affected, and holds on to the most
-    that it ever needed. spare_bytes: what the heap grows by. Only glibc, hence Linux.
+    that it ever needed.
+
+    Args:
+        spare_bytes: By how much the heap grows at a time.
+
+    Returns:
+        Whether it works here: only with glibc, hence on Linux.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -29,7 +35,7 @@ def keep_freed_memory(spare_bytes: int = 1 << 28) -> bool:
 
 
 def computes_bfloat16(device: str | torch.device) -> bool:
-    """Whether the device multiplies bfloat16 in hardware.
+    """Tell whether the device multiplies bfloat16 in hardware.
 
     A CPU without such instructions can do it too, by a path that took 200 times as long.
     """
@@ -42,11 +48,14 @@ def computes_bfloat16(device: str | torch.device) -> bool:
 
 
 def trains_in_bfloat16(device: str | torch.device, coarsest: Sequence[int]) -> bool:
-    """Whether a network's gradients can be had in bfloat16 on this device.
+    """Tell whether a network's gradients are right in bfloat16 on this device.
 
-    coarsest: voxels along each axis of the coarsest grid. On a CPU (torch 2.14.1, AVX-512) the
-    gradient of a 3×3×3 convolution's weights on 2×2×2 voxels is at random not a number; on 1 and on
-    3 to 8 voxels it is right.
+    On a CPU (torch 2.14.1, AVX-512) the gradient of a 3×3×3 convolution's weights on 2×2×2 voxels is
+    at random not a number. On 1 voxel and on 3 to 8 voxels it is right.
+
+    Args:
+        device: Where the network is trained.
+        coarsest: Voxels along each axis of the network's coarsest grid.
     """
     faulty = torch.device(device).type == "cpu" and min(coarsest) <= _FAULTY_VOXELS
     return computes_bfloat16(device) and not faulty
