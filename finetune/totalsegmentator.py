@@ -90,9 +90,16 @@ SMOKE_SPLITS = ("train", "train", "train", "train", "val", "test")
 class Settings:
     """What to learn, from what, and how long; every field is an option of the command line.
 
-    shots: None, all training scans. epochs: passes over them, one crop a scan each; steps: instead
-    of epochs. spacing_mm, hu_low, hu_high, patch_size: instead of those the docstring tells.
-    voxels: of a patch, that the loss looks at; None, all. tolerance_mm: of the surface Dice.
+    Attributes:
+        shots: Number of training scans; None for all.
+        epochs: Passes over the training scans, one crop of each scan in a pass.
+        steps: Optimiser steps, instead of `epochs`.
+        voxels: Of a patch, that the loss looks at; None for all.
+        spacing_mm: Of the grid; None for the weights' own or the published one.
+        hu_low: Lower end of the HU window, instead of the start's own.
+        hu_high: Upper end of the HU window.
+        patch_size: Voxels along each side, instead of the start's own.
+        tolerance_mm: Of the surface Dice.
     """
 
     data: Path

@@ -50,8 +50,8 @@ def computes_bfloat16(device: str | torch.device) -> bool:
 def trains_in_bfloat16(device: str | torch.device, coarsest: Sequence[int]) -> bool:
     """Tell whether a network's gradients are right in bfloat16 on this device.
 
-    On a CPU (torch 2.14.1, AVX-512) the gradient of a 3×3×3 convolution's weights on 2×2×2 voxels is
-    at random not a number. On 1 voxel and on 3 to 8 voxels it is right.
+    On a CPU (torch 2.14.1, AVX-512) the gradient of a 3×3×3 convolution's weights on 2×2×2 voxels
+    is at random not a number. On 1 voxel and on 3 to 8 voxels it is right.
 
     Args:
         device: Where the network is trained.
