@@ -27,9 +27,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from foundation import UsageError, listed, recover_folder, replacing_folder
 from foundation.data import Dataset, Patterns, Store, prepare, read_names
-from foundation.errors import UsageError, listed
-from foundation.files import recover_folder, replacing_folder
 from foundation.synthesis import (
     FINE_MM,
     Anatomy,

@@ -31,6 +31,8 @@ from .errors import WeightsError as WeightsError
 from .errors import listed as listed
 from .evaluation import Scores as Scores
 from .evaluation import evaluate as evaluate
+from .files import recover_folder as recover_folder
+from .files import replacing_folder as replacing_folder
 from .hardware import keep_freed_memory as keep_freed_memory
 from .hub.adapter_files import save_adapter as save_adapter
 from .hub.cards import Base as Base

@@ -129,7 +129,7 @@ def test_a_recipe_is_short_and_uses_what_is_public(name: str) -> None:
     assert modules_of(name) <= {"foundation", "foundation.tuning"}
 
 
-@pytest.mark.parametrize("name", ["encoder", "totalsegmentator", "walkthrough"])
+@pytest.mark.parametrize("name", ["encoder", "synthesise", "totalsegmentator", "walkthrough"])
 def test_a_longer_recipe_imports_from_the_package_and_its_rooms(name: str) -> None:
     rooms = {f"foundation.{path.parent.name}" for path in PACKAGE.glob("*/__init__.py")}
     assert modules_of(name) <= {"foundation", *rooms}
