@@ -22,8 +22,8 @@ from foundation.tuning.data import TuningData
 from foundation.tuning.feeds import PatchFeed, runs_in_bfloat16
 from foundation.tuning.methods.base import TuningSettings
 from foundation.tuning.objective import Forward, tuning_losses
-from foundation.tuning.run import TuningTask, identity
 from foundation.tuning.samples import FewScans
+from foundation.tuning.task import TuningTask, identity
 from foundation.tuning.tasks import PUBLISHED
 
 _FEWEST_STEPS = 10  # between validations, where there are so many
