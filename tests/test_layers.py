@@ -30,7 +30,10 @@ STRANGERS = {("pretraining", "tuning"), ("tuning", "pretraining")}  # on one flo
 # What the move of the files left to mend: imports that go up. Nothing may be added.
 UPWARD: set[str] = set()
 # Methods of the model that only call the hub, which they import when they are called.
-CONVENIENCE = {"model hub.load", "model hub.saved", "model hub.upload", "model hub.adapter_files"}
+CONVENIENCE = {
+    *(f"model.base hub.{name}" for name in ("load", "saved", "upload")),
+    *(f"model.universal hub.{name}" for name in ("load", "upload", "adapter_files")),
+}
 WITHOUT_TORCH = (
     *("errors", "taxonomy", "config", "files", "hub.cards", "imaging.layout", "cli.main"),
     *("cli.datasets", "cli.prepare", "cli.pretrain", "cli.add_class", "tuning.methods"),
