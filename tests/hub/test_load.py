@@ -25,7 +25,8 @@ from foundation.hub.cards import Base, Card, Results
 from foundation.hub.load import from_pretrained, model_card
 from foundation.hub.saved import CARD, CONFIG, PROMPTS, REQUIRED, SUMS, WEIGHTS, base_of
 from foundation.hub.saved import save_pretrained as save
-from foundation.model import Encoder, UniversalModel
+from foundation.model import UniversalModel
+from foundation.networks import Encoder
 
 
 @pytest.fixture

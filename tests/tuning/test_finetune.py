@@ -232,12 +232,18 @@ def test_old_classes_that_a_scan_does_not_label_are_masked_absent_or_pseudo_labe
 # --- a class that the model has -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["lora", "full", "continual"])
+@pytest.mark.parametrize(
+    ("method", "learning_rate"), [("lora", 0.01), ("full", 0.002), ("continual", 0.005)]
+)
 def test_a_known_class_is_tuned_further(
-    method: str, base: UniversalModel, scans: Path, tmp_path: Path
+    method: str, learning_rate: float, base: UniversalModel, scans: Path, tmp_path: Path
 ) -> None:
-    """It keeps its name and its channel, and nothing is added to the model."""
-    options = {**QUICK, "learning_rate": 0.01, "backbone_rate": 1.0, "probe": None}
+    """It keeps its name and its channel, and nothing is added to the model.
+
+    The learning rates lie well inside the range in which each method learns. At 0.01, ``full``
+    learns on some processors and collapses on others.
+    """
+    options = {**QUICK, "learning_rate": learning_rate, "backbone_rate": 1.0, "probe": None}
     options |= {"steps": 80, "validate_every": 40}
     tuned = finetune(
         *(base, scans, ["Liver"]), output=tmp_path / "run", method=method, device="cpu",
@@ -275,7 +281,10 @@ def test_head_gives_a_known_class_a_branch_that_computes_it(
     voxels = torch.arange(100)[None]
     with torch.no_grad():
         old, new = base(image), first.model(image)
-        torch.testing.assert_close(loaded(image), new, rtol=0, atol=0.05)  # in half precision
+        stored = copy.deepcopy(first.model)
+        for weight in stored.parameters():
+            weight.copy_(weight.half())  # as weights are stored
+        torch.testing.assert_close(loaded(image), stored(image), rtol=1e-4, atol=1e-4)
         assert torch.equal(new[:, 1:], old[:, 1:]) and not torch.equal(new[:, 0], old[:, 0])
         assert torch.equal(first.model(image, [2, 0]), new[:, [2, 0]])
         sampled = first.model.logits_at(image, voxels)[0]
