@@ -21,6 +21,7 @@ from foundation.cli import (
     classes,
     datasets,
     demo,
+    evaluate,
     info,
     models,
     prepare,
@@ -35,6 +36,7 @@ _VERBS: dict[str, Any] = {
     "models": models,
     "info": info,
     "classes": classes,
+    "evaluate": evaluate,
     "demo": demo,
     "datasets": datasets,
     "prepare": prepare,
@@ -45,6 +47,7 @@ _EXAMPLES = """examples:
   universal-ct demo                                 see a CT segmented
   universal-ct segment ct.nii.gz -o out --preview   masks, volumes.csv, preview.png in out/ct
   universal-ct segment dataset/ -o out -c liver spleen --json
+  universal-ct evaluate out labelsTs -o scores.csv  anyone's masks against labels, by class
   universal-ct models                               what can be loaded by name
   universal-ct prepare 04=LiTS -o store             a dataset, ready to train from
   universal-ct pretrain unet --store store          the paper's run
