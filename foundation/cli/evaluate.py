@@ -104,7 +104,9 @@ def _table(scores: Scores, surface: bool) -> str:
     metrics = [each for each in _METRICS if surface or each[1] not in _SURFACE]
     heads = [head for head, _, _ in metrics]
     rows: list[tuple[str, ...]] = [("class", "scans", *heads, "missed", "false", "no prediction")]
-    names = list(dict.fromkeys(row.name for row in scores.rows))
+    predicted = dict.fromkeys(row.name for row in scores.rows if row.status != "no prediction")
+    never = list(dict.fromkeys(row.name for row in scores.rows if row.name not in predicted))
+    names = list(predicted)
     for title, group in [*((name, [name]) for name in names), ("all, mean", names)]:
         cells = [_cell(scores, group, metric, form) for _, metric, form in metrics]
         rows.append((title, f"{len(scores.by_case(group))}", *cells, *_counts(scores, group)))
@@ -112,7 +114,10 @@ def _table(scores: Scores, surface: bool) -> str:
         note = "Fewer than three scans: no intervals."
     else:
         note = "In brackets: 95 % intervals by bootstrap over scans."
-    return f"{table(rows)}\n\nMeans over the scans whose reference shows the class. {note}"
+    text = f"{table(rows)}\n\nMeans over the scans whose reference shows the class. {note}"
+    if never:
+        text += f"\nNo prediction of {len(never)} classes that are labelled: {listed(never)}."
+    return text
 
 
 def _cell(scores: Scores, names: Sequence[str], metric: Metric, form: str) -> str:

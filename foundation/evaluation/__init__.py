@@ -7,6 +7,7 @@ scores.mean(["liver"]), scores.interval(["liver"], "nsd"), scores.write("scores.
     intervals                         means, their intervals, differences of two arms
     scores                            rows by scan and class, and what is computed of them
     scoring                           a network on the scans of a store or of a dataset
+    folders                           anyone's masks in files against anyone's labels
     changes, agreement                before and after a tuning
     report, comparison, charts, html  pages
 """
@@ -17,6 +18,7 @@ from foundation.evaluation.changes import paired_difference
 from foundation.evaluation.charts import Curve
 from foundation.evaluation.comparison import write_comparison
 from foundation.evaluation.detection import Detection, Finding, auc, find, summarise
+from foundation.evaluation.folders import evaluate_masks
 from foundation.evaluation.intervals import (
     Difference,
     bootstrap,
@@ -54,6 +56,7 @@ __all__ = [
     "dice",
     "evaluate",
     "evaluate_dataset",
+    "evaluate_masks",
     "find",
     "hausdorff_mm",
     "paired_bootstrap",

@@ -13,7 +13,7 @@ from foundation.data.naming import known_classes
 from foundation.data.reference import Reference, sides_of
 from foundation.errors import UniversalCTError, UsageError, listed
 from foundation.evaluation.metrics import DEFAULT, Mask, Tolerance
-from foundation.evaluation.scores import Score, score_masks
+from foundation.evaluation.scores import Score, Scores, score_masks
 from foundation.settings import did_you_mean, read_file
 from foundation.taxonomy import NAMES, PAIRED, in_order, pair_of
 
@@ -147,6 +147,41 @@ def score_pairs(
             raise
         except UniversalCTError as error:
             yield truth.case, error
+
+
+def evaluate_masks(
+    prediction: str | Path,
+    reference: str | Path,
+    *,
+    names: str | Path | None = None,
+    classes: Sequence[str] | None = None,
+    tolerance_mm: Tolerance | None = 2.0,
+    hd95: bool = True,
+) -> Scores:
+    """Compare masks in files with labels in files, as `universal-ct evaluate` does.
+
+    Args:
+        prediction: A label map, a folder of masks, or a folder of cases of either kind.
+        reference: Of either kind.
+        names: A table of the names of label maps' values, on both sides.
+        classes: Names or aliases of the classes to compare; all that the references label if not
+            given.
+        tolerance_mm: Of the surface Dice: one, or class name → its own; None, not computed.
+        hd95: Also compute the robust Hausdorff distance.
+
+    Returns:
+        The scores of the cases that are on both sides.
+
+    Raises:
+        UsageError: A path holds nothing to compare, no case is in both, or an unknown class.
+        VolumeError: A file cannot be read, or a prediction is on another grid than its reference.
+    """
+    matched = match(Path(prediction), Path(reference), Path(names) if names else None)
+    wanted = None if classes is None else chosen_classes(classes, matched.classes)
+    rows: list[Score] = []
+    for ours, theirs in matched.pairs:
+        rows += score_pair(ours, theirs, wanted, tolerance_mm=tolerance_mm, hd95=hd95)
+    return Scores(tuple(rows), tolerance_mm)
 
 
 def chosen_classes(given: Iterable[str], there: Sequence[str]) -> list[str]:

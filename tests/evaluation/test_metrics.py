@@ -66,6 +66,7 @@ def test_average_distances_are_those_of_the_published_code() -> None:
     assert (of_reference, of_mask) == pytest.approx((0.322447073, 0.339396293), abs=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of MONAI's own inner calls
 @pytest.mark.parametrize("seed", range(12))
 def test_surface_dice_is_that_of_monai_with_subvoxels(seed: int) -> None:
     """On noise, whose surface has every pattern of eight voxels."""
