@@ -7,6 +7,18 @@ scores.mean(["liver"]), scores.interval(["liver"], "nsd"), scores.write("scores.
 from foundation.evaluation.agreement import agreement
 from foundation.evaluation.charts import Curve
 from foundation.evaluation.comparison import write_comparison
+from foundation.evaluation.paper import PaperRow, PaperTable, paper
+from foundation.evaluation.records import (
+    Figure,
+    Record,
+    append_record,
+    command_line,
+    describe_machine,
+    git_commit,
+    new_record,
+    read_records,
+    versions,
+)
 from foundation.evaluation.report import Report, write_report
 from foundation.evaluation.scores import (
     Score,
@@ -17,18 +29,32 @@ from foundation.evaluation.scores import (
     score_masks,
     surface_dice,
 )
+from foundation.files import path_sha256
 
 __all__ = [
     "Curve",
+    "Figure",
+    "PaperRow",
+    "PaperTable",
+    "Record",
     "Report",
     "Score",
     "Scores",
     "agreement",
+    "append_record",
     "bootstrap",
+    "command_line",
+    "describe_machine",
     "dice",
     "evaluate",
+    "git_commit",
+    "new_record",
+    "paper",
+    "path_sha256",
+    "read_records",
     "score_masks",
     "surface_dice",
+    "versions",
     "write_comparison",
     "write_report",
 ]
