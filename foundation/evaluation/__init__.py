@@ -7,7 +7,9 @@ scores.mean(["liver"]), scores.interval(["liver"], "nsd"), scores.write("scores.
 from foundation.evaluation.agreement import agreement
 from foundation.evaluation.charts import Curve
 from foundation.evaluation.comparison import write_comparison
+from foundation.evaluation.labelled_ct import measure_ct, reference_masks
 from foundation.evaluation.paper import PaperRow, PaperTable, paper
+from foundation.evaluation.publishing import write_rendered
 from foundation.evaluation.records import (
     Figure,
     Record,
@@ -29,6 +31,7 @@ from foundation.evaluation.scores import (
     score_masks,
     surface_dice,
 )
+from foundation.evaluation.tables import Table, read_table, render_blocks, render_table
 from foundation.files import path_sha256
 
 __all__ = [
@@ -40,6 +43,7 @@ __all__ = [
     "Report",
     "Score",
     "Scores",
+    "Table",
     "agreement",
     "append_record",
     "bootstrap",
@@ -48,13 +52,19 @@ __all__ = [
     "dice",
     "evaluate",
     "git_commit",
+    "measure_ct",
     "new_record",
     "paper",
     "path_sha256",
     "read_records",
+    "read_table",
+    "reference_masks",
+    "render_blocks",
+    "render_table",
     "score_masks",
     "surface_dice",
     "versions",
     "write_comparison",
+    "write_rendered",
     "write_report",
 ]
