@@ -7,6 +7,20 @@ scores.mean(["liver"]), scores.interval(["liver"], "nsd"), scores.write("scores.
 from foundation.evaluation.agreement import agreement
 from foundation.evaluation.charts import Curve
 from foundation.evaluation.comparison import write_comparison
+from foundation.evaluation.labelled_ct import measure_ct, reference_masks
+from foundation.evaluation.paper import PaperRow, PaperTable, paper
+from foundation.evaluation.publishing import write_rendered
+from foundation.evaluation.records import (
+    Figure,
+    Record,
+    append_record,
+    command_line,
+    describe_machine,
+    git_commit,
+    new_record,
+    read_records,
+    versions,
+)
 from foundation.evaluation.report import Report, write_report
 from foundation.evaluation.scores import (
     Score,
@@ -17,18 +31,40 @@ from foundation.evaluation.scores import (
     score_masks,
     surface_dice,
 )
+from foundation.evaluation.tables import Table, read_table, render_blocks, render_table
+from foundation.files import path_sha256
 
 __all__ = [
     "Curve",
+    "Figure",
+    "PaperRow",
+    "PaperTable",
+    "Record",
     "Report",
     "Score",
     "Scores",
+    "Table",
     "agreement",
+    "append_record",
     "bootstrap",
+    "command_line",
+    "describe_machine",
     "dice",
     "evaluate",
+    "git_commit",
+    "measure_ct",
+    "new_record",
+    "paper",
+    "path_sha256",
+    "read_records",
+    "read_table",
+    "reference_masks",
+    "render_blocks",
+    "render_table",
     "score_masks",
     "surface_dice",
+    "versions",
     "write_comparison",
+    "write_rendered",
     "write_report",
 ]
