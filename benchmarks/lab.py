@@ -1,4 +1,4 @@
-"""What the scripts of the paper's tables and figures share: sizes, data, training, records, verdicts.
+"""What the scripts of the paper's tables share: sizes, data, training, records, verdicts.
 
     lab = Lab.parse(__doc__, PLANS)
     for text in lab.arms({"text": ["one-hot", "minilm"]}):
@@ -34,9 +34,15 @@ from typing import Any
 import numpy as np
 from world import World, build_world
 
-from foundation import UniversalCTError, UniversalModel, UsageError, from_pretrained, get_dataset
+from foundation import (
+    UniversalCTError,
+    UniversalModel,
+    UsageError,
+    from_pretrained,
+    get_dataset,
+    pretrain,
+)
 from foundation import prepare as prepare_store
-from foundation import pretrain
 from foundation.evaluation import (
     Difference,
     Figure,
@@ -73,7 +79,7 @@ MINI: Mapping[str, Any] = {
 }
 SMOKE: Mapping[str, Any] = {
     **MINI,
-    "model.backbone_options": {"widths": [4, 8], "full": 16},
+    "model.backbone_options": {"widths": [8, 16], "full": 16},
     "schedule": {"kind": "trapezoid", "warm_up": 0, "decay": 0.5},
 }
 
@@ -154,6 +160,7 @@ class Lab:
         self.output: Path = given.output or Path("runs") / "benchmarks" / f"{name}-{size}"
         self.output.mkdir(parents=True, exist_ok=True)
         self.seeds: tuple[int, ...] = tuple(given.seeds or plan.seeds)
+        self.verdicts: list[Record] = []
         self._keep_plan()
 
     # --- the command line -------------------------------------------------------------------------
@@ -244,9 +251,7 @@ class Lab:
             return [self.world.dataset(name) for name in names]
         return [_pair(text) for text in self.given.data]
 
-    def tests(
-        self, like: Sequence[str] = ("test",), fold: int | None = None
-    ) -> list[TestSet]:
+    def tests(self, like: Sequence[str] = ("test",), fold: int | None = None) -> list[TestSet]:
         """Return the scans to measure on.
 
         Args:
@@ -299,7 +304,7 @@ class Lab:
 
     @cached_property
     def hashes(self) -> dict[str, str]:
-        """SHA-256 of the data: of the world's datasets, or of the store's manifest and test sets."""
+        """SHA-256 of the world's datasets, or of the store's manifest and the test sets."""
         if self.generated:
             return {f"world-{self.size}/{name}": h for name, h in self.world.sha256.items()}
         path = self.output / "data.json"
@@ -421,18 +426,17 @@ class Lab:
             Figure("first", found.first, n=found.pairs),
             Figure("second", found.second, n=found.pairs),
         )
-        arm = {"verdict": question, "first": _text(first), "second": _text(second)}
-        if self.record(arm, None) is None:
-            record = new_record(
-                self.name,
-                self.size,  # type: ignore[arg-type]
-                arm=arm,
-                figures=figures,
-                seconds=0.0,
-                data=self.hashes,
-                note=verdict_text(found, _text(first), _text(second)),
-            )
-            append_record(self.output / "records.jsonl", record)
+        verdict = new_record(
+            self.name,
+            self.size,  # type: ignore[arg-type]
+            arm={"verdict": question, "first": _text(first), "second": _text(second)},
+            figures=figures,
+            seconds=0.0,
+            data=self.hashes,
+            note=verdict_text(found, _text(first), _text(second)),
+        )
+        self.verdicts.append(verdict)
+        print(f"{question} {verdict.note}")
 
     def finish(self, pictures: Iterable[Path] = ()) -> None:
         """Write cases.csv, say where everything is, and publish if asked.
@@ -442,19 +446,18 @@ class Lab:
         """
         cases = self._write_cases()
         print(f"{self.output / 'records.jsonl'}: {len(self.records())} records")
-        for record in self.records():
-            if "verdict" in record.arm:
-                print(f"{record.arm['verdict']} {record.note}")
         if not self.given.publish:
             return
         if self.size == "smoke":
-            raise UsageError("A smoke run shows that a script works; its numbers are not published.")
+            raise UsageError(
+                "A smoke run shows that a script works; its numbers are not published."
+            )
         RECORDS.mkdir(exist_ok=True)
         PICTURES.mkdir(exist_ok=True)
         target = RECORDS / f"{self.name}.jsonl"
         kept = read_records(target) if target.is_file() else []
         with replacing(target) as temporary:
-            for record in [r for r in kept if r.size != self.size] + self.records():
+            for record in [r for r in kept if r.size != self.size] + self.records() + self.verdicts:
                 append_record(temporary, record)
         if cases is not None:
             shutil.copyfile(cases, RECORDS / f"{self.name}-{self.size}-cases.csv")
@@ -464,7 +467,9 @@ class Lab:
     def _write_cases(self) -> Path | None:
         rows: list[dict[str, Any]] = []
         for record in self.records():
-            for path in sorted((self.output / "scores").glob(f"{_slug(record.arm)}-{record.seed}-*.json")):
+            for path in sorted(
+                (self.output / "scores").glob(f"{_slug(record.arm)}-{record.seed}-*.json")
+            ):
                 name = path.stem.rpartition("-")[2]
                 arm = {**record.arm, "seed": record.seed, "scores": name}
                 rows += [{**arm, **asdict(row)} for row in Scores.read(path).rows]
@@ -472,7 +477,10 @@ class Lab:
             return None
         path = self.output / "cases.csv"
         columns = list(dict.fromkeys(key for row in rows for key in row))
-        with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        with (
+            replacing(path) as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as file,
+        ):
             table = csv.DictWriter(file, columns)
             table.writeheader()
             table.writerows({k: _rounded(v) for k, v in row.items()} for row in rows)
@@ -535,7 +543,11 @@ class Run:
         if self.lab.generated:
             stage = {"steps": plan.steps, "patch_size": plan.patch, "batch_size": 2}
             stage |= {"spacing_mm": self.lab.world.spacing_mm}
-            settings = {"stages": [stage], "sources": [{"kind": "scans", "datasets": ids}], **settings}
+            settings = {
+                "stages": [stage],
+                "sources": [{"kind": "scans", "datasets": ids}],
+                **settings,
+            }
         if fold is not None:
             settings["validation.fold"] = fold
         elif self.lab.generated or self.lab.given.test:
@@ -628,13 +640,17 @@ def verdict_text(found: Difference, first: str, second: str) -> str:
         return "No verdict: no scan was measured with both."
     measured = f"{first}: Dice {found.first:.3f}; {second}: {found.second:.3f}"
     if max(found.first, found.second) < FEWEST_DICE:
-        return f"No verdict: both stay below Dice {FEWEST_DICE}, so the run was too small ({measured})."
+        return f"No verdict: both stay below {FEWEST_DICE}, so the run was too small ({measured})."
     if found.interval is None:
         return f"No verdict: fewer than three scans ({measured})."
     low, high = found.interval
     over = f"{found.pairs} scans, {found.seeds} seed{'s' if found.seeds > 1 else ''}"
     size = f"difference {found.mean:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}, {over}"
-    seen = f"smallest difference that it could have found: {found.smallest:.3f}" if found.smallest else ""
+    seen = (
+        f"smallest difference that it could have found: {found.smallest:.3f}"
+        if found.smallest
+        else ""
+    )
     if found.clear:
         better, other = (first, second) if found.mean > 0 else (second, first)
         answer = f"{better} is better than {other}."

@@ -1,4 +1,4 @@
-"""Pictures of results as PNG: bars, curves and matrices. Each shows its intervals where it has any."""
+"""Pictures of results as PNG: bars, curves and matrices; every single value is a dot."""
 
 from __future__ import annotations
 
@@ -74,7 +74,11 @@ def bars(
                     continue
                 x = place + (number - (len(colours) - 1) / 2) * width
                 shade = COLOURS[number % len(COLOURS)]
-                first = name if place == next(i for i, g in enumerate(groups.values()) if g.get(name)) else None
+                first = (
+                    name
+                    if place == next(i for i, g in enumerate(groups.values()) if g.get(name))
+                    else None
+                )
                 axes.bar(x, float(np.mean(values)), width * 0.9, color=shade, label=first)
                 axes.plot([x] * len(values), values, ".", color="black", markersize=3)
         axes.set_xticks(range(len(groups)), list(groups), rotation=30, ha="right")

@@ -1,10 +1,11 @@
-"""A generated world of CT datasets for the benchmarks: each labels only some classes, the truth is known.
+"""A generated world of CT datasets with known truth, each labelled in part, for the benchmarks.
 
     python benchmarks/world.py FOLDER [--size mini|smoke] [--seed 1]
 
-FOLDER receives a folder with scans and label maps (NIfTI) and a dataset YAML for each of `DATASETS`,
-and world.json with the seed and the SHA-256 of each dataset. The datasets are read as any user's
-are, so a benchmark on them takes the way of one on real data. The same seed gives the same world.
+FOLDER receives a folder with scans and label maps (NIfTI) and a dataset YAML for each of
+`DATASETS`, and world.json with the seed and the SHA-256 of each dataset. The datasets are read as
+any user's are, so a benchmark on them takes the way of one on real data. The same seed gives the
+same world.
 
 The bodies are generated phantoms and no two scans share one: anatomies of training, validation and
 test are disjoint. What is measured here compares arms of an experiment with each other. It says
@@ -38,7 +39,11 @@ Size = Literal["mini", "smoke"]
 # Lesions of paired organs; the organ's side is told, since the lesion is a part of that organ.
 SIDED = tuple(
     (lesion, f"{organ}_{side}")
-    for lesion, organ in (("kidney_tumor", "kidney"), ("kidney_cyst", "kidney"), ("lung_tumor", "lung"))
+    for lesion, organ in (
+        ("kidney_tumor", "kidney"),
+        ("kidney_cyst", "kidney"),
+        ("lung_tumor", "lung"),
+    )
     for side in ("right", "left")
 )
 ALL_CLASSES = tuple(each.name for each in CLASSES)
@@ -193,7 +198,9 @@ class World:
         return [p.name for p in DATASETS if p.role == role and known.issuperset(p.classes)]
 
 
-def build_world(folder: str | Path, size: Size = "mini", seed: int = 1, progress: bool = True) -> World:
+def build_world(
+    folder: str | Path, size: Size = "mini", seed: int = 1, progress: bool = True
+) -> World:
     """Generate a world, or open the one that lies there.
 
     Args:
