@@ -125,3 +125,28 @@ def file_sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def path_sha256(path: str | os.PathLike[str]) -> str:
+    """Compute the SHA-256 of a file, or of all files of a folder and their names.
+
+    That of a folder is the SHA-256 of the lines that `sha256sum` prints for its files, with their
+    paths within it, sorted by path.
+
+    Args:
+        path: A file or a folder.
+
+    Returns:
+        64 digits.
+
+    Raises:
+        UsageError: There is neither.
+    """
+    path = Path(path)
+    if path.is_file():
+        return file_sha256(path)
+    if not path.is_dir():
+        raise UsageError(f"{path} is neither a file nor a folder. Give one that exists.")
+    files = {each.relative_to(path).as_posix(): each for each in path.rglob("*") if each.is_file()}
+    lines = (f"{file_sha256(files[name])}  {name}\n" for name in sorted(files))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -12,19 +12,42 @@ scores.mean(["liver"]), scores.interval(["liver"], "nsd"), scores.write("scores.
     report, comparison, charts, html  pages
 """
 
-from foundation.evaluation.agreement import agreement
-from foundation.evaluation.calibration import Calibration, calibration
-from foundation.evaluation.changes import paired_difference
-from foundation.evaluation.charts import Curve
-from foundation.evaluation.comparison import write_comparison
-from foundation.evaluation.detection import Detection, Finding, auc, find, summarise
-from foundation.evaluation.folders import evaluate_masks
+from foundation.evaluation.agreement import (
+    agreement,
+)
+from foundation.evaluation.calibration import (
+    Calibration,
+    calibration,
+)
+from foundation.evaluation.changes import (
+    paired_difference,
+)
+from foundation.evaluation.charts import (
+    Curve,
+)
+from foundation.evaluation.comparison import (
+    write_comparison,
+)
+from foundation.evaluation.detection import (
+    Detection,
+    Finding,
+    auc,
+    find,
+    summarise,
+)
+from foundation.evaluation.folders import (
+    evaluate_masks,
+)
 from foundation.evaluation.intervals import (
     Difference,
     bootstrap,
     bootstrap_ratio,
     paired_bootstrap,
     wilson,
+)
+from foundation.evaluation.labelled_ct import (
+    measure_ct,
+    reference_masks,
 )
 from foundation.evaluation.metrics import (
     SurfaceDistances,
@@ -34,41 +57,101 @@ from foundation.evaluation.metrics import (
     surface_distances,
     volume_ml,
 )
-from foundation.evaluation.report import Report, write_report
-from foundation.evaluation.scores import Score, Scores, score_masks
-from foundation.evaluation.scoring import evaluate, evaluate_dataset, score_dataset, score_scan
+from foundation.evaluation.paper import (
+    PaperRow,
+    PaperTable,
+    paper,
+)
+from foundation.evaluation.publishing import (
+    write_rendered,
+)
+from foundation.evaluation.records import (
+    Figure,
+    Record,
+    append_record,
+    command_line,
+    describe_machine,
+    git_commit,
+    new_record,
+    read_records,
+    versions,
+)
+from foundation.evaluation.report import (
+    Report,
+    write_report,
+)
+from foundation.evaluation.scores import (
+    Score,
+    Scores,
+    score_masks,
+)
+from foundation.evaluation.scoring import (
+    evaluate,
+    evaluate_dataset,
+    score_dataset,
+    score_scan,
+)
+from foundation.evaluation.tables import (
+    Table,
+    read_table,
+    render_blocks,
+    render_table,
+)
+from foundation.files import (
+    path_sha256,
+)
 
 __all__ = [
     "Calibration",
     "Curve",
     "Detection",
     "Difference",
+    "Figure",
     "Finding",
+    "PaperRow",
+    "PaperTable",
+    "Record",
     "Report",
     "Score",
     "Scores",
     "SurfaceDistances",
+    "Table",
     "agreement",
+    "append_record",
     "auc",
     "bootstrap",
     "bootstrap_ratio",
     "calibration",
+    "command_line",
+    "describe_machine",
     "dice",
     "evaluate",
     "evaluate_dataset",
     "evaluate_masks",
     "find",
+    "git_commit",
     "hausdorff_mm",
+    "measure_ct",
+    "new_record",
     "paired_bootstrap",
     "paired_difference",
+    "paper",
+    "path_sha256",
+    "read_records",
+    "read_table",
+    "reference_masks",
+    "render_blocks",
+    "render_table",
     "score_dataset",
     "score_masks",
     "score_scan",
     "summarise",
     "surface_dice",
     "surface_distances",
+    "versions",
     "volume_ml",
     "wilson",
     "write_comparison",
+    "write_rendered",
     "write_report",
 ]

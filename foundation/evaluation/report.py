@@ -126,13 +126,12 @@ def page(report: Report) -> str:
 
 def _measured(report: Report) -> str:
     scores = report.after
-    tolerance_mm = scores.tolerance_mm or 0.0
-    text = (
-        f"Measured on {len(scores.cases)} {escape(report.measured_on)}, {_grid(scores)}. "
-        f"NSD: surface Dice with a tolerance of {tolerance_text(tolerance_mm)}. "
-    )
-    least = min((tolerance_of(tolerance_mm, n) for n in scores.classes), default=0.0)
-    if scores.spacing_mm and least < scores.spacing_mm:
+    text = f"Measured on {len(scores.cases)} {escape(report.measured_on)}, {_grid(scores)}. "
+    tolerance_mm, least = scores.tolerance_mm, 0.0
+    if tolerance_mm is not None:
+        text += f"NSD: surface Dice with a tolerance of {tolerance_text(tolerance_mm)}. "
+        least = min((tolerance_of(tolerance_mm, name) for name in scores.classes), default=0.0)
+    if scores.spacing_mm and 0 < least < scores.spacing_mm:
         text += "The tolerance is below the voxel size: "
         text += "a border that is one voxel off counts as wrong. "
     if len(scores.cases) < 3:

@@ -115,8 +115,7 @@ class Scores:
 
     Attributes:
         rows: One for each; also where the reference is empty.
-        tolerance_mm: Of the surface Dice: one, or class name → its own; None where it was not
-            measured.
+        tolerance_mm: Of the surface Dice: one, or class name → its own; None: not measured.
         spacing_mm: Of the grid on which the masks were compared; None where each scan has its own.
         findings: What was found of tumours, where that was asked for.
     """

@@ -31,6 +31,7 @@ CONFIG, WEIGHTS, PROMPTS = "config.json", "model.safetensors", "prompt_embedding
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # peft's own names
 UNIVERSAL_CT, ADDED_CLASSES = "universal_ct.json", "added_classes.safetensors"
 CARD, SUMS = "README.md", "SHA256SUMS"
+RECORDS, EVAL_RESULTS = "records.jsonl", ".eval_results"  # what was measured with the weights
 # The card is not among them: it is prose, which people edit on the Hub's pages after publishing.
 SUMMED = (CONFIG, WEIGHTS, PROMPTS)
 ADAPTER_FILES = (UNIVERSAL_CT, PEFT_CONFIG, PEFT_WEIGHTS, ADDED_CLASSES)
