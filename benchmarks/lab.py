@@ -198,6 +198,8 @@ class Lab:
         arg("--seeds", nargs="+", type=int, help="in place of the plan's")
         arg("--max-steps", type=int, help="no training takes more steps than these: to try it out")
         arg("--only", nargs="+", default=[], metavar="KEY=VALUE", help="run these arms alone")
+        text = "a setting of the training, e.g. stages.0.batch_size=1; may be given again"
+        arg("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help=text)
         arg("--publish", action="store_true", help="put records and pictures beside the scripts")
         arg("--gpu", action="store_true", help="mini on a GPU where there is one")
         if add is not None:
@@ -213,6 +215,7 @@ class Lab:
         """Refuse a folder with records of another plan."""
         path = self.output / "plan.json"
         mine = {"benchmark": self.name, "size": self.size, "max_steps": self.given.max_steps}
+        mine["settings given"] = self.given.settings
         plan = {k: v for k, v in asdict(self.plan).items() if k not in ("seeds", "hours")}
         mine = json.loads(json.dumps({**mine, **plan}))
         if path.is_file():
@@ -558,7 +561,7 @@ class Run:
             config,
             store=store,
             output=self.folder / name,
-            overrides=[f"{key}={json.dumps(value)}" for key, value in settings.items()],
+            overrides=[*_overrides(settings), *self.lab.given.settings],
             cpu=self.cpu,
             progress=not self.lab.generated,
         )
@@ -663,11 +666,15 @@ def _shortened(config: str, settings: Mapping[str, Any], most: int) -> dict[str,
     """Settings by which no training takes more than so many steps."""
     from foundation.pretraining import load_config
 
-    full = load_config(config, [f"{key}={json.dumps(value)}" for key, value in settings.items()])
+    full = load_config(config, _overrides(settings))
     return {
         **{f"stages.{i}.steps": min(stage.steps, most) for i, stage in enumerate(full.stages)},
         "schedule.warm_up": min(full.schedule.warm_up, most // 2),
     }
+
+
+def _overrides(settings: Mapping[str, Any]) -> list[str]:
+    return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
 
 
 def _pair(text: str) -> tuple[str, str]:
