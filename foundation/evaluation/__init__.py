@@ -13,6 +13,7 @@ from foundation.evaluation.publishing import write_rendered
 from foundation.evaluation.records import (
     Figure,
     Record,
+    add_record_option,
     append_record,
     command_line,
     describe_machine,
@@ -22,6 +23,13 @@ from foundation.evaluation.records import (
     versions,
 )
 from foundation.evaluation.report import Report, write_report
+from foundation.evaluation.reproduce import (
+    Reproduction,
+    measurement,
+    renamed,
+    reproduce,
+    weights_sha256,
+)
 from foundation.evaluation.scores import (
     Score,
     Scores,
@@ -31,7 +39,13 @@ from foundation.evaluation.scores import (
     score_masks,
     surface_dice,
 )
-from foundation.evaluation.tables import Table, read_table, render_blocks, render_table
+from foundation.evaluation.tables import (
+    Table,
+    read_table,
+    render_blocks,
+    render_records,
+    render_table,
+)
 from foundation.files import path_sha256
 
 __all__ = [
@@ -41,9 +55,11 @@ __all__ = [
     "PaperTable",
     "Record",
     "Report",
+    "Reproduction",
     "Score",
     "Scores",
     "Table",
+    "add_record_option",
     "agreement",
     "append_record",
     "bootstrap",
@@ -53,17 +69,22 @@ __all__ = [
     "evaluate",
     "git_commit",
     "measure_ct",
+    "measurement",
     "new_record",
     "paper",
     "path_sha256",
     "read_records",
     "read_table",
     "reference_masks",
+    "renamed",
     "render_blocks",
+    "render_records",
     "render_table",
+    "reproduce",
     "score_masks",
     "surface_dice",
     "versions",
+    "weights_sha256",
     "write_comparison",
     "write_rendered",
     "write_report",

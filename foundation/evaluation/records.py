@@ -10,6 +10,7 @@ Tables, cards and `model-index` are rendered from such lines; see `foundation.ev
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import importlib.metadata
 import json
@@ -34,7 +35,7 @@ SIZES: tuple[str, ...] = get_args(Size)
 _HASH = re.compile(r"[0-9a-f]{64}")
 _CHECKOUT = Path(__file__).parents[2]
 # What decides about a figure; records and tables change with every run.
-_CODE = ("foundation", "benchmarks", "finetune", ":!benchmarks/records", ":!*.md")
+_CODE = ("foundation", "benchmarks", "finetune", ":!*.jsonl", ":!*.md", ":!*/.eval_results/*")
 
 
 @dataclass(frozen=True)
@@ -267,6 +268,12 @@ def _is_json(text: bytes) -> bool:
         return not text or json.loads(text) is not None
     except ValueError:
         return False
+
+
+def add_record_option(parser: argparse.ArgumentParser) -> None:
+    """Add --record FILE to a script that measures."""
+    text = "append the record of this run to a file *.jsonl, such as benchmarks/records/NAME.jsonl"
+    parser.add_argument("--record", type=Path, metavar="FILE", help=text)
 
 
 # --- where and with what --------------------------------------------------------------------------
