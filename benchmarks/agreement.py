@@ -22,6 +22,7 @@ from foundation.evaluation import (
     Table,
     add_record_option,
     append_record,
+    command_line,
     measure_ct,
     new_record,
     path_sha256,
@@ -80,6 +81,7 @@ def main() -> None:
         seconds=time.perf_counter() - start,
         data={name: path_sha256(path) for path, name in name_of.items()},
         weights=weights_sha256(model),
+        command=command_line([word for word in sys.argv if word != "--card"]),
     )
     print(render_records(TABLE, [record]), file=sys.stderr)
     if given.record:

@@ -12,8 +12,8 @@ from foundation.cli.shared import add_json, add_verb, print_json, say
 if TYPE_CHECKING:
     from foundation.evaluation.reproduce import Reproduction
 
-_MORE = """The SHA-256 of every file that a record names is checked first; a file that is missing or was
-changed is named. Exit code: 0 if every number of every record is there, within the tolerance;
+_MORE = """The SHA-256 of every file that a record names is checked first; a file that is missing or
+was changed is named. Exit code: 0 if every number of every record is there, within the tolerance;
 otherwise 1.
 
 examples:

@@ -283,12 +283,16 @@ def command_line(argv: Sequence[str] | None = None) -> str:
     """Return the command of this process, as it would be typed in the checkout.
 
     Absolute paths name a machine and not the data, so only their ends are kept: of a folder its
-    name, of a file its folder's name too.
+    name, of a file its folder's name too. Where the record was written (`--record`) is left out.
 
     Args:
         argv: The script and its arguments; those of the process if not given.
     """
     script, *words = sys.argv if argv is None else argv
+    if "--record" in words:
+        at = words.index("--record")
+        words = [*words[:at], *words[at + 2 :]]
+    words = [word for word in words if not word.startswith("--record=")]
     path = Path(script)
     if path.is_absolute() and path.is_relative_to(_CHECKOUT):
         path = path.relative_to(_CHECKOUT)
@@ -318,6 +322,9 @@ def describe_machine() -> str:
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
     parts = [f"{platform.machine()} CPU, {count} {'core' if count == 1 else 'cores'}"]
+    threads = torch.get_num_threads()
+    if threads < count:
+        parts.append(f"{threads} {'thread' if threads == 1 else 'threads'}")
     if computes_bfloat16("cpu"):
         parts.append("AVX-512 BF16")
     if torch.cuda.is_available():

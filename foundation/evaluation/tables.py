@@ -28,7 +28,9 @@ from foundation.evaluation.paper import GRADES, PaperTable, paper
 from foundation.evaluation.records import Figure, Record, read_records
 from foundation.settings import did_you_mean, read, read_file
 
-BEGIN, END = re.compile(r"<!-- records: (\S+) -->"), "<!-- end records -->"
+# On lines of their own: a text that explains them is no block.
+BEGIN = re.compile(r"^<!-- records: (\S+) -->$", re.MULTILINE)
+END = re.compile(r"^<!-- end records -->$", re.MULTILINE)
 _NAME = re.compile(r"\{([^{}:]+)(?::([^{}]*))?\}")
 _SPEC = re.compile(r"([%+]?)(\d?)")
 _EVERY = "*"  # stands for a class: "dice/*"
@@ -116,16 +118,19 @@ def render_blocks(text: str, content: Callable[[str], str], where: str = "The te
     Raises:
         UsageError: A block has no end, or an end no beginning.
     """
-    parts, rest = [], text
-    while (head := BEGIN.search(rest)) is not None:
-        inner, end, tail = rest[head.end() :].partition(END)
-        if not end or BEGIN.search(inner):
-            raise UsageError(f"{where}: the block {head[0]} has no {END}. Add it below the table.")
-        parts += [rest[: head.end()], "\n", content(head[1]).strip(), "\n", END]
-        rest = tail
-    if END in rest or any(END in part for part in parts[::5]):
-        raise UsageError(f"{where}: there is a {END} without a beginning. Remove it.")
-    return "".join([*parts, rest])
+    parts, place = [], 0
+    for head in BEGIN.finditer(text):
+        between = text[place : head.start()]
+        end = END.search(text, head.end())
+        following = BEGIN.search(text, head.end())
+        if end is None or (following is not None and following.start() < end.start()):
+            raise UsageError(f"{where}: the block {head[0]} has no end. Close it below the table.")
+        parts += [between, head[0], "\n", content(head[1]).strip(), "\n", end[0]]
+        place = end.end()
+    parts.append(text[place:])
+    if len(END.findall(text)) != len(BEGIN.findall(text)):
+        raise UsageError(f"{where}: the end of a block stands there without its beginning.")
+    return "".join(parts)
 
 
 def render_table(table: Table, root: str | os.PathLike[str]) -> str:
