@@ -98,6 +98,7 @@ def save_pretrained(
             prompts = stored(model.prompt_embedding, torch.float32)
             metadata = {"format": "pt", **_origin(model.config)}
             save_file({_PROMPT_KEY: prompts}, temporary / PROMPTS, metadata=metadata)
+            _sort_metadata(temporary / PROMPTS)
         sums = write_sums(temporary, names)
         if card is None:
             parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -354,6 +355,22 @@ def _origin(config: ModelConfig) -> dict[str, str]:
     """What prompt embeddings were made of: the encoder, and the sentence behind each row."""
     prompts = [spec.prompt for spec in config.classes]
     return {"text": json.dumps(asdict(config.text)), "prompts": json.dumps(prompts)}
+
+
+def _sort_metadata(path: Path) -> None:
+    """Give a safetensors file its metadata in alphabetical order.
+
+    Its writer takes a random one. Then a model that is saved again would have another SHA-256, and
+    its records would no longer name it.
+    """
+    content = path.read_bytes()
+    start = 8  # the length of the header, which is JSON, comes first
+    end = start + int.from_bytes(content[:start], "little")
+    header = json.loads(content[start:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    assert len(text) <= end - start  # the same signs in another order; the rest is spaces
+    path.write_bytes(content[:start] + text.ljust(end - start) + content[end:])
 
 
 def _read_prompts(path: Path, config: ModelConfig) -> Tensor:
