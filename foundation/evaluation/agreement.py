@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foundation.data.store.arrays import StoredCase
-from foundation.evaluation.scores import Score, Scores, dice, read_masks, surface_dice
+from foundation.evaluation.metrics import dice, surface_dice
+from foundation.evaluation.scores import Score, Scores
+from foundation.evaluation.scoring import read_masks
 
 CHANGED = 0.95  # a Dice agreement below this is marked
 NOT_COMPARED: Scores = Scores((), 0.0, 0.0)

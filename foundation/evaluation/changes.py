@@ -9,7 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from foundation.evaluation.scores import Interval, Metric, Scores, bootstrap, mean_of
+from foundation.evaluation.intervals import (
+    Difference,
+    Interval,
+    bootstrap,
+    mean_of,
+    paired_bootstrap,
+)
+from foundation.evaluation.scores import Metric, Scores
 
 FORGOTTEN = 0.01  # a fall of Dice by more than this is marked
 METRICS: tuple[Metric, ...] = ("dice", "nsd")
@@ -72,8 +79,27 @@ def change(
         mean_of(first),
         mean_of(then),
         bootstrap(then),
-        bootstrap(then - first),
+        paired_bootstrap(then, first).interval,
     )
+
+
+def paired_difference(
+    a: Scores, b: Scores, classes: Sequence[str], metric: Metric = "dice"
+) -> Difference:
+    """Compare two arms on the scans and classes that both have scores of.
+
+    Args:
+        a: Scores of one arm.
+        b: Scores of the other, of the same scans.
+        classes: The classes that the mean is over.
+        metric: "dice", "nsd", or another number of `Score`.
+
+    Returns:
+        The difference, `a` less `b`, with its interval over scans and the smallest that such a run
+        would have found; see `Difference`.
+    """
+    keys = tuple(dict.fromkeys((*a.cases, *b.cases)))
+    return paired_bootstrap(a.table(classes, metric, keys), b.table(classes, metric, keys))
 
 
 def write_table(

@@ -76,7 +76,7 @@ def compare(segmentation: Segmentation, reference: Mapping[str, Mask]) -> tuple[
     ct = segmentation.volume
     both = {name: truth for name, truth in reference.items() if name in segmentation.classes}
     rows = score_masks("", segmentation.mask, both.items(), ct.spacing_mm)
-    dice = {row.name: row.dice for row in rows}
+    dice = {row.name: row.dice for row in rows if row.dice is not None}
     if not dice:
         raise UsageError(
             f"The labels show none of the model's classes ({', '.join(segmentation.classes)}). "

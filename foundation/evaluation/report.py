@@ -12,7 +12,10 @@ from foundation.evaluation.agreement import CHANGED, NOT_COMPARED, changed
 from foundation.evaluation.changes import FORGOTTEN, METRICS, Change, change, with_mean, write_table
 from foundation.evaluation.charts import Curve, case_png, changes_svg, curves_svg
 from foundation.evaluation.html import document, number, section, signed
-from foundation.evaluation.scores import Interval, Metric, Scores, read_masks
+from foundation.evaluation.intervals import Interval
+from foundation.evaluation.metrics import tolerance_of, tolerance_text
+from foundation.evaluation.scores import Metric, Scores
+from foundation.evaluation.scoring import read_masks
 from foundation.files import replacing
 from foundation.imaging.legend import display_name
 
@@ -123,17 +126,23 @@ def page(report: Report) -> str:
 
 def _measured(report: Report) -> str:
     scores = report.after
-    text = (
-        f"Measured on {len(scores.cases)} {escape(report.measured_on)}, at "
-        f"{scores.spacing_mm:g} mm. NSD: surface Dice with a tolerance of "
-        f"{scores.tolerance_mm:g} mm. "
-    )
-    if scores.tolerance_mm < scores.spacing_mm:
+    text = f"Measured on {len(scores.cases)} {escape(report.measured_on)}, {_grid(scores)}. "
+    tolerance_mm, least = scores.tolerance_mm, 0.0
+    if tolerance_mm is not None:
+        text += f"NSD: surface Dice with a tolerance of {tolerance_text(tolerance_mm)}. "
+        least = min((tolerance_of(tolerance_mm, name) for name in scores.classes), default=0.0)
+    if scores.spacing_mm and 0 < least < scores.spacing_mm:
         text += "The tolerance is below the voxel size: "
         text += "a border that is one voxel off counts as wrong. "
     if len(scores.cases) < 3:
         return text + "Fewer than three scans: no intervals, since they would be made up."
     return text + "In brackets: 95 % intervals by bootstrap over scans."
+
+
+def _grid(scores: Scores) -> str:
+    if scores.spacing_mm is None:
+        return "on the grid of each scan"
+    return f"at {scores.spacing_mm:g} mm"
 
 
 def _card_of_new(report: Report, new: Sequence[str]) -> str:

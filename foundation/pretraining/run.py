@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from foundation.errors import UsageError
-from foundation.evaluation.scores import mean_dice, validate
+from foundation.evaluation.scoring import mean_dice, validate
 from foundation.files import recover_folder, replacing
 from foundation.hardware import keep_freed_memory, trains_in_bfloat16
 from foundation.hub.saved import save_pretrained

@@ -11,7 +11,7 @@ from foundation.synthesis.anatomy import (
     phantom_anatomy,
     stored_anatomy,
 )
-from foundation.synthesis.phantom import Phantom, generate
+from foundation.synthesis.phantom import TISSUES, Phantom, generate
 from foundation.synthesis.phantom_scans import (
     SMOKE_CLASS,
     SMOKE_LABELS,
@@ -26,6 +26,7 @@ __all__ = [
     "FINE_MM",
     "SMOKE_CLASS",
     "SMOKE_LABELS",
+    "TISSUES",
     "Anatomy",
     "Phantom",
     "View",

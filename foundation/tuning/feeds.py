@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from foundation.data.store.arrays import StoredCase
 from foundation.errors import UsageError
-from foundation.evaluation.scores import mean_dice, validate
+from foundation.evaluation.scoring import mean_dice, validate
 from foundation.hardware import autocast, trains_in_bfloat16
 from foundation.imaging.frame import window_hu
 from foundation.inference.sliding_window import window_starts

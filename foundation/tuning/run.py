@@ -30,7 +30,8 @@ from foundation.errors import UsageError, listed
 from foundation.evaluation.agreement import agreement
 from foundation.evaluation.charts import Curve
 from foundation.evaluation.report import Report, write_report
-from foundation.evaluation.scores import Scores, evaluate
+from foundation.evaluation.scores import Scores
+from foundation.evaluation.scoring import evaluate
 from foundation.hardware import keep_freed_memory
 from foundation.hub.cards import Results
 from foundation.inference.predict import choose_device
@@ -329,7 +330,7 @@ class TuningRun:
             scans=len(after.cases),
             dice={name: after.mean([name]) or 0.0 for name in names},
             surface_dice={name: after.mean([name], "nsd") or 0.0 for name in names},
-            tolerance_mm=after.tolerance_mm,
+            tolerance_mm=self.tolerance_mm,
             agreement={name: agreed.mean([name]) or 0.0 for name in agreed.classes},
         )
         facts = [

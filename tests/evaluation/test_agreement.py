@@ -8,9 +8,11 @@ import pytest
 from tiny import tiny_model
 
 from foundation.data.store.arrays import Store, StoredCase
-from foundation.evaluation import scores as evaluation
+from foundation.evaluation import scoring as evaluation
 from foundation.evaluation.agreement import NOT_COMPARED, agreement, changed, summary
-from foundation.evaluation.scores import Score, Scores, evaluate, surface_dice
+from foundation.evaluation.metrics import surface_dice
+from foundation.evaluation.scores import Score, Scores
+from foundation.evaluation.scoring import evaluate
 
 OLD = ("liver", "spleen", "liver_tumor")
 

@@ -13,7 +13,8 @@ from foundation.data.store.arrays import Store
 from foundation.evaluation.changes import change
 from foundation.evaluation.charts import Curve
 from foundation.evaluation.report import Report, page, write_report
-from foundation.evaluation.scores import Score, Scores, evaluate
+from foundation.evaluation.scores import Score, Scores
+from foundation.evaluation.scoring import evaluate
 
 
 def scores(shift: dict[str, float], cases: int = 5) -> Scores:

@@ -15,18 +15,14 @@ from torch import nn
 from foundation.config import ClassSpec, NetworkConfig, Preprocessing
 from foundation.data.store.arrays import Store
 from foundation.errors import UsageError
-from foundation.evaluation.scores import (
-    Score,
-    Scores,
-    bootstrap,
-    dice,
+from foundation.evaluation.intervals import bootstrap, mean_of
+from foundation.evaluation.metrics import dice, surface_dice
+from foundation.evaluation.scores import Score, Scores, score_masks
+from foundation.evaluation.scoring import (
     evaluate,
     mean_dice,
-    mean_of,
     read_masks,
     score_case,
-    score_masks,
-    surface_dice,
     validate,
 )
 
@@ -122,12 +118,14 @@ def test_voxels_of_unknown_label_count_for_neither_side() -> None:
     known[:6] = False  # the part of the mask that the reference lacks
     references = [("liver", cube(6)), ("spleen", np.zeros_like(cube(6)))]
     masks = {"liver": cube(5), "spleen": cube(5)}
-    (row,) = score_masks("a", masks.__getitem__, references, (1, 1, 1), 1.0)
+    row, empty = score_masks("a", masks.__getitem__, references, (1, 1, 1), 1.0)
     assert row.dice == pytest.approx(5 / 6)
-    (row,) = score_masks("a", masks.__getitem__, references, (1, 1, 1), 0.0, known)
+    assert (empty.dice, empty.nsd, empty.status, empty.predicted_ml) == (None, None, "empty", 0.216)
+    row, empty = score_masks("a", masks.__getitem__, references, (1, 1, 1), 0.0, known)
     assert row.dice == pytest.approx(2 * 5 / 11)  # voxels 6 to 10 of the mask, 6 to 11 of both
-    (row,) = score_masks("a", masks.__getitem__, references, (1, 1, 1))
-    assert row == Score("a", "liver", pytest.approx(5 / 6), None)
+    assert empty.predicted_ml == pytest.approx(0.18), "voxels of unknown label count for no volume"
+    row, _ = score_masks("a", masks.__getitem__, references, (1, 1, 1))
+    assert (row.dice, row.nsd, row.hd95_mm) == (pytest.approx(5 / 6), None, None)
 
 
 # --- means and intervals --------------------------------------------------------------------------
@@ -183,7 +181,10 @@ def test_scores_come_back_from_their_file(tmp_path: Path) -> None:
     found = scores(("a", "liver", 0.75), ("b", "vertebra L1", 0.5))
     assert Scores.read(found.write(tmp_path / "scores.json")) == found
     table = found.write(tmp_path / "scores.csv").read_text().splitlines()
-    assert table == ["case,name,dice,nsd", "a,liver,0.75,0.375", "b,vertebra L1,0.5,0.25"]
+    assert table[0] == (
+        "case,name,dice,nsd,hd95_mm,reference_ml,predicted_ml,status,volume_error_percent"
+    )
+    assert table[1:] == ["a,liver,0.75,0.375,,,,present,", "b,vertebra L1,0.5,0.25,,,,present,"]
     with pytest.raises(UsageError, match=r"name it \.json or \.csv"):
         found.write(tmp_path / "scores.txt")
 
@@ -193,13 +194,13 @@ def test_scores_come_back_from_their_file(tmp_path: Path) -> None:
     [
         ("[]", "expected keys and values"),
         ("{", "cannot be read as JSON"),
-        ('{"format_version": 2, "rows": []}', "format_version is 2"),
+        ('{"format_version": 1, "rows": []}', "format_version is 1"),
         (
-            '{"format_version": 1, "rows": [], "tolerance_mm": 2, "spacing_mm": 3, "cases": 1}',
+            '{"format_version": 2, "rows": [], "tolerance_mm": 2, "spacing_mm": 3, "cases": 1}',
             "unknown key 'cases'",
         ),
         (
-            '{"format_version": 1, "rows": [{"case": "a", "name": "b", "dice": "1", "nsd": 1}], '
+            '{"format_version": 2, "rows": [{"case": "a", "name": "b", "dice": "1", "nsd": 1}], '
             '"tolerance_mm": 2, "spacing_mm": 3}',
             r"rows\[0\].dice is '1'",
         ),

@@ -12,7 +12,7 @@ from tuning_trees import SPACING_MM, write_folders
 from foundation.config import ClassSpec, NetworkConfig, Preprocessing
 from foundation.data.naming import NewClass
 from foundation.errors import UsageError
-from foundation.evaluation.scores import evaluate
+from foundation.evaluation.scoring import evaluate
 from foundation.inference.predict import segment_volume
 from foundation.tuning.data import TuningData, read_data
 

@@ -15,7 +15,7 @@ from foundation import from_pretrained
 from foundation.cli import pretrain as command
 from foundation.data.store.arrays import Store
 from foundation.errors import MissingExtraError, UniversalCTError, UsageError, WeightsError
-from foundation.evaluation.scores import score_case
+from foundation.evaluation.scoring import score_case
 from foundation.pretraining import run as module
 from foundation.pretraining.reading import load_config
 from foundation.pretraining.run import Pretraining, pretrain

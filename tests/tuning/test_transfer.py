@@ -14,7 +14,7 @@ from foundation import finetune, from_pretrained
 from foundation.config import Preprocessing
 from foundation.data.naming import NewClass
 from foundation.errors import UsageError
-from foundation.evaluation.scores import evaluate
+from foundation.evaluation.scoring import evaluate
 from foundation.model import Model, UniversalModel
 from foundation.networks.protocol import check_trainable
 from foundation.text import MINILM

@@ -1,0 +1,704 @@
+"""What the scripts of the paper's tables share: sizes, data, training, records, verdicts.
+
+    lab = Lab.parse(__doc__, PLANS)
+    for text in lab.arms({"text": ["one-hot", "minilm"]}):
+        lab.measure(text, run_one)      # run_one(run: Run) -> Iterable[Figure], once for each seed
+    lab.verdict("Text or one-hot?", {"text": "minilm"}, {"text": "one-hot"})
+    lab.finish()
+
+A script has three sizes, which take one code path. `--smoke`: seconds, on a tiny generated world.
+`--mini`: minutes to hours on a CPU, on a generated world, with reduced networks and patches. The
+real run takes the paths of the datasets: `04=/data/LiTS 05=/data/KiTS`.
+
+OUT receives records.jsonl (a line for each arm and seed), cases.csv (every class in every scan),
+scores/ and a folder for each training. Started again, it goes on where it stopped. `--publish` puts
+records, cases and pictures beside the scripts, from where the tables are rendered.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+import json
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from world import World, build_world
+
+from foundation import (
+    UniversalCTError,
+    UniversalModel,
+    UsageError,
+    from_pretrained,
+    get_dataset,
+    pretrain,
+)
+from foundation import prepare as prepare_store
+from foundation.evaluation import (
+    Difference,
+    Figure,
+    Record,
+    Scores,
+    append_record,
+    evaluate_dataset,
+    new_record,
+    paired_bootstrap,
+    path_sha256,
+    read_records,
+)
+from foundation.files import replacing
+from foundation.pretraining import make_folds
+
+HERE = Path(__file__).resolve().parent
+RECORDS, PICTURES = HERE / "records", HERE / "pictures"
+FEWEST_DICE = 0.5  # below it, the better arm has learnt too little to judge by
+Arm = Mapping[str, str | int | float]
+
+# Training in the mini size: small enough for two CPU cores, by the embedded weights' loss, with
+# which classes lift off early. The real size has the paper's own settings (configs/unet.yaml).
+MINI: Mapping[str, Any] = {
+    "model.backbone": "lite_unet",
+    "model.backbone_options": {"widths": [12, 24, 48, 96], "full": 16},
+    "model.text": "minilm",
+    "model.standardise_text": True,
+    "optimizer": {"learning_rate": 3e-3, "weight_decay": 1e-4, "clip_norm": 5},
+    "schedule": {"kind": "trapezoid", "warm_up": 30, "decay": 0.6},
+    "loss": {"dice": 1, "binary": 0.2, "exclusive": 1, "balance": 0.3, "sample_voxels": 8192},
+    "validation.every": 0,
+    "workers": 0,
+    "save_every": 200,
+}
+SMOKE: Mapping[str, Any] = {
+    **MINI,
+    "model.backbone_options": {"widths": [8, 16], "full": 16},
+    "schedule": {"kind": "trapezoid", "warm_up": 0, "decay": 0.5},
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a size means for an experiment.
+
+    Attributes:
+        seeds: Each arm is run with each.
+        steps: Of one training; None for as many as the configuration says.
+        patch: Voxels along each axis of a training patch; None as the configuration says.
+        settings: Dotted key of the training configuration → value.
+        options: What only the script itself knows, such as numbers of scans.
+        hours: What to expect, and on what; shown by --help.
+    """
+
+    seeds: tuple[int, ...] = (1, 2, 3)
+    steps: int | None = None
+    patch: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    hours: str = ""
+
+
+def plans(
+    *,
+    mini_steps: int = 800,
+    mini: Mapping[str, Any] | None = None,
+    smoke: Mapping[str, Any] | None = None,
+    real: Mapping[str, Any] | None = None,
+    seeds: Sequence[int] = (1, 2, 3),
+    hours: str = "",
+) -> dict[str, Plan]:
+    """Return the usual plans of the three sizes.
+
+    Args:
+        mini_steps: Of a training.
+        mini, smoke, real: The script's own options.
+        seeds: Of the mini size.
+        hours: Of the real size.
+    """
+    return {
+        "smoke": Plan((1,), 2, 16, SMOKE, smoke or {}),
+        "mini": Plan(tuple(seeds), mini_steps, 48, MINI, mini or {}),
+        "real": Plan((1,), None, None, {}, real or {}, hours),
+    }
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Scans to measure on.
+
+    Attributes:
+        dataset: A YAML file, or an id of the paper's.
+        root: Its folder.
+        cases: Ids of the scans; None for all.
+    """
+
+    dataset: str
+    root: str
+    cases: tuple[str, ...] | None = None
+
+
+class Lab:
+    """One experiment in one size: its data, its records and what they say.
+
+    Attributes:
+        name: Of the script.
+        size: "smoke", "mini" or "real".
+        plan: What the size means.
+        output: Folder of everything that is made.
+        given: All command line arguments.
+    """
+
+    def __init__(self, name: str, size: str, plan: Plan, given: argparse.Namespace) -> None:
+        self.name, self.size, self.plan, self.given = name, size, plan, given
+        self.output: Path = given.output or Path("runs") / "benchmarks" / f"{name}-{size}"
+        self.output.mkdir(parents=True, exist_ok=True)
+        self.seeds: tuple[int, ...] = tuple(given.seeds or plan.seeds)
+        self.verdicts: list[Record] = []
+        self._keep_plan()
+
+    # --- the command line -------------------------------------------------------------------------
+
+    @classmethod
+    def parse(
+        cls,
+        doc: str,
+        sizes: Mapping[str, Plan],
+        add: Callable[[argparse.ArgumentParser], None] | None = None,
+        argv: Sequence[str] | None = None,
+    ) -> Lab:
+        """Read the command line.
+
+        Args:
+            doc: The script's docstring, which --help shows.
+            sizes: "smoke", "mini" and "real" → plan.
+            add: Adds the script's own arguments.
+            argv: In place of `sys.argv[1:]`.
+
+        Returns:
+            The lab.
+        """
+        parser = argparse.ArgumentParser(
+            description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        size = parser.add_mutually_exclusive_group()
+        size.add_argument("--smoke", action="store_true", help="seconds, on generated data")
+        size.add_argument("--mini", action="store_true", help="on a CPU, on generated data")
+        arg = parser.add_argument
+        arg("data", nargs="*", metavar="ID=DIR", help="datasets to train on, and their folders")
+        arg("--test", nargs="+", default=[], metavar="ID=DIR", help="datasets to measure on only")
+        arg("--store", type=Path, help="of `universal-ct prepare`; made in OUT if not given")
+        arg("-o", "--output", type=Path, metavar="OUT", help="default: runs/benchmarks/NAME-SIZE")
+        arg("--seeds", nargs="+", type=int, help="in place of the plan's")
+        arg("--max-steps", type=int, help="no training takes more steps than these: to try it out")
+        arg("--only", nargs="+", default=[], metavar="KEY=VALUE", help="run these arms alone")
+        text = "a setting of the training, e.g. stages.0.batch_size=1; may be given again"
+        arg("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help=text)
+        arg("--publish", action="store_true", help="put records and pictures beside the scripts")
+        arg("--gpu", action="store_true", help="mini on a GPU where there is one")
+        if add is not None:
+            add(parser)
+        given = parser.parse_args(argv)
+        name = "smoke" if given.smoke else "mini" if given.mini else "real"
+        if name == "real" and not (given.data or given.store or given.test):
+            parser.error("give the datasets as ID=DIR, or --mini, or --smoke")
+        script = Path(sys.modules["__main__"].__file__ or "lab").stem
+        return cls(getattr(given, "name", None) or script, name, sizes[name], given)
+
+    def _keep_plan(self) -> None:
+        """Refuse a folder with records of another plan."""
+        path = self.output / "plan.json"
+        mine = {"benchmark": self.name, "size": self.size, "max_steps": self.given.max_steps}
+        mine["settings given"] = self.given.settings
+        plan = {k: v for k, v in asdict(self.plan).items() if k not in ("seeds", "hours")}
+        mine = json.loads(json.dumps({**mine, **plan}))
+        if path.is_file():
+            theirs = json.loads(path.read_text(encoding="utf-8"))
+            if differing := sorted(k for k in mine if mine[k] != theirs.get(k)):
+                raise UsageError(
+                    f"{self.output} holds a run that differs in {', '.join(differing)}; "
+                    "give another folder by -o, or delete it."
+                )
+        else:
+            with replacing(path) as temporary:
+                temporary.write_text(json.dumps(mine, indent=1) + "\n", encoding="utf-8")
+
+    # --- data -------------------------------------------------------------------------------------
+
+    @cached_property
+    def world(self) -> World:
+        """The generated world of the smoke and mini sizes; one for all scripts of a size."""
+        folder = self.output.parent / f"world-{self.size}"
+        return build_world(folder, "smoke" if self.size == "smoke" else "mini")
+
+    @property
+    def generated(self) -> bool:
+        """Whether the data are generated."""
+        return self.size != "real"
+
+    def training(self, like: Sequence[str] | None = None) -> list[tuple[str, str]]:
+        """Return the datasets to train on, as `prepare` takes them.
+
+        Args:
+            like: Names of the world's datasets, in the generated sizes; all partly labelled ones if
+                not given. A real run trains on all datasets of the command line.
+        """
+        if self.generated:
+            names = self.world.datasets("train") if like is None else like
+            return [self.world.dataset(name) for name in names]
+        return [_pair(text) for text in self.given.data]
+
+    def tests(self, like: Sequence[str] = ("test",), fold: int | None = None) -> list[TestSet]:
+        """Return the scans to measure on.
+
+        Args:
+            like: Names of the world's datasets, in the generated sizes.
+            fold: Measure on this fold of the training data instead, where `--test` names none.
+        """
+        if fold is not None and not self.given.test:
+            return self._fold(fold)
+        if self.generated:
+            return [TestSet(*self.world.dataset(name)) for name in like]
+        return [TestSet(*_pair(text)) for text in self.given.test] or self._fold(0)
+
+    def _fold(self, fold: int) -> list[TestSet]:
+        from foundation.data import Store
+
+        held_out = make_folds(Store(self.store()).manifest["cases"]).cases(fold)
+        found = []
+        for dataset, root in self.training(self._like):
+            prefix = f"{get_dataset(dataset).id}/"
+            ids = tuple(sorted(k.removeprefix(prefix) for k in held_out if k.startswith(prefix)))
+            if ids:
+                found.append(TestSet(dataset, root, ids))
+        return found
+
+    _like: Sequence[str] | None = None
+
+    def store(self, like: Sequence[str] | None = None) -> Path:
+        """Prepare the datasets to train on; finished scans are left alone.
+
+        Args:
+            like: As of `training`. One experiment prepares one set of datasets.
+        """
+        if like is not None:
+            self._like = like
+        if self.given.store:
+            return Path(self.given.store)
+        shared = self.generated and self._like is None
+        folder = (self.output.parent / f"store-{self.size}") if shared else self.output / "store"
+        spacing_mm = self.world.spacing_mm if self.generated else 1.5
+        report = prepare_store(
+            self.training(self._like),
+            folder,
+            spacing_mm=spacing_mm,
+            workers=1 if self.generated else None,
+            progress=not self.generated,
+        )
+        if report.failed:
+            print(f"{len(report.failed)} scans cannot be read: {report.failed}", file=sys.stderr)
+        return report.store
+
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of the world's datasets, or of the store's manifest and the test sets."""
+        if self.generated:
+            return {f"world-{self.size}/{name}": h for name, h in self.world.sha256.items()}
+        path = self.output / "data.json"
+        if not path.is_file():
+            found = {}
+            if self.given.data or self.given.store:
+                found["store/manifest.json"] = path_sha256(self.store() / "manifest.json")
+            for text in self.given.test:
+                dataset, root = _pair(text)
+                found[get_dataset(dataset).id] = path_sha256(root)
+            with replacing(path) as temporary:
+                temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        hashes: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+        return hashes
+
+    # --- arms and their runs ----------------------------------------------------------------------
+
+    def arms(self, axes: Mapping[str, Sequence[str | int | float]]) -> Iterator[Arm]:
+        """Yield every combination of what is varied; those that `--only` names, where it is given.
+
+        Args:
+            axes: What is varied → its values.
+        """
+        wanted = dict(text.split("=", 1) for text in self.given.only)
+        if unknown := sorted(wanted.keys() - axes.keys()):
+            raise UsageError(f"--only names {', '.join(unknown)}; arms have {', '.join(axes)}.")
+        for values in itertools.product(*axes.values()):
+            arm = dict(zip(axes, values, strict=True))
+            if all(str(arm[key]) == value for key, value in wanted.items()):
+                yield arm
+
+    def measure(
+        self,
+        arm: Arm,
+        function: Callable[[Run], Iterable[Figure]],
+        *,
+        seeds: Sequence[int | None] | None = None,
+        weights: Mapping[str, str] | None = None,
+        note: str = "",
+    ) -> None:
+        """Run an arm with each seed and record what it gave; finished runs are left alone.
+
+        Args:
+            arm: What is varied → its value here.
+            function: Trains, measures and returns the figures.
+            seeds: In place of the lab's.
+            weights: Name → SHA-256 of pretrained weights that it uses.
+            note: For the record.
+        """
+        for seed in self.seeds if seeds is None else seeds:
+            if self.record(arm, seed) is not None:
+                continue
+            print(f"{self.name}: {_text(arm)}, seed {seed}", file=sys.stderr)
+            run = Run(self, arm, seed)
+            started = time.monotonic()
+            figures = tuple(function(run))
+            record = new_record(
+                self.name,
+                self.size,  # type: ignore[arg-type]
+                arm=arm,
+                seed=seed,
+                figures=figures,
+                seconds=time.monotonic() - started,
+                data=self.hashes,
+                weights=weights,
+                note=note,
+            )
+            append_record(self.output / "records.jsonl", record)
+
+    def records(self) -> list[Record]:
+        """Return what has been recorded."""
+        path = self.output / "records.jsonl"
+        return read_records(path) if path.is_file() else []
+
+    def record(self, arm: Arm, seed: int | None) -> Record | None:
+        """Return the record of a finished run; None before."""
+        same = (r for r in self.records() if dict(r.arm) == dict(arm) and r.seed == seed)
+        return next(same, None)
+
+    def scores(self, arm: Arm, seed: int | None, name: str = "test") -> Scores:
+        """Read the scores that a run kept."""
+        return Scores.read(self._scores_file(arm, seed, name))
+
+    def _scores_file(self, arm: Arm, seed: int | None, name: str) -> Path:
+        return self.output / "scores" / f"{_slug(arm)}-{seed}-{name}.json"
+
+    # --- what it all says -------------------------------------------------------------------------
+
+    def verdict(
+        self,
+        question: str,
+        first: Arm,
+        second: Arm,
+        *,
+        classes: Sequence[str] | None = None,
+        scores: str = "test",
+    ) -> None:
+        """Compare two arms over the same scans and seeds, and record the answer in words.
+
+        There is no verdict where the better arm stays below Dice 0.5: the run was too small then.
+
+        Args:
+            question: What is asked.
+            first: An arm.
+            second: The arm it is compared with.
+            classes: The mean is over these; over all that were measured if not given.
+            scores: Name of the scores.
+        """
+        both = [[self.scores(arm, seed, scores) for seed in self.seeds] for arm in (first, second)]
+        known = list(dict.fromkeys(n for each in both for s in each for n in s.classes))
+        names = known if classes is None else [n for n in classes if n in known]
+        cases = list(dict.fromkeys(case for each in both for s in each for case in s.cases))
+        a, b = (np.stack([s.table(names, "dice", cases) for s in each]) for each in both)
+        found = paired_bootstrap(a, b)
+        interval = found.interval or (None, None)
+        figures = (
+            Figure("difference", found.mean, low=interval[0], high=interval[1], n=found.pairs),
+            Figure("smallest difference", found.smallest),
+            Figure("first", found.first, n=found.pairs),
+            Figure("second", found.second, n=found.pairs),
+        )
+        verdict = new_record(
+            self.name,
+            self.size,  # type: ignore[arg-type]
+            arm={"verdict": question, "first": _text(first), "second": _text(second)},
+            figures=figures,
+            seconds=0.0,
+            data=self.hashes,
+            note=verdict_text(found, _text(first), _text(second)),
+        )
+        self.verdicts.append(verdict)
+        print(f"{question} {verdict.note}")
+
+    def finish(self, pictures: Iterable[Path] = ()) -> None:
+        """Write cases.csv, say where everything is, and publish if asked.
+
+        Args:
+            pictures: Files in OUT that are published too.
+        """
+        cases = self._write_cases()
+        print(f"{self.output / 'records.jsonl'}: {len(self.records())} records")
+        if not self.given.publish:
+            return
+        if self.size == "smoke":
+            raise UsageError(
+                "A smoke run shows that a script works; its numbers are not published."
+            )
+        RECORDS.mkdir(exist_ok=True)
+        PICTURES.mkdir(exist_ok=True)
+        target = RECORDS / f"{self.name}.jsonl"
+        kept = read_records(target) if target.is_file() else []
+        with replacing(target) as temporary:
+            for record in [r for r in kept if r.size != self.size] + self.records() + self.verdicts:
+                append_record(temporary, record)
+        if cases is not None:
+            shutil.copyfile(cases, RECORDS / f"{self.name}-{self.size}-cases.csv")
+        for picture in pictures:
+            shutil.copyfile(picture, PICTURES / f"{self.name}-{self.size}{picture.suffix}")
+
+    def _write_cases(self) -> Path | None:
+        rows: list[dict[str, Any]] = []
+        for record in self.records():
+            for path in sorted(
+                (self.output / "scores").glob(f"{_slug(record.arm)}-{record.seed}-*.json")
+            ):
+                name = path.stem.rpartition("-")[2]
+                arm = {**record.arm, "seed": record.seed, "scores": name}
+                rows += [{**arm, **asdict(row)} for row in Scores.read(path).rows]
+        if not rows:
+            return None
+        path = self.output / "cases.csv"
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        with (
+            replacing(path) as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as file,
+        ):
+            table = csv.DictWriter(file, columns)
+            table.writeheader()
+            table.writerows({k: _rounded(v) for k, v in row.items()} for row in rows)
+        return path
+
+
+@dataclass(frozen=True)
+class Run:
+    """One arm with one seed.
+
+    Attributes:
+        lab: The experiment.
+        arm: What is varied → its value here.
+        seed: Of all chance; None where nothing is drawn.
+    """
+
+    lab: Lab
+    arm: Arm
+    seed: int | None
+
+    @property
+    def folder(self) -> Path:
+        """Of what this run makes."""
+        return self.lab.output / "runs" / f"{_slug(self.arm)}-{self.seed}"
+
+    @property
+    def cpu(self) -> bool:
+        """Whether GPUs are left alone."""
+        return self.lab.generated and not self.lab.given.gpu
+
+    def steps(self, planned: int) -> int:
+        """Return how many steps a training takes: as planned, or `--max-steps`."""
+        most = self.lab.given.max_steps
+        return planned if most is None else min(planned, most)
+
+    def pretrain(
+        self,
+        changes: Mapping[str, Any] | None = None,
+        *,
+        config: str = "unet",
+        like: Sequence[str] | None = None,
+        fold: int | None = None,
+        name: str = "training",
+    ) -> UniversalModel:
+        """Train a model from random weights, or go on where it stopped.
+
+        Args:
+            changes: Dotted key of the configuration → value, over those of the plan.
+            config: The configuration of the real size, which the plan changes.
+            like: Datasets of the world; see `Lab.training`.
+            fold: Held out of the five folds.
+            name: Of the training's folder, where a run has several.
+
+        Returns:
+            The model; of a run with a held-out fold and validation the best one.
+        """
+        plan, store = self.lab.plan, self.lab.store(like)
+        ids = [get_dataset(dataset).id for dataset, _ in self.lab.training(like)]
+        settings = {**plan.settings, "seed": self.seed or 0, **(changes or {})}
+        if self.lab.generated:
+            stage = {"steps": plan.steps, "patch_size": plan.patch, "batch_size": 2}
+            stage |= {"spacing_mm": self.lab.world.spacing_mm}
+            settings = {
+                "stages": [stage],
+                "sources": [{"kind": "scans", "datasets": ids}],
+                **settings,
+            }
+        if fold is not None:
+            settings["validation.fold"] = fold
+        elif self.lab.generated or self.lab.given.test:
+            settings["validation.fold"] = None
+        if self.lab.given.max_steps is not None:
+            settings |= _shortened(config, settings, self.lab.given.max_steps)
+        saved = pretrain(
+            config,
+            store=store,
+            output=self.folder / name,
+            overrides=[*_overrides(settings), *self.lab.given.settings],
+            cpu=self.cpu,
+            progress=not self.lab.generated,
+        )
+        best = saved.parent / "best"
+        return from_pretrained(best if best.is_dir() else saved)
+
+    def score(
+        self,
+        model: Any,
+        tests: Sequence[TestSet] | None = None,
+        *,
+        classes: Sequence[str] | None = None,
+        name: str = "test",
+        tolerance_mm: float | Mapping[str, float] | None = None,
+        **options: Any,
+    ) -> Scores:
+        """Measure a model on scans on their own grid, and keep the scores.
+
+        Args:
+            model: Any network that can be segmented with.
+            tests: The scans; the lab's if not given.
+            classes: All that the model has and a scan labels, if not given.
+            name: Of the scores; `Lab.scores` reads them by it.
+            tolerance_mm: Of the surface Dice, which is not computed if not given.
+            **options: As of `evaluate_dataset`.
+
+        Returns:
+            The scores.
+        """
+        path = self.lab._scores_file(self.arm, self.seed, name)
+        if path.is_file():
+            return Scores.read(path)
+        options.setdefault("overlap", 0.25 if self.lab.generated else 0.5)
+        scores = Scores.joined(
+            evaluate_dataset(
+                model,
+                get_dataset(test.dataset),
+                test.root,
+                cases=test.cases,
+                classes=classes,
+                tolerance_mm=tolerance_mm,
+                progress=not self.lab.generated,
+                **options,
+            )
+            for test in (self.lab.tests() if tests is None else tests)
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scores.write(path)
+        return scores
+
+
+# --- helpers --------------------------------------------------------------------------------------
+
+
+def figures_of(
+    scores: Scores, classes: Sequence[str] | None = None, metric: str = "dice"
+) -> list[Figure]:
+    """Turn scores into figures: the mean over classes and each class, with intervals over scans.
+
+    Args:
+        scores: Of one run.
+        classes: Those of the mean; all that were measured if not given.
+        metric: "dice", "nsd", or another number of `Score`.
+    """
+    names = list(scores.classes if classes is None else classes)
+    found = []
+    for title, chosen in [("mean", names), *((name, [name]) for name in names)]:
+        interval = scores.interval(chosen, metric) or (None, None)  # type: ignore[arg-type]
+        value = scores.mean(chosen, metric)  # type: ignore[arg-type]
+        scans = len(scores.by_case(chosen, metric))  # type: ignore[arg-type]
+        unit = "mm" if metric.endswith("_mm") else ""
+        found.append(Figure(f"{metric}/{title}", value, unit, *interval, n=scans))
+    return found
+
+
+def verdict_text(found: Difference, first: str, second: str) -> str:
+    """Word what a comparison of two arms says."""
+    if found.mean is None or found.first is None or found.second is None:
+        return "No verdict: no scan was measured with both."
+    measured = f"{first}: Dice {found.first:.3f}; {second}: {found.second:.3f}"
+    if max(found.first, found.second) < FEWEST_DICE:
+        return f"No verdict: both stay below {FEWEST_DICE}, so the run was too small ({measured})."
+    if found.interval is None:
+        return f"No verdict: fewer than three scans ({measured})."
+    low, high = found.interval
+    over = f"{found.pairs} scans, {found.seeds} seed{'s' if found.seeds > 1 else ''}"
+    size = f"difference {found.mean:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}, {over}"
+    seen = (
+        f"smallest difference that it could have found: {found.smallest:.3f}"
+        if found.smallest
+        else ""
+    )
+    if found.clear:
+        better, other = (first, second) if found.mean > 0 else (second, first)
+        answer = f"{better} is better than {other}."
+    else:
+        answer = f"No difference was found between {first} and {second}."
+    return f"{answer} {measured} ({size}; {seen})."
+
+
+def _shortened(config: str, settings: Mapping[str, Any], most: int) -> dict[str, Any]:
+    """Settings by which no training takes more than so many steps."""
+    from foundation.pretraining import load_config
+
+    full = load_config(config, _overrides(settings))
+    return {
+        **{f"stages.{i}.steps": min(stage.steps, most) for i, stage in enumerate(full.stages)},
+        "schedule.warm_up": min(full.schedule.warm_up, most // 2),
+    }
+
+
+def _overrides(settings: Mapping[str, Any]) -> list[str]:
+    return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+
+
+def _pair(text: str) -> tuple[str, str]:
+    dataset, equals, root = text.partition("=")
+    if not (dataset and equals and root):
+        raise UsageError(f"{text!r} is not ID=DIR, e.g. 04=/data/LiTS or my-ct.yaml=/data/my-ct.")
+    return dataset, root
+
+
+def _text(arm: Arm) -> str:
+    return ", ".join(f"{key} {value}" for key, value in arm.items()) or "the only arm"
+
+
+def _slug(arm: Arm) -> str:
+    return re.sub(r"[^A-Za-z0-9._+]+", "_", "_".join(map(str, arm.values()))) or "only"
+
+
+def _rounded(value: Any) -> Any:
+    return f"{value:.4f}" if isinstance(value, float) else value
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script's main; a user's mistake ends in a sentence and exit code 2."""
+    try:
+        main()
+    except UniversalCTError as error:
+        raise SystemExit(f"error: {error}") from None

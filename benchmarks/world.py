@@ -1,0 +1,324 @@
+"""A generated world of CT datasets with known truth, each labelled in part, for the benchmarks.
+
+    python benchmarks/world.py FOLDER [--size mini|smoke] [--seed 1]
+
+FOLDER receives a folder with scans and label maps (NIfTI) and a dataset YAML for each of
+`DATASETS`, and world.json with the seed and the SHA-256 of each dataset. The datasets are read as
+any user's are, so a benchmark on them takes the way of one on real data. The same seed gives the
+same world.
+
+The bodies are generated phantoms and no two scans share one: anatomies of training, validation and
+test are disjoint. What is measured here compares arms of an experiment with each other. It says
+nothing about patients.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import nibabel as nib
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from foundation import CLASSES, TOTALSEGMENTATOR, UsageError, replacing_folder
+from foundation.evaluation import path_sha256
+from foundation.synthesis import TISSUES, Phantom, generate, render_ct
+
+WORLD = "world.json"
+FORMAT_VERSION = 1
+Role = Literal["train", "validation", "test", "external"]
+Size = Literal["mini", "smoke"]
+
+# Lesions of paired organs; the organ's side is told, since the lesion is a part of that organ.
+SIDED = tuple(
+    (lesion, f"{organ}_{side}")
+    for lesion, organ in (
+        ("kidney_tumor", "kidney"),
+        ("kidney_cyst", "kidney"),
+        ("lung_tumor", "lung"),
+    )
+    for side in ("right", "left")
+)
+ALL_CLASSES = tuple(each.name for each in CLASSES)
+# Structures that the taxonomy does not have, to be taught as new classes.
+NEW_STRUCTURES = (
+    "sacrum",
+    "hip_left",
+    "hip_right",
+    "heart",
+    "vertebrae",
+    "iliopsoas_left",
+    "iliopsoas_right",
+    "autochthon_left",
+    "autochthon_right",
+    "gluteus_left",
+    "gluteus_right",
+    "spinal_cord",
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One dataset of the world.
+
+    Attributes:
+        name: Of the dataset and its folder.
+        role: What it may be used for.
+        like: The real datasets whose labelling it has.
+        classes: What its annotators labelled.
+        lesion: Three of four scans show this lesion.
+    """
+
+    name: str
+    role: Role
+    like: str
+    classes: tuple[str, ...]
+    lesion: str | None = None
+
+
+def _lesions(name: str, like: str, organs: Sequence[str], *lesions: str) -> Part:
+    return Part(name, "train", like, (*organs, *lesions), lesions[0])
+
+
+_KIDNEYS = ("kidney_right", "kidney_left")
+DATASETS = (
+    Part(
+        "abdomen",
+        "train",
+        "BTCV",
+        (
+            "spleen",
+            *_KIDNEYS,
+            "gallbladder",
+            "esophagus",
+            "liver",
+            "stomach",
+            "aorta",
+            "inferior_vena_cava",
+            "portal_vein_and_splenic_vein",
+            "pancreas",
+            "adrenal_gland_right",
+            "adrenal_gland_left",
+        ),
+    ),
+    Part(
+        "pelvis",
+        "train",
+        "WORD, AMOS",
+        (
+            "duodenum",
+            "colon",
+            "intestine",
+            "rectum",
+            "urinary_bladder",
+            "prostate",
+            "femur_head_left",
+            "femur_head_right",
+            "celiac_trunk",
+        ),
+    ),
+    _lesions("liver", "LiTS, MSD liver", ["liver"], "liver_tumor"),
+    _lesions("kidney", "KiTS", _KIDNEYS, "kidney_tumor", "kidney_cyst"),
+    _lesions("lung", "CT-ORG, MSD lung", ["lung_right", "lung_left"], "lung_tumor"),
+    _lesions("pancreas", "MSD pancreas", ["pancreas"], "pancreas_tumor"),
+    _lesions("vessels", "MSD hepatic vessel", ["hepatic_vessel"], "hepatic_vessel_tumor"),
+    _lesions("colon", "MSD colon", [], "colon_tumor"),
+    Part("validation", "validation", "", ALL_CLASSES),
+    Part("test", "test", "", ALL_CLASSES),
+    Part("external", "external", "3D-IRCADb, TotalSegmentator", ALL_CLASSES),
+    Part("structures", "train", "TotalSegmentator", NEW_STRUCTURES),
+    Part("structures_test", "test", "TotalSegmentator", (*ALL_CLASSES, *NEW_STRUCTURES)),
+)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large a world is.
+
+    Attributes:
+        spacing_mm: Of the voxels.
+        counts: Scans of a dataset, by its role.
+    """
+
+    spacing_mm: float
+    counts: dict[Role, int]
+
+    def count(self, part: Part) -> int:
+        """Return how many scans a dataset has."""
+        return self.counts[part.role]
+
+
+SCALES: dict[Size, Scale] = {
+    "mini": Scale(6.0, {"train": 12, "validation": 6, "test": 24, "external": 16}),
+    "smoke": Scale(8.0, {"train": 2, "validation": 1, "test": 3, "external": 2}),
+}
+
+
+@dataclass(frozen=True)
+class World:
+    """A world on disk.
+
+    Attributes:
+        folder: Of the world.
+        seed: From which it was generated.
+        size: Key of `SCALES`.
+        sha256: Dataset → hash of its folder.
+    """
+
+    folder: Path
+    seed: int
+    size: Size
+    sha256: dict[str, str]
+
+    @property
+    def spacing_mm(self) -> float:
+        """Of the scans."""
+        return SCALES[self.size].spacing_mm
+
+    def dataset(self, name: str) -> tuple[str, str]:
+        """Return a dataset as `prepare` takes it: its YAML file and its folder.
+
+        Raises:
+            UsageError: The world has no such dataset.
+        """
+        if name not in self.sha256:
+            raise UsageError(f"The world has no dataset {name!r}; it has {', '.join(self.sha256)}.")
+        return str(self.folder / f"{name}.yaml"), str(self.folder / name)
+
+    def datasets(self, role: Role) -> list[str]:
+        """Return the names of the datasets with a role; without those of new structures."""
+        known = set(ALL_CLASSES)
+        return [p.name for p in DATASETS if p.role == role and known.issuperset(p.classes)]
+
+
+def build_world(
+    folder: str | Path, size: Size = "mini", seed: int = 1, progress: bool = True
+) -> World:
+    """Generate a world, or open the one that lies there.
+
+    Args:
+        folder: Appears whole. An earlier world in it is used again if it is the same.
+        size: "mini" or "smoke".
+        seed: Of all bodies and renderings.
+        progress: Whether a bar is shown.
+
+    Returns:
+        The world.
+
+    Raises:
+        UsageError: The folder holds something else, or another world.
+    """
+    folder = Path(folder).resolve()
+    if folder.exists():
+        return _open(folder, size, seed)
+    scale = SCALES[size]
+    total = sum(scale.count(part) for part in DATASETS)
+    bar = tqdm(total=total, desc="world", unit="scan", disable=None if progress else True)
+    with replacing_folder(folder) as temporary, bar:
+        bodies = _bodies(scale.spacing_mm, seed)
+        hashes = {}
+        for part in DATASETS:
+            for number in range(scale.count(part)):
+                ill = part.lesion if number % 4 != 3 else None
+                body = next(b for b in bodies if ill is None or b.mask(ill).any())
+                _write_scan(temporary / part.name, f"{part.name}_{number:03d}", body, part)
+                bar.update()
+            (temporary / f"{part.name}.yaml").write_text(_description(part), encoding="utf-8")
+            hashes[part.name] = path_sha256(temporary / part.name)
+        world = World(folder, seed, size, hashes)
+        content = {"format_version": FORMAT_VERSION, **asdict(world)}
+        del content["folder"]
+        (temporary / WORLD).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return world
+
+
+def _open(folder: Path, size: Size, seed: int) -> World:
+    if not (folder / WORLD).is_file():
+        raise UsageError(f"{folder} exists and is no world; give another folder.")
+    content = json.loads((folder / WORLD).read_text(encoding="utf-8"))
+    wanted = {"format_version": FORMAT_VERSION, "size": size, "seed": seed}
+    if found := [f"{k} {content.get(k)!r}" for k, v in wanted.items() if content.get(k) != v]:
+        raise UsageError(f"{folder} holds another world ({', '.join(found)}); give another folder.")
+    return World(folder, seed, size, content["sha256"])
+
+
+def _bodies(spacing_mm: float, seed: int) -> Iterator[Phantom]:
+    """Generate body after body; none is ever used twice."""
+    number = 0
+    while True:
+        yield generate(seed * 1_000_000 + number, spacing_mm)
+        number += 1
+
+
+def _write_scan(folder: Path, case: str, body: Phantom, part: Part) -> None:
+    rng = np.random.default_rng(body.seed)
+    hu = np.rint(render_ct(body.label_map, body.names, body.spacing_mm[0], rng)).astype(np.int16)
+    for kind, values in (("images", hu), ("labels", _labels(body, part))):
+        path = folder / kind / f"{case}.nii.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = nib.Nifti1Image(values, body.affine)
+        image.header.set_xyzt_units("mm")
+        image.header["descrip"] = b"generated phantom, no patient"
+        nib.save(image, path)
+
+
+def _meanings() -> dict[int, tuple[str, ...]]:
+    """What each value of the label maps is: a structure, and the organ that it is a part of."""
+    parts = {each.name: each.parent for each in CLASSES} | {"hepatic_vessel": "liver"}
+    found = {}
+    for value, tissue in enumerate(TISSUES):
+        name = TOTALSEGMENTATOR.get(tissue, tissue)
+        if tissue not in {lesion for lesion, _ in SIDED}:
+            found[value] = tuple(each for each in (name, parts.get(name)) if each)
+    return found | dict(enumerate(SIDED, start=len(TISSUES)))
+
+
+def _labels(body: Phantom, part: Part) -> NDArray[np.uint8]:
+    """The phantom's label map as the annotators left it: 0 where they labelled nothing."""
+    labels = body.label_map.copy()
+    x_mm = body.affine[0, 3] + body.affine[0, 0] * np.arange(labels.shape[0])
+    right = np.broadcast_to((x_mm > 0)[:, None, None], labels.shape)
+    for value, (lesion, organ) in enumerate(SIDED, start=len(TISSUES)):
+        labels[body.mask(lesion) & (right == organ.endswith("_right"))] = value
+    kept = [v for v, names in _meanings().items() if not set(names).isdisjoint(part.classes)]
+    return np.where(np.isin(labels, kept), labels, 0).astype(np.uint8)
+
+
+def _description(part: Part) -> str:
+    """The dataset's YAML: what its values are, and which classes its annotators labelled."""
+    classes: dict[int, list[Any]] = {}
+    for value, names in _meanings().items():
+        if labelled := [name for name in names if name in part.classes]:
+            classes[value] = [{"name": n} if n in NEW_STRUCTURES else n for n in labelled]
+    content = {
+        "name": part.name,
+        "licence": "CC0-1.0",
+        "note": f"Generated phantoms. Labelled as {part.like or 'no real dataset: every class'}.",
+        "images": "images/{id}.nii.gz",
+        "labels": "labels/{id}.nii.gz",
+        "classes": classes,
+        "annotated": list(part.classes),
+    }
+    return yaml.safe_dump(content, sort_keys=False, default_flow_style=None)
+
+
+def main() -> None:
+    """Generate a world."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--size", choices=list(SCALES), default="mini")
+    parser.add_argument("--seed", type=int, default=1)
+    given = parser.parse_args()
+    world = build_world(given.folder, given.size, given.seed)
+    print(f"{world.folder}: {len(world.sha256)} datasets")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""The generated world: read as any dataset, labelled in part, no body twice, the same each time."""
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import nibabel as nib
+import numpy as np
+import pytest
+from conftest import REPOSITORY
+
+from foundation import UsageError, get_dataset
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[ModuleType]:
+    spec = importlib.util.spec_from_file_location("world", REPOSITORY / "benchmarks" / "world.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["world"] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["world"]
+
+
+@pytest.fixture(scope="module")
+def folder(world: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("worlds") / "one"
+    world.build_world(folder, "smoke", progress=False)
+    return folder
+
+
+def test_every_dataset_is_read_by_its_yaml(world: ModuleType, folder: Path) -> None:
+    opened = world.build_world(folder, "smoke", progress=False)
+    for part in world.DATASETS:
+        dataset = get_dataset(str(folder / f"{part.name}.yaml"))
+        cases = dataset.find(folder / part.name)
+        assert len(cases) == world.SCALES["smoke"].count(part)
+        assert set(cases[0].annotated) == set(part.classes)
+    assert set(opened.datasets("train")) & {"test", "structures"} == set()
+
+
+def test_labels_hold_only_what_is_annotated(world: ModuleType, folder: Path) -> None:
+    part = next(p for p in world.DATASETS if p.name == "kidney")
+    dataset = get_dataset(str(folder / "kidney.yaml"))
+    meant = set()
+    for path in (folder / "kidney" / "labels").iterdir():
+        values = set(np.unique(np.asanyarray(nib.load(path).dataobj)).tolist()) - {0}
+        meant |= {name for names in dataset.classes_of(map(str, values)).values() for name in names}
+    assert "kidney_tumor" in meant and meant <= set(part.classes)
+
+
+def test_a_tumour_of_the_right_kidney_lies_in_it(world: ModuleType, folder: Path) -> None:
+    for path in (folder / "kidney" / "labels").iterdir():
+        image = nib.load(path)
+        labels = np.asanyarray(image.dataobj)
+        for value, (_, organ) in enumerate(world.SIDED, start=len(world.TISSUES)):
+            if organ.startswith("kidney") and (labels == value).any():
+                x_mm = (image.affine @ [*np.argwhere(labels == value).mean(axis=0), 1])[0]
+                assert (x_mm > 0) == organ.endswith("_right")
+
+
+def test_no_two_scans_show_the_same_body(folder: Path) -> None:
+    images = [np.asanyarray(nib.load(p).dataobj).tobytes() for p in folder.glob("*/images/*")]
+    assert len(set(images)) == len(images) > 20
+
+
+def test_the_same_seed_gives_the_same_world(
+    world: ModuleType, folder: Path, tmp_path: Path
+) -> None:
+    one = world.build_world(folder, "smoke", progress=False)
+    other = world.build_world(tmp_path / "again", "smoke", progress=False)
+    assert one.sha256 == other.sha256
+    with pytest.raises(UsageError, match="another world"):
+        world.build_world(folder, "smoke", seed=2, progress=False)
+    (tmp_path / "full").mkdir()
+    with pytest.raises(UsageError, match="is no world"):
+        world.build_world(tmp_path / "full", "smoke", progress=False)
