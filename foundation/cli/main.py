@@ -26,6 +26,7 @@ from foundation.cli import (
     models,
     prepare,
     pretrain,
+    reproduce,
     segment,
 )
 from foundation.cli.shared import NOTICE, messages, say
@@ -42,6 +43,7 @@ _VERBS: dict[str, Any] = {
     "prepare": prepare,
     "pretrain": pretrain,
     "add-class": add_class,
+    "reproduce": reproduce,
 }
 _EXAMPLES = """examples:
   universal-ct demo                                 see a CT segmented
@@ -52,6 +54,7 @@ _EXAMPLES = """examples:
   universal-ct prepare 04=LiTS -o store             a dataset, ready to train from
   universal-ct pretrain unet --store store          the paper's run
   universal-ct add-class "vertebra L1" --data scans -o runs/l1
+  universal-ct reproduce universal-ct --data DATA   the card's numbers, run again
 """
 
 

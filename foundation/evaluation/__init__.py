@@ -10,6 +10,9 @@ scores.mean(["liver"]), scores.interval(["liver"], "nsd"), scores.write("scores.
     folders                           anyone's masks in files against anyone's labels
     changes, agreement                before and after a tuning
     report, comparison, charts, html  pages
+    records, paper, tables            what runs gave, what the paper reports, Markdown of both
+    publishing, reproduce             the files that show results; a card's figures run again
+    labelled_ct                       a model on one CT that has labels
 """
 
 from foundation.evaluation.agreement import (
@@ -68,6 +71,7 @@ from foundation.evaluation.publishing import (
 from foundation.evaluation.records import (
     Figure,
     Record,
+    add_record_option,
     append_record,
     command_line,
     describe_machine,
@@ -79,6 +83,13 @@ from foundation.evaluation.records import (
 from foundation.evaluation.report import (
     Report,
     write_report,
+)
+from foundation.evaluation.reproduce import (
+    Reproduction,
+    measurement,
+    renamed,
+    reproduce,
+    weights_sha256,
 )
 from foundation.evaluation.scores import (
     Score,
@@ -95,6 +106,7 @@ from foundation.evaluation.tables import (
     Table,
     read_table,
     render_blocks,
+    render_records,
     render_table,
 )
 from foundation.files import (
@@ -112,10 +124,12 @@ __all__ = [
     "PaperTable",
     "Record",
     "Report",
+    "Reproduction",
     "Score",
     "Scores",
     "SurfaceDistances",
     "Table",
+    "add_record_option",
     "agreement",
     "append_record",
     "auc",
@@ -132,6 +146,7 @@ __all__ = [
     "git_commit",
     "hausdorff_mm",
     "measure_ct",
+    "measurement",
     "new_record",
     "paired_bootstrap",
     "paired_difference",
@@ -140,8 +155,11 @@ __all__ = [
     "read_records",
     "read_table",
     "reference_masks",
+    "renamed",
     "render_blocks",
+    "render_records",
     "render_table",
+    "reproduce",
     "score_dataset",
     "score_masks",
     "score_scan",
@@ -150,6 +168,7 @@ __all__ = [
     "surface_distances",
     "versions",
     "volume_ml",
+    "weights_sha256",
     "wilson",
     "write_comparison",
     "write_rendered",
