@@ -67,6 +67,9 @@ from .pretraining.run import pretrain as pretrain
 from .taxonomy import CLASSES as CLASSES
 from .taxonomy import TOTALSEGMENTATOR as TOTALSEGMENTATOR
 from .taxonomy import AnatomicalClass as AnatomicalClass
+from .text import TEXT_ENCODERS as TEXT_ENCODERS
+from .text import embed_classes as embed_classes
+from .text import mean_and_scale as mean_and_scale
 from .tuning.finetune import finetune as finetune
 from .tuning.methods import METHODS as METHODS
 from .tuning.result import Tuned as Tuned
