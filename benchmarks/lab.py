@@ -42,6 +42,7 @@ from foundation import (
     from_pretrained,
     get_dataset,
     pretrain,
+    replacing,
 )
 from foundation import prepare as prepare_store
 from foundation.evaluation import (
@@ -56,7 +57,6 @@ from foundation.evaluation import (
     path_sha256,
     read_records,
 )
-from foundation.files import replacing
 from foundation.pretraining import make_folds, read_folds
 
 HERE = Path(__file__).resolve().parent

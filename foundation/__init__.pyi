@@ -28,10 +28,12 @@ from .errors import UniversalCTError as UniversalCTError
 from .errors import UsageError as UsageError
 from .errors import VolumeError as VolumeError
 from .errors import WeightsError as WeightsError
+from .errors import import_extra as import_extra
 from .errors import listed as listed
 from .evaluation import Scores as Scores
 from .evaluation import evaluate as evaluate
 from .files import recover_folder as recover_folder
+from .files import replacing as replacing
 from .files import replacing_folder as replacing_folder
 from .hardware import keep_freed_memory as keep_freed_memory
 from .hub.adapter_files import save_adapter as save_adapter
