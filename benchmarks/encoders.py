@@ -1,7 +1,7 @@
 """Text encoders by the names that the paper has for them, for the scripts that compare them.
 
-    names = at_hand(lab, lab.plan.options["text"])     # those whose weights can be had here
-    class_embeddings("MiniLM")                         # (32, 384): a row for each class
+names = at_hand(lab, lab.plan.options["text"])     # those whose weights can be had here
+class_embeddings("MiniLM")                         # (32, 384): a row for each class
 """
 
 from __future__ import annotations

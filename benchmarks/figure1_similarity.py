@@ -71,9 +71,7 @@ def add_options(parser: ArgumentParser) -> None:
     """Add the embeddings that are given."""
     add_arguments(parser)
     text = "embeddings of the 32 classes: a tensor, or weights with prompts; may be given again"
-    parser.add_argument(
-        "--embeddings", action="append", default=[], metavar="NAME=PATH", help=text
-    )
+    parser.add_argument("--embeddings", action="append", default=[], metavar="NAME=PATH", help=text)
 
 
 def groups() -> NDArray[np.int64]:
@@ -188,9 +186,7 @@ def describe(matrix: NDArray[np.float64], labels: NDArray[np.int64]) -> dict[str
     names = [each.name for each in CLASSES]
     sides = [matrix[i, names.index(n.replace("_right", "_left"))] for i, n in enumerate(names)
              if n.endswith("_right")]  # fmt: skip
-    lesions = [
-        matrix[each.index, names.index(organ)] for each in CLASSES for organ in each.parents
-    ]
+    lesions = [matrix[each.index, names.index(organ)] for each in CLASSES for organ in each.parents]
     found = (
         Figure("within", within),
         Figure("between", between),
