@@ -65,7 +65,8 @@ def bars(
     """
     colours = list(dict.fromkeys(name for group in groups.values() for name in group))
     width = 0.8 / max(1, len(colours))
-    with canvas(path, max(5.0, 0.5 * len(groups) * max(1, len(colours)) ** 0.5 + 3)) as drawn:
+    width_in = max(5.0, 0.5 * len(groups) * max(1, len(colours)) ** 0.5 + 3)
+    with canvas(path, min(18.0, width_in)) as drawn:
         axes = drawn.add_subplot()
         for number, name in enumerate(colours):
             for place, group in enumerate(groups.values()):
