@@ -209,7 +209,7 @@ def main() -> None:
     """Measure all embeddings and draw their matrices."""
     every = {"text": list(ENCODERS)}
     sizes = plans(smoke={"text": [ONE_HOT, "MiniLM"]}, mini=every, real=every)
-    lab = Lab.parse(__doc__, sizes, add_options, scans=False)
+    lab = Lab.parse(__doc__, sizes, add_options, reads_data=False)
     given = {}
     for text in lab.given.embeddings:
         name, equals, path = text.partition("=")

@@ -154,14 +154,13 @@ class Lab:
         plan: What the size means.
         output: Folder of everything that is made.
         given: All command line arguments.
-        scans: Whether scans are read at all.
+        reads_data: As of `parse`.
     """
 
-    def __init__(
-        self, name: str, size: str, plan: Plan, given: argparse.Namespace, scans: bool = True
-    ) -> None:
+    reads_data = True
+
+    def __init__(self, name: str, size: str, plan: Plan, given: argparse.Namespace) -> None:
         self.name, self.size, self.plan, self.given = name, size, plan, given
-        self.scans = scans
         self.output: Path = given.output or Path("runs") / "benchmarks" / f"{name}-{size}"
         self.output.mkdir(parents=True, exist_ok=True)
         self.seeds: tuple[int, ...] = tuple(given.seeds or plan.seeds)
@@ -177,7 +176,8 @@ class Lab:
         sizes: Mapping[str, Plan],
         add: Callable[[argparse.ArgumentParser], None] | None = None,
         argv: Sequence[str] | None = None,
-        scans: bool = True,
+        *,
+        reads_data: bool = True,
     ) -> Lab:
         """Read the command line.
 
@@ -186,7 +186,8 @@ class Lab:
             sizes: "smoke", "mini" and "real" → plan.
             add: Adds the script's own arguments.
             argv: In place of `sys.argv[1:]`.
-            scans: Whether scans are read at all; without them the real size needs no dataset.
+            reads_data: Whether the experiment is about data at all. One that only measures what
+                networks cost has a real size without any, and no hashes.
 
         Returns:
             The lab.
@@ -213,10 +214,12 @@ class Lab:
             add(parser)
         given = parser.parse_args(argv)
         name = "smoke" if given.smoke else "mini" if given.mini else "real"
-        if name == "real" and scans and not (given.data or given.store or given.test):
+        if reads_data and name == "real" and not (given.data or given.store or given.test):
             parser.error("give the datasets as ID=DIR, or --mini, or --smoke")
         script = Path(sys.modules["__main__"].__file__ or "lab").stem
-        return cls(getattr(given, "name", None) or script, name, sizes[name], given, scans)
+        lab = cls(getattr(given, "name", None) or script, name, sizes[name], given)
+        lab.reads_data = reads_data
+        return lab
 
     def _keep_plan(self) -> None:
         """Refuse a folder with records of another plan."""
@@ -274,8 +277,18 @@ class Lab:
             return [TestSet(*self.world.dataset(name)) for name in like]
         return [TestSet(*_pair(text)) for text in self.given.test] or self._fold(0)
 
+    @cached_property
+    def folds(self) -> Path:
+        """The file of the five folds: one split for every training, seed and measurement."""
+        from foundation.data import Store
+
+        path = self.output / "folds.json"
+        if not path.is_file():
+            make_folds(Store(self.store()).manifest["cases"]).write(path)
+        return path
+
     def _fold(self, fold: int) -> list[TestSet]:
-        held_out = read_folds(self.folds()).cases(fold)
+        held_out = read_folds(self.folds).cases(fold)
         found = []
         for dataset, root in self.training(self._like):
             prefix = f"{get_dataset(dataset).id}/"
@@ -283,15 +296,6 @@ class Lab:
             if ids:
                 found.append(TestSet(dataset, root, ids))
         return found
-
-    def folds(self) -> Path:
-        """Split the store's scans into five folds, the same for all seeds, and keep the file."""
-        from foundation.data import Store
-
-        path = self.output / "folds.json"
-        if not path.is_file():
-            make_folds(Store(self.store()).manifest["cases"]).write(path)
-        return path
 
     _like: Sequence[str] | None = None
 
@@ -322,7 +326,7 @@ class Lab:
     @cached_property
     def hashes(self) -> dict[str, str]:
         """SHA-256 of the world's datasets, or of the store's manifest and the test sets."""
-        if not self.scans:
+        if not self.reads_data:
             return {}
         if self.generated:
             return {f"world-{self.size}/{name}": h for name, h in self.world.sha256.items()}
@@ -580,19 +584,20 @@ class Run:
             The model; of a run with a held-out fold and validation the best one.
         """
         plan, store = self.lab.plan, self.lab.store(like)
-        ids = [get_dataset(dataset).id for dataset, _ in self.lab.training(like)]
         settings = {**plan.settings, "seed": self.seed or 0, **(changes or {})}
         if self.lab.generated:
             stage = {"steps": plan.steps, "patch_size": plan.patch, "batch_size": 2}
             stage |= {"spacing_mm": self.lab.world.spacing_mm}
+            ids = [get_dataset(dataset).id for dataset, _ in self.lab.training(like)]
             settings = {
                 "stages": [stage],
                 "sources": [{"kind": "scans", "datasets": ids}],
                 **settings,
             }
+        else:
+            settings = {"sources": _sources_of(config, store), **settings}
         if fold is not None:
-            # A training would split by its own seed, and then have seen what is measured.
-            settings |= {"validation.fold": fold, "validation.folds": str(self.lab.folds())}
+            settings |= {"validation.fold": fold, "validation.folds": str(self.lab.folds)}
         elif self.lab.generated or self.lab.given.test:
             settings["validation.fold"] = None
         if self.lab.given.max_steps is not None:
@@ -732,6 +737,23 @@ def _shortened(config: str, settings: Mapping[str, Any], most: int) -> dict[str,
         **{f"stages.{i}.steps": min(stage.steps, most) for i, stage in enumerate(full.stages)},
         "schedule.warm_up": min(full.schedule.warm_up, most // 2),
     }
+
+
+def _sources_of(config: str, store: Path) -> list[dict[str, Any]]:
+    """The sources of a configuration, without the datasets that the store lacks.
+
+    A dataset that the configuration does not know is drawn as its first ones are.
+    """
+    from foundation.data import Store
+    from foundation.pretraining import load_config
+
+    there = sorted({key.split("/")[0] for key in Store(store).manifest["cases"]})
+    sources = [asdict(each) for each in load_config(config).sources if each.kind == "scans"]
+    known = {name for each in sources for name in each["datasets"]}
+    own = [name for name in there if name not in known]
+    found = [{**s, "datasets": [n for n in s["datasets"] if n in there]} for s in sources]
+    found += [{**source, "datasets": own} for source in sources[:1]]
+    return [source for source in found if source["datasets"]]
 
 
 def _overrides(settings: Mapping[str, Any]) -> list[str]:
