@@ -6,8 +6,8 @@
     … --store STORE --trained OUT14     # take the trainings of table14_embeddings.py instead
 
 Protocol
-- Arms: one-hot vectors against text; real: CLIP, as in the paper; generated: MiniLM. Trainings,
-  data and scans to measure on are those of table14_embeddings.py.
+- Arms: one-hot vectors against text, which is CLIP in the real size, as in the paper, MiniLM in the
+  others, or --text. Trainings, data and scans to measure on are those of table14_embeddings.py.
 - Features of the decoder; of which layer the paper's are is not known (U). "full": those of full
   resolution as the head reads them, after its normalisation. "projected": the 8 channels into which
   the head projects them, to which the generated layers of every class are applied. Text enters
@@ -90,8 +90,10 @@ class Voxels:
 
 
 def add_options(parser: ArgumentParser) -> None:
-    """Add trainings that exist."""
+    """Add the encoder that is compared, and trainings that exist."""
     add_arguments(parser)
+    others = [name for name in ENCODERS if name != ONE_HOT]
+    parser.add_argument("--text", choices=others, help="encoder that is compared with one-hot")
     text = "OUT of table14_embeddings.py, whose trainings are taken; trained here if not given"
     parser.add_argument("--trained", type=Path, metavar="DIR", help=text)
 
@@ -383,10 +385,10 @@ def draw(lab: Lab, names: Sequence[str]) -> Path:
 
 def main() -> None:
     """Run both arms, compare them, draw the picture."""
-    mini = {"text": [ONE_HOT, "MiniLM"], "scans": 12, "voxels": 12}
-    real = {"text": [ONE_HOT, "CLIP"], "scans": 20, "voxels": 12}
+    mini = {"text": "MiniLM", "scans": 12, "voxels": 12}
+    real = {"text": "CLIP", "scans": 20, "voxels": 12}
     lab = Lab.parse(__doc__, plans(smoke={**mini, "voxels": 3}, mini=mini, real=real), add_options)
-    names = at_hand(lab, lab.plan.options["text"])
+    names = at_hand(lab, [ONE_HOT, lab.given.text or lab.plan.options["text"]])
     for arm in lab.arms({"text": names}):
         for seed in lab.seeds:
             path = existing(Run(lab, arm, seed))
