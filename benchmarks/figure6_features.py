@@ -110,9 +110,8 @@ def existing(run: Run) -> Path | None:
     if run.lab.given.trained is None:
         return None
     folder = run.lab.given.trained / "runs" / run.folder.name / "training"
-    for name in ("best", "model"):
-        if (folder / name).is_dir():
-            return Path(folder / name)
+    if (folder / "model").is_dir():
+        return Path(folder / "model")
     raise UsageError(
         f"{folder} holds no finished training of {run.arm['text']} with seed {run.seed}. Run "
         "table14_embeddings.py first, give its output folder, or leave --trained out."
@@ -326,7 +325,8 @@ def measure(run: Run) -> Iterable[Figure]:
     fold = None if lab.generated else 0
     path = existing(run)
     if path is None:
-        model = run.pretrain({"model.text": ENCODERS[str(run.arm["text"])]}, fold=fold)
+        changes = {"model.text": ENCODERS[str(run.arm["text"])], "validation.every": 0}
+        model = run.pretrain(changes, fold=fold)
     else:
         model = from_pretrained(path)
     yield figures_of(run.score(model, lab.tests(fold=fold)))[0]  # the mean over classes

@@ -6,8 +6,8 @@
 
 Protocol
 - Data. Real: the paper's datasets, as many as are given. Generated: eight partly labelled ones.
-- Split. Real: fold 0 of five is held out and measured. Generated: 24 scans of other bodies, with
-  all classes labelled.
+- Split. Real: fold 0 of five is held out and measured, with the last weights. Generated: 24
+  scans of other bodies, with all classes labelled.
 - Arms: one-hot vectors, MiniLM, CLIP ViT-B/32, BioBERT, BioLinkBERT; each embeds the same
   sentence, the paper's V3. MiniLM is ours and not the paper's.
 - An encoder whose weights cannot be had here is named and left out; in the real size that is an

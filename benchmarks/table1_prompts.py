@@ -7,8 +7,8 @@
 
 Protocol
 - Data. Real: the paper's datasets, as many as are given. Generated: eight partly labelled ones.
-- Split. Real: fold 0 of five is held out and measured. Generated: 24 scans of other bodies, with
-  all classes labelled.
+- Split. Real: fold 0 of five is held out and measured, with the last weights. Generated: 24
+  scans of other bodies, with all classes labelled.
 - Arms: one-hot; V1 "A photo of a [CLS]."; V3 "A computerized tomography of a [CLS]"; each
   --template. The paper's V2 is not known and is left out.
 - Text encoder. Real: CLIP ViT-B/32, as in the paper. Mini: MiniLM, which needs no download. So the

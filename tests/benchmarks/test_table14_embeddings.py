@@ -54,8 +54,8 @@ def test_the_real_commands_run_end_to_end(tmp_path: Path) -> None:
     assert all(r.size == "real" and r.figure("dice/mean").n == 2 for r in records[:2])
     # What is measured is what no training has seen.
     held_out = read_folds(out / "folds.json").cases(0)
-    for name in ("one-hot", "MiniLM"):
-        folds = read_folds(out / "runs" / f"{name}-1" / "training" / "folds.json")
+    for folder in ("one_hot-1", "MiniLM-1"):
+        folds = read_folds(out / "runs" / folder / "training" / "folds.json")
         assert folds.cases(0) == held_out and len(held_out) == 2
 
     trained = ["--store", str(out / "store"), "--trained", str(out), "--text", "MiniLM"]
@@ -63,4 +63,4 @@ def test_the_real_commands_run_end_to_end(tmp_path: Path) -> None:
     records = read_records(figure / "records.jsonl")
     assert [record.arm["text"] for record in records] == ["one-hot", "MiniLM"]
     assert all(len(record.weights) == 1 and record.figure("kNN/full").n == 2 for record in records)
-    assert (figure / "tsne.png").is_file() and not (figure / "runs/one-hot-1/training").exists()
+    assert (figure / "tsne.png").is_file() and not (figure / "runs/one_hot-1/training").exists()
