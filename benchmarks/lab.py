@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from world import World, build_world
 
 from foundation import (
@@ -56,7 +57,7 @@ from foundation.evaluation import (
     path_sha256,
     read_records,
 )
-from foundation.pretraining import make_folds
+from foundation.pretraining import make_folds, read_folds
 
 HERE = Path(__file__).resolve().parent
 RECORDS, PICTURES = HERE / "records", HERE / "pictures"
@@ -153,7 +154,10 @@ class Lab:
         plan: What the size means.
         output: Folder of everything that is made.
         given: All command line arguments.
+        reads_data: As of `parse`.
     """
+
+    reads_data = True
 
     def __init__(self, name: str, size: str, plan: Plan, given: argparse.Namespace) -> None:
         self.name, self.size, self.plan, self.given = name, size, plan, given
@@ -172,6 +176,8 @@ class Lab:
         sizes: Mapping[str, Plan],
         add: Callable[[argparse.ArgumentParser], None] | None = None,
         argv: Sequence[str] | None = None,
+        *,
+        reads_data: bool = True,
     ) -> Lab:
         """Read the command line.
 
@@ -180,6 +186,8 @@ class Lab:
             sizes: "smoke", "mini" and "real" → plan.
             add: Adds the script's own arguments.
             argv: In place of `sys.argv[1:]`.
+            reads_data: Whether the experiment is about data at all. One that only measures what
+                networks cost has a real size without any, and no hashes.
 
         Returns:
             The lab.
@@ -206,10 +214,12 @@ class Lab:
             add(parser)
         given = parser.parse_args(argv)
         name = "smoke" if given.smoke else "mini" if given.mini else "real"
-        if name == "real" and not (given.data or given.store or given.test):
+        if reads_data and name == "real" and not (given.data or given.store or given.test):
             parser.error("give the datasets as ID=DIR, or --mini, or --smoke")
         script = Path(sys.modules["__main__"].__file__ or "lab").stem
-        return cls(getattr(given, "name", None) or script, name, sizes[name], given)
+        lab = cls(getattr(given, "name", None) or script, name, sizes[name], given)
+        lab.reads_data = reads_data
+        return lab
 
     def _keep_plan(self) -> None:
         """Refuse a folder with records of another plan."""
@@ -267,10 +277,18 @@ class Lab:
             return [TestSet(*self.world.dataset(name)) for name in like]
         return [TestSet(*_pair(text)) for text in self.given.test] or self._fold(0)
 
-    def _fold(self, fold: int) -> list[TestSet]:
+    @cached_property
+    def folds(self) -> Path:
+        """The file of the five folds: one split for every training, seed and measurement."""
         from foundation.data import Store
 
-        held_out = make_folds(Store(self.store()).manifest["cases"]).cases(fold)
+        path = self.output / "folds.json"
+        if not path.is_file():
+            make_folds(Store(self.store()).manifest["cases"]).write(path)
+        return path
+
+    def _fold(self, fold: int) -> list[TestSet]:
+        held_out = read_folds(self.folds).cases(fold)
         found = []
         for dataset, root in self.training(self._like):
             prefix = f"{get_dataset(dataset).id}/"
@@ -308,6 +326,8 @@ class Lab:
     @cached_property
     def hashes(self) -> dict[str, str]:
         """SHA-256 of the world's datasets, or of the store's manifest and the test sets."""
+        if not self.reads_data:
+            return {}
         if self.generated:
             return {f"world-{self.size}/{name}": h for name, h in self.world.sha256.items()}
         path = self.output / "data.json"
@@ -421,6 +441,29 @@ class Lab:
         names = known if classes is None else [n for n in classes if n in known]
         cases = list(dict.fromkeys(case for each in both for s in each for case in s.cases))
         a, b = (np.stack([s.table(names, "dice", cases) for s in each]) for each in both)
+        self.compare(question, first, second, a, b)
+
+    def compare(
+        self,
+        question: str,
+        first: Arm,
+        second: Arm,
+        a: ArrayLike,
+        b: ArrayLike,
+        *,
+        what: str = "Dice",
+        dice: float | None = None,
+    ) -> None:
+        """Compare two arms by values of the same scans and seeds, and record the answer in words.
+
+        Args:
+            question: What is asked.
+            first: An arm.
+            second: The arm it is compared with.
+            a, b: Values of the first and of the second, as `paired_bootstrap` takes them.
+            what: Was measured; more of it is better.
+            dice: Of the better arm, where something else was measured.
+        """
         found = paired_bootstrap(a, b)
         interval = found.interval or (None, None)
         figures = (
@@ -436,7 +479,7 @@ class Lab:
             figures=figures,
             seconds=0.0,
             data=self.hashes,
-            note=verdict_text(found, _text(first), _text(second)),
+            note=verdict_text(found, _text(first), _text(second), what, dice),
         )
         self.verdicts.append(verdict)
         print(f"{question} {verdict.note}")
@@ -541,18 +584,20 @@ class Run:
             The model; of a run with a held-out fold and validation the best one.
         """
         plan, store = self.lab.plan, self.lab.store(like)
-        ids = [get_dataset(dataset).id for dataset, _ in self.lab.training(like)]
         settings = {**plan.settings, "seed": self.seed or 0, **(changes or {})}
         if self.lab.generated:
             stage = {"steps": plan.steps, "patch_size": plan.patch, "batch_size": 2}
             stage |= {"spacing_mm": self.lab.world.spacing_mm}
+            ids = [get_dataset(dataset).id for dataset, _ in self.lab.training(like)]
             settings = {
                 "stages": [stage],
                 "sources": [{"kind": "scans", "datasets": ids}],
                 **settings,
             }
+        else:
+            settings = {"sources": _sources_of(config, store), **settings}
         if fold is not None:
-            settings["validation.fold"] = fold
+            settings |= {"validation.fold": fold, "validation.folds": str(self.lab.folds)}
         elif self.lab.generated or self.lab.given.test:
             settings["validation.fold"] = None
         if self.lab.given.max_steps is not None:
@@ -567,6 +612,19 @@ class Run:
         )
         best = saved.parent / "best"
         return from_pretrained(best if best.is_dir() else saved)
+
+    def pretrain_and_score(self, changes: Mapping[str, Any] | None = None) -> list[Figure]:
+        """Train from random weights and measure Dice; in the real size, on the first fold.
+
+        The last weights are measured: those that are best on the scans that they are measured on
+        look better than they are.
+
+        Args:
+            changes: As of `pretrain`.
+        """
+        fold = None if self.lab.generated else 0
+        model = self.pretrain({"validation.every": 0, **(changes or {})}, fold=fold)
+        return figures_of(self.score(model, self.lab.tests(fold=fold)))
 
     def score(
         self,
@@ -595,6 +653,7 @@ class Run:
         if path.is_file():
             return Scores.read(path)
         options.setdefault("overlap", 0.25 if self.lab.generated else 0.5)
+        options.setdefault("device", "cpu" if self.cpu else "auto")
         scores = Scores.joined(
             evaluate_dataset(
                 model,
@@ -637,13 +696,23 @@ def figures_of(
     return found
 
 
-def verdict_text(found: Difference, first: str, second: str) -> str:
-    """Word what a comparison of two arms says."""
+def verdict_text(
+    found: Difference, first: str, second: str, what: str = "Dice", dice: float | None = None
+) -> str:
+    """Word what a comparison of two arms says.
+
+    Args:
+        found: By the bootstrap.
+        first, second: The arms in words.
+        what: Was measured; more of it is better.
+        dice: Of the better arm, where something else was measured.
+    """
     if found.mean is None or found.first is None or found.second is None:
         return "No verdict: no scan was measured with both."
-    measured = f"{first}: Dice {found.first:.3f}; {second}: {found.second:.3f}"
-    if max(found.first, found.second) < FEWEST_DICE:
-        return f"No verdict: both stay below {FEWEST_DICE}, so the run was too small ({measured})."
+    measured = f"{first}: {what} {found.first:.3f}; {second}: {found.second:.3f}"
+    if (max(found.first, found.second) if dice is None else dice) < FEWEST_DICE:
+        low = f"both stay below Dice {FEWEST_DICE}, so the run was too small"
+        return f"No verdict: {low} ({measured})."
     if found.interval is None:
         return f"No verdict: fewer than three scans ({measured})."
     low, high = found.interval
@@ -671,6 +740,23 @@ def _shortened(config: str, settings: Mapping[str, Any], most: int) -> dict[str,
         **{f"stages.{i}.steps": min(stage.steps, most) for i, stage in enumerate(full.stages)},
         "schedule.warm_up": min(full.schedule.warm_up, most // 2),
     }
+
+
+def _sources_of(config: str, store: Path) -> list[dict[str, Any]]:
+    """The sources of a configuration, without the datasets that the store lacks.
+
+    A dataset that the configuration does not know is drawn as its first ones are.
+    """
+    from foundation.data import Store
+    from foundation.pretraining import load_config
+
+    there = sorted({key.split("/")[0] for key in Store(store).manifest["cases"]})
+    sources = [asdict(each) for each in load_config(config).sources if each.kind == "scans"]
+    known = {name for each in sources for name in each["datasets"]}
+    own = [name for name in there if name not in known]
+    found = [{**s, "datasets": [n for n in s["datasets"] if n in there]} for s in sources]
+    found += [{**source, "datasets": own} for source in sources[:1]]
+    return [source for source in found if source["datasets"]]
 
 
 def _overrides(settings: Mapping[str, Any]) -> list[str]:

@@ -65,7 +65,8 @@ def bars(
     """
     colours = list(dict.fromkeys(name for group in groups.values() for name in group))
     width = 0.8 / max(1, len(colours))
-    with canvas(path, max(5.0, 0.5 * len(groups) * max(1, len(colours)) ** 0.5 + 3)) as drawn:
+    width_in = max(5.0, 0.5 * len(groups) * max(1, len(colours)) ** 0.5 + 3)
+    with canvas(path, min(18.0, width_in)) as drawn:
         axes = drawn.add_subplot()
         for number, name in enumerate(colours):
             for place, group in enumerate(groups.values()):
@@ -123,26 +124,65 @@ def curves(
 
 
 def matrices(
-    path: Path, named: Mapping[str, ArrayLike], labels: Sequence[str], span: tuple[float, float]
+    path: Path,
+    named: Mapping[str, ArrayLike],
+    labels: Sequence[str],
+    span: tuple[float, float],
+    columns: int = 4,
 ) -> Path:
-    """Draw square matrices side by side, in one range of colours.
+    """Draw square matrices beside and below each other, in one range of colours.
 
     Args:
         path: A PNG file.
         named: Title → (N, N).
         labels: Of the N rows and columns.
         span: Values at both ends of the colours.
+        columns: Matrices in a row.
     """
-    with canvas(path, 5.2 * len(named) + 1.2, 5.6) as drawn:
-        places: Any = drawn.subplots(1, len(named), squeeze=False)[0]
+    columns = min(columns, len(named))
+    rows = -(-len(named) // columns)
+    with canvas(path, 5.2 * columns + 1.2, 5.6 * rows) as drawn:
+        places: Any = drawn.subplots(rows, columns, squeeze=False).ravel()
         shown = None
-        for axes, (title, matrix) in zip(places, named.items(), strict=True):
+        for axes in places[len(named) :]:
+            axes.set_axis_off()
+        for axes, (title, matrix) in zip(places, named.items(), strict=False):
             shown = axes.imshow(np.asarray(matrix), vmin=span[0], vmax=span[1], cmap="RdBu_r")
             axes.set_title(title, fontsize=9)
             axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=5)
             axes.set_yticks(range(len(labels)), labels, fontsize=5)
         if shown is not None:
             drawn.colorbar(shown, ax=list(places), shrink=0.8)
+    return path
+
+
+def scatter(
+    path: Path,
+    panels: Mapping[str, tuple[ArrayLike, Sequence[str]]],
+    colours: Mapping[str, str],
+    title: str = "",
+) -> Path:
+    """Draw points beside each other, coloured by what they are; axes have no meaning.
+
+    Args:
+        path: A PNG file.
+        panels: Title → places (N, 2) and what each point is.
+        colours: What a point can be → its colour; in the legend by this order.
+        title: Above the picture.
+    """
+    with canvas(path, 5.0 * len(panels) + 2.4, 5.4) as drawn:
+        every: Any = drawn.subplots(1, len(panels), squeeze=False)[0]
+        for axes, (name, (places, kinds)) in zip(every, panels.items(), strict=True):
+            places, kinds = np.asarray(places), np.asarray(kinds)
+            for kind, colour in colours.items():
+                chosen = places[kinds == kind]
+                axes.plot(*chosen.T, ".", color=colour, markersize=3, label=kind)
+            axes.set_title(name, fontsize=9)
+            axes.set_xticks([])
+            axes.set_yticks([])
+        handles, names = every[0].get_legend_handles_labels()
+        drawn.legend(handles, names, loc="outside right center", fontsize=6, markerscale=3)
+        drawn.suptitle(title, fontsize=10)
     return path
 
 

@@ -28,6 +28,7 @@ from .errors import UniversalCTError as UniversalCTError
 from .errors import UsageError as UsageError
 from .errors import VolumeError as VolumeError
 from .errors import WeightsError as WeightsError
+from .errors import import_extra as import_extra
 from .errors import listed as listed
 from .evaluation import Scores as Scores
 from .evaluation import evaluate as evaluate
@@ -68,6 +69,9 @@ from .pretraining.run import pretrain as pretrain
 from .taxonomy import CLASSES as CLASSES
 from .taxonomy import TOTALSEGMENTATOR as TOTALSEGMENTATOR
 from .taxonomy import AnatomicalClass as AnatomicalClass
+from .text import TEXT_ENCODERS as TEXT_ENCODERS
+from .text import embed_classes as embed_classes
+from .text import mean_and_scale as mean_and_scale
 from .tuning.finetune import finetune as finetune
 from .tuning.methods import METHODS as METHODS
 from .tuning.result import Tuned as Tuned

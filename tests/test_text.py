@@ -7,10 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from foundation import text
 from foundation.config import ClassSpec, check_class_name, make_prompt
 from foundation.errors import HubError, MissingExtraError, UsageError, WeightsError
+from foundation.files import file_sha256
 from foundation.taxonomy import CLASSES, NAMES
 from foundation.text import (
     CLIP_VIT_B_32,
@@ -355,3 +357,30 @@ def test_a_prompt_that_is_given_says_something(prompt: str) -> None:
         check_class_name("psoas", prompt)
     check_class_name("vertebra L1", None)
     check_class_name("Wirbelkörper 1", "A CT of it")
+
+
+def test_an_encoder_whose_weights_are_a_pickle_of_tensors(minilm, tmp_path):
+    """As BioBERT's and BioLinkBERT's are published: no model.safetensors beside it."""
+    folder = text._hugging_face_folder("sentence-transformers/all-MiniLM-L6-v2")
+    for file in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "config.json"):
+        shutil.copy(folder / file, tmp_path)
+    torch.save(load_file(folder / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    spec = replace(MINILM, encoder=f"hf:{tmp_path}", revision="")
+    encoder = TextEncoder(spec)
+    torch.testing.assert_close(encoder.encode(["liver"]), minilm.encode(["liver"]))
+    assert encoder.spec.revision == file_sha256(tmp_path / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize("published", ["model.safetensors", "pytorch_model.bin"])
+def test_of_the_hub_only_the_weights_that_are_read_are_fetched(monkeypatch, tmp_path, published):
+    asked = []
+
+    def fetch(name, allow_patterns):
+        asked.append(allow_patterns[-1])
+        if published in allow_patterns:
+            (tmp_path / published).write_bytes(b"")
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    assert text._hugging_face_folder("some/encoder") == tmp_path
+    assert asked == ["model.safetensors", "pytorch_model.bin"][: 1 + (published[0] == "p")]

@@ -58,17 +58,19 @@ class Table:
     Attributes:
         kind: "arms": a row for each arm. "runs": a row for each record. "rows": those of `rows`.
             "classes": a row for each class that a record has figures of; templates have * in its
-            place, as `{dice/*:3}`. "pivot": a row for each value of `down`, a column for values of
+            place, as `{dice/*:3}`; with `across`, `cell` is the template, and a column is an arm.
+            "pivot": a row for each value of `down`, a column for values of
             `across`, with `cell` in them. "paper": the rows of a table of the paper, then one for
             each arm.
         records: Files of records, from the root of the checkout.
         where: Which records: a field or `arm.KEY` → the value that it must have.
         columns: Head of each column → template. Of "rows", whose templates stand in `rows`, → "".
-            Of a "pivot" → the value of `across`; of its first column, which shows `down`, → "".
+            With `across` → its value in this column; of the first column, which shows `down` or
+            the class, → "".
         rows: Of the kind "rows".
         down: Of a "pivot": a field or arm.KEY.
-        across: Of a "pivot": another one.
-        cell: Of a "pivot": a template.
+        across: Of a "pivot" or of "classes": another one.
+        cell: With `across`: a template.
         paper: Name of the paper's table, of the kind "paper". A column may show `{source}`: the
             paper with the grade, or ours.
         latest: A field or arm.KEY: only the last record of each of its values counts, as it
@@ -246,10 +248,10 @@ def _rows(table: Table, found: Sequence[Record]) -> Iterator[list[str]]:
 
 def _classes(table: Table, found: Sequence[Record]) -> Iterator[list[str]]:
     """A row for each class, in the order of the figures."""
-    templates = list(table.columns.values())
+    templates = [table.cell] if table.across else list(table.columns.values())
     named = [name for cell in templates for name, _ in _names(cell) if _EVERY in name]
     if not named:
-        raise UsageError("A table of classes needs a column such as '{dice/*:3}'.")
+        raise UsageError("A table of classes needs a template such as '{dice/*:3}'.")
     prefix = named[0].partition(_EVERY)[0]
     names = dict.fromkeys(
         figure.name.removeprefix(prefix)
@@ -257,13 +259,24 @@ def _classes(table: Table, found: Sequence[Record]) -> Iterator[list[str]]:
         for figure in record.figures
         if figure.name.startswith(prefix)
     )
+    # Template and records of each column.
+    columns = [(cell, found) for cell in templates]
+    if table.across:
+        columns = [
+            (table.cell, [r for r in found if str(_field(r, table.across)) == value])
+            for value in list(table.columns.values())[1:]
+        ]
     for name in names:
-        if name not in table.skip:
-            look = _of_records(found, table.none)
-            yield [
-                _fill(cell.replace(f"{{{_EVERY}}}", name).replace(_EVERY, name), look)
-                for cell in templates
-            ]
+        if name in table.skip:
+            continue
+        cells = [
+            _fill(
+                cell.replace(f"{{{_EVERY}}}", name).replace(_EVERY, name),
+                _of_records(group, table.none),
+            )
+            for cell, group in columns
+        ]
+        yield [name, *cells] if table.across else cells
 
 
 def _paper(table: Table, theirs: PaperTable) -> Iterator[list[str]]:

@@ -68,7 +68,7 @@ class ArchitectureConfig:
 
     backbone: str = "lite_unet"
     backbone_options: Mapping[str, Any] = field(default_factory=dict)
-    text: Literal["clip", "minilm", "biolinkbert", "one-hot"] = "minilm"
+    text: Literal["clip", "minilm", "biobert", "biolinkbert", "one-hot"] = "minilm"
     standardise_text: bool = True
     classes: tuple[ClassConfig, ...] = ()
     hu_windows: tuple[Window, ...] = ((-175.0, 250.0),)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from foundation.config import PROMPT_TEMPLATES, ClassSpec, ModelConfig, Preprocessing, TextSpec
+from foundation.config import ClassSpec, ModelConfig, Preprocessing, TextSpec
 from foundation.errors import UsageError
 from foundation.hub.load import from_pretrained
 from foundation.model import UniversalModel, check_state, weights_of
@@ -18,8 +18,7 @@ from foundation.networks.protocol import require
 from foundation.pretraining.config import ClassConfig, OptimizerConfig, RunConfig
 from foundation.taxonomy import CLASSES, NAMES
 from foundation.text import (
-    CLIP_VIT_B_32,
-    MINILM,
+    TEXT_ENCODERS,
     check_compatible,
     class_prompt,
     embed_classes,
@@ -34,14 +33,6 @@ if TYPE_CHECKING:  # a run without a store needs no blosc2
     from foundation.data.store.arrays import Store
 
 ONE_HOT = "one-hot"
-# Reference: LinkBERT (arXiv 2203.15827); its sentence embedding is that of the first token.
-BIOLINKBERT = TextSpec(
-    encoder="hf:michiyasunaga/BioLinkBERT-base",
-    template=PROMPT_TEMPLATES["V3"],
-    pooling="cls",
-    dim=768,
-)
-TEXT_ENCODERS = {"clip": CLIP_VIT_B_32, "minilm": MINILM, "biolinkbert": BIOLINKBERT}
 
 
 class TrainingNetwork(nn.Module):
