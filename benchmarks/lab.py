@@ -21,6 +21,7 @@ import argparse
 import csv
 import itertools
 import json
+import os
 import re
 import shutil
 import sys
@@ -56,10 +57,11 @@ from foundation.evaluation import (
     read_records,
 )
 from foundation.files import replacing
-from foundation.pretraining import make_folds
+from foundation.pretraining import load_config, make_folds
 
 HERE = Path(__file__).resolve().parent
 RECORDS, PICTURES = HERE / "records", HERE / "pictures"
+MAIN_PROCESS = os.environ.get("RANK", "0") == "0"  # of several that train together
 FEWEST_DICE = 0.5  # below it, the better arm has learnt too little to judge by
 Arm = Mapping[str, str | int | float]
 
@@ -153,7 +155,10 @@ class Lab:
         plan: What the size means.
         output: Folder of everything that is made.
         given: All command line arguments.
+        reads_data: As of `parse`.
     """
+
+    reads_data = True
 
     def __init__(self, name: str, size: str, plan: Plan, given: argparse.Namespace) -> None:
         self.name, self.size, self.plan, self.given = name, size, plan, given
@@ -172,6 +177,8 @@ class Lab:
         sizes: Mapping[str, Plan],
         add: Callable[[argparse.ArgumentParser], None] | None = None,
         argv: Sequence[str] | None = None,
+        *,
+        reads_data: bool = True,
     ) -> Lab:
         """Read the command line.
 
@@ -180,6 +187,8 @@ class Lab:
             sizes: "smoke", "mini" and "real" → plan.
             add: Adds the script's own arguments.
             argv: In place of `sys.argv[1:]`.
+            reads_data: Whether the experiment is about data at all. One that only measures what
+                networks cost has a real size without any, and no hashes.
 
         Returns:
             The lab.
@@ -206,10 +215,12 @@ class Lab:
             add(parser)
         given = parser.parse_args(argv)
         name = "smoke" if given.smoke else "mini" if given.mini else "real"
-        if name == "real" and not (given.data or given.store or given.test):
+        if reads_data and name == "real" and not (given.data or given.store or given.test):
             parser.error("give the datasets as ID=DIR, or --mini, or --smoke")
         script = Path(sys.modules["__main__"].__file__ or "lab").stem
-        return cls(getattr(given, "name", None) or script, name, sizes[name], given)
+        lab = cls(getattr(given, "name", None) or script, name, sizes[name], given)
+        lab.reads_data = reads_data
+        return lab
 
     def _keep_plan(self) -> None:
         """Refuse a folder with records of another plan."""
@@ -218,14 +229,14 @@ class Lab:
         mine["settings given"] = self.given.settings
         plan = {k: v for k, v in asdict(self.plan).items() if k not in ("seeds", "hours")}
         mine = json.loads(json.dumps({**mine, **plan}))
-        if path.is_file():
+        if path.is_file() and MAIN_PROCESS:
             theirs = json.loads(path.read_text(encoding="utf-8"))
             if differing := sorted(k for k in mine if mine[k] != theirs.get(k)):
                 raise UsageError(
                     f"{self.output} holds a run that differs in {', '.join(differing)}; "
                     "give another folder by -o, or delete it."
                 )
-        else:
+        elif MAIN_PROCESS:
             with replacing(path) as temporary:
                 temporary.write_text(json.dumps(mine, indent=1) + "\n", encoding="utf-8")
 
@@ -308,6 +319,8 @@ class Lab:
     @cached_property
     def hashes(self) -> dict[str, str]:
         """SHA-256 of the world's datasets, or of the store's manifest and the test sets."""
+        if not self.reads_data:
+            return {}
         if self.generated:
             return {f"world-{self.size}/{name}": h for name, h in self.world.sha256.items()}
         path = self.output / "data.json"
@@ -360,10 +373,13 @@ class Lab:
         for seed in self.seeds if seeds is None else seeds:
             if self.record(arm, seed) is not None:
                 continue
-            print(f"{self.name}: {_text(arm)}, seed {seed}", file=sys.stderr)
+            if MAIN_PROCESS:
+                print(f"{self.name}: {_text(arm)}, seed {seed}", file=sys.stderr)
             run = Run(self, arm, seed)
             started = time.monotonic()
             figures = tuple(function(run))
+            if not MAIN_PROCESS:
+                continue
             record = new_record(
                 self.name,
                 self.size,  # type: ignore[arg-type]
@@ -527,6 +543,7 @@ class Run:
         like: Sequence[str] | None = None,
         fold: int | None = None,
         name: str = "training",
+        store: Path | None = None,
     ) -> UniversalModel:
         """Train a model from random weights, or go on where it stopped.
 
@@ -536,11 +553,12 @@ class Run:
             like: Datasets of the world; see `Lab.training`.
             fold: Held out of the five folds.
             name: Of the training's folder, where a run has several.
+            store: In place of the lab's, of the same datasets.
 
         Returns:
             The model; of a run with a held-out fold and validation the best one.
         """
-        plan, store = self.lab.plan, self.lab.store(like)
+        plan, store = self.lab.plan, store or self.lab.store(like)
         ids = [get_dataset(dataset).id for dataset, _ in self.lab.training(like)]
         settings = {**plan.settings, "seed": self.seed or 0, **(changes or {})}
         if self.lab.generated:
@@ -551,6 +569,8 @@ class Run:
                 "sources": [{"kind": "scans", "datasets": ids}],
                 **settings,
             }
+        else:
+            settings = {"sources": _present(config, store), **settings}
         if fold is not None:
             settings["validation.fold"] = fold
         elif self.lab.generated or self.lab.given.test:
@@ -664,13 +684,25 @@ def verdict_text(found: Difference, first: str, second: str) -> str:
 
 def _shortened(config: str, settings: Mapping[str, Any], most: int) -> dict[str, Any]:
     """Settings by which no training takes more than so many steps."""
-    from foundation.pretraining import load_config
-
     full = load_config(config, _overrides(settings))
     return {
         **{f"stages.{i}.steps": min(stage.steps, most) for i, stage in enumerate(full.stages)},
         "schedule.warm_up": min(full.schedule.warm_up, most // 2),
     }
+
+
+def _present(config: str, store: Path) -> list[dict[str, Any]]:
+    """The sources of a configuration for the datasets of a store, be they more or fewer."""
+    from foundation.data import Store
+
+    there = list(dict.fromkeys(key.split("/")[0] for key in Store(store).keys()))  # noqa: SIM118
+    entries = [asdict(source) for source in load_config(config).sources]
+    named = {name for entry in entries for name in entry["datasets"]}
+    for entry in entries:
+        entry["datasets"] = [name for name in entry["datasets"] if name in there]
+    if others := [name for name in there if name not in named]:
+        entries.append({"kind": "scans", "datasets": others})
+    return [entry for entry in entries if entry["datasets"]]
 
 
 def _overrides(settings: Mapping[str, Any]) -> list[str]:
