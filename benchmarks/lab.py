@@ -42,6 +42,7 @@ from foundation import (
     from_pretrained,
     get_dataset,
     pretrain,
+    replacing,
 )
 from foundation import prepare as prepare_store
 from foundation.evaluation import (
@@ -56,8 +57,7 @@ from foundation.evaluation import (
     path_sha256,
     read_records,
 )
-from foundation.files import replacing
-from foundation.pretraining import load_config, make_folds
+from foundation.pretraining import make_folds, read_folds
 
 HERE = Path(__file__).resolve().parent
 RECORDS, PICTURES = HERE / "records", HERE / "pictures"
@@ -278,10 +278,18 @@ class Lab:
             return [TestSet(*self.world.dataset(name)) for name in like]
         return [TestSet(*_pair(text)) for text in self.given.test] or self._fold(0)
 
-    def _fold(self, fold: int) -> list[TestSet]:
+    @cached_property
+    def folds(self) -> Path:
+        """The file of the five folds: one split for every training, seed and measurement."""
         from foundation.data import Store
 
-        held_out = make_folds(Store(self.store()).manifest["cases"]).cases(fold)
+        path = self.output / "folds.json"
+        if not path.is_file():
+            make_folds(Store(self.store()).manifest["cases"]).write(path)
+        return path
+
+    def _fold(self, fold: int) -> list[TestSet]:
+        held_out = read_folds(self.folds).cases(fold)
         found = []
         for dataset, root in self.training(self._like):
             prefix = f"{get_dataset(dataset).id}/"
@@ -559,20 +567,20 @@ class Run:
             The model; of a run with a held-out fold and validation the best one.
         """
         plan, store = self.lab.plan, store or self.lab.store(like)
-        ids = [get_dataset(dataset).id for dataset, _ in self.lab.training(like)]
         settings = {**plan.settings, "seed": self.seed or 0, **(changes or {})}
         if self.lab.generated:
             stage = {"steps": plan.steps, "patch_size": plan.patch, "batch_size": 2}
             stage |= {"spacing_mm": self.lab.world.spacing_mm}
+            ids = [get_dataset(dataset).id for dataset, _ in self.lab.training(like)]
             settings = {
                 "stages": [stage],
                 "sources": [{"kind": "scans", "datasets": ids}],
                 **settings,
             }
         else:
-            settings = {"sources": _present(config, store), **settings}
+            settings = {"sources": _sources_of(config, store), **settings}
         if fold is not None:
-            settings["validation.fold"] = fold
+            settings |= {"validation.fold": fold, "validation.folds": str(self.lab.folds)}
         elif self.lab.generated or self.lab.given.test:
             settings["validation.fold"] = None
         if self.lab.given.max_steps is not None:
@@ -615,6 +623,7 @@ class Run:
         if path.is_file():
             return Scores.read(path)
         options.setdefault("overlap", 0.25 if self.lab.generated else 0.5)
+        options.setdefault("device", "cpu" if self.cpu else "auto")
         scores = Scores.joined(
             evaluate_dataset(
                 model,
@@ -684,6 +693,8 @@ def verdict_text(found: Difference, first: str, second: str) -> str:
 
 def _shortened(config: str, settings: Mapping[str, Any], most: int) -> dict[str, Any]:
     """Settings by which no training takes more than so many steps."""
+    from foundation.pretraining import load_config
+
     full = load_config(config, _overrides(settings))
     return {
         **{f"stages.{i}.steps": min(stage.steps, most) for i, stage in enumerate(full.stages)},
@@ -691,18 +702,21 @@ def _shortened(config: str, settings: Mapping[str, Any], most: int) -> dict[str,
     }
 
 
-def _present(config: str, store: Path) -> list[dict[str, Any]]:
-    """The sources of a configuration for the datasets of a store, be they more or fewer."""
-    from foundation.data import Store
+def _sources_of(config: str, store: Path) -> list[dict[str, Any]]:
+    """The sources of a configuration, without the datasets that the store lacks.
 
-    there = list(dict.fromkeys(key.split("/")[0] for key in Store(store).keys()))  # noqa: SIM118
-    entries = [asdict(source) for source in load_config(config).sources]
-    named = {name for entry in entries for name in entry["datasets"]}
-    for entry in entries:
-        entry["datasets"] = [name for name in entry["datasets"] if name in there]
-    if others := [name for name in there if name not in named]:
-        entries.append({"kind": "scans", "datasets": others})
-    return [entry for entry in entries if entry["datasets"]]
+    A dataset that the configuration does not know is drawn as its first ones are.
+    """
+    from foundation.data import Store
+    from foundation.pretraining import load_config
+
+    there = sorted({key.split("/")[0] for key in Store(store).manifest["cases"]})
+    sources = [asdict(each) for each in load_config(config).sources if each.kind == "scans"]
+    known = {name for each in sources for name in each["datasets"]}
+    own = [name for name in there if name not in known]
+    found = [{**s, "datasets": [n for n in s["datasets"] if n in there]} for s in sources]
+    found += [{**source, "datasets": own} for source in sources[:1]]
+    return [source for source in found if source["datasets"]]
 
 
 def _overrides(settings: Mapping[str, Any]) -> list[str]:
