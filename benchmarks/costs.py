@@ -19,13 +19,17 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from foundation import UniversalModel
-from foundation.config import ClassSpec, ModelConfig, Preprocessing, TextSpec
+from foundation import ClassSpec, ModelConfig, Preprocessing, TextSpec, UniversalModel
 from foundation.evaluation import Figure
 from foundation.inference import window_starts
 
 GIB = 1 << 30
 Result = TypeVar("Result")
+
+
+def device_of(cpu: bool) -> torch.device:
+    """Return the GPU where there is one, or the CPU if GPUs are to be left alone."""
+    return torch.device("cpu" if cpu or not torch.cuda.is_available() else "cuda")
 
 
 def universal_model(

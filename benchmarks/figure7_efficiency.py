@@ -31,13 +31,30 @@ from functools import partial
 from math import ceil
 
 import torch
-from costs import Memory, alone, flops, parameters, seconds_of, spread, universal_model, windows
+from costs import (
+    Memory,
+    alone,
+    device_of,
+    flops,
+    parameters,
+    seconds_of,
+    spread,
+    universal_model,
+    windows,
+)
 from lab import Lab, Plan, Run, run_script
 from plots import bars, by_seed
 from torch import nn
 
-from foundation import BACKBONES, CLASSES, PlainModel, UsageError
-from foundation.config import ClassSpec, NetworkConfig, Preprocessing
+from foundation import (
+    BACKBONES,
+    CLASSES,
+    ClassSpec,
+    NetworkConfig,
+    PlainModel,
+    Preprocessing,
+    UsageError,
+)
 from foundation.evaluation import Figure
 
 TASKS = {
@@ -98,7 +115,7 @@ def measure_networks(
         repeats: Of the measurement of time.
         cpu: Leave GPUs alone.
     """
-    device = torch.device("cpu" if cpu or not torch.cuda.is_available() else "cuda")
+    device = device_of(cpu)
     memory = Memory(device)
     image = torch.rand(1, 1, *(window,) * 3, device=device)
     count, total, seconds = 0, 0, [0.0] * repeats

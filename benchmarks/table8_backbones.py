@@ -26,13 +26,12 @@ pretraining_cost.py projects the hours. Mini: two CPU cores, up to three hours.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import combinations
 from typing import Any
 
 import torch
-from costs import flops, parameters, spread, universal_model
+from costs import device_of, flops, parameters, seconds_of, spread, universal_model
 from lab import Lab, Run, figures_of, plans, run_script
 from plots import bars, by_seed
 
@@ -61,7 +60,7 @@ NARROW: dict[str, Callable[[], Widths]] = {
 }
 # `like`: the others cost as much as this one at its narrowest. Swin UNETR's is the costliest.
 PLANS = plans(
-    mini_steps=600,
+    mini_steps=450,
     mini={"backbones": sorted(BACKBONES), "patch": (64, 64, 32), "like": "swin_unetr"},
     smoke={"backbones": ["lite_unet", "segresnet"], "patch": (64, 32, 32), "like": "segresnet"},
     real={"backbones": sorted(BACKBONES)},
@@ -93,25 +92,22 @@ def options_of_cost(backbone: str, patch: tuple[int, ...], target: int) -> dict[
     return best[1]
 
 
-def step_seconds(model: UniversalModel, patch: tuple[int, ...], batch: int = 2) -> list[float]:
+def step_seconds(model: UniversalModel, device: torch.device, batch: int = 2) -> list[float]:
     """Measure forward and backward pass of a batch, without loss and optimiser: 3 times.
 
     Args:
-        model: Trained or not.
-        patch: Voxels of each image.
-        batch: Images.
+        model: Trained or not; it is moved to the device.
+        device: What to compute on.
+        batch: Patches.
     """
-    device = next(model.parameters()).device
-    image = torch.rand(batch, model.config.preprocessing.channels, *patch, device=device)
+    given = model.to(device).train().config.preprocessing
+    image = torch.rand(batch, given.channels, *given.patch_size, device=device)
     voxels = torch.randint(image[0, 0].numel(), (batch, 8192), device=device)
-    found = []
-    for _ in range(4):
-        start = time.perf_counter()
+
+    def step() -> None:
         model.logits_at(image, voxels)[0].square().mean().backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        found.append(time.perf_counter() - start)
-    return found[1:]
+
+    return seconds_of(step, 3, device)
 
 
 def measure(run: Run) -> Iterable[Figure]:
@@ -129,12 +125,12 @@ def measure(run: Run) -> Iterable[Figure]:
     else:
         model = run.pretrain({"model.backbone": backbone}, config="unet", fold=0)
     scores = run.score(model, lab.tests(fold=None if lab.generated else 0))
-    patch = model.config.preprocessing.patch_size
-    count, seconds = parameters(model), step_seconds(model.train(), patch)
+    given = model.config.preprocessing
+    count, seconds = parameters(model), step_seconds(model, device_of(run.cpu))
     return [
         *figures_of(scores, [name for name in MEASURED if name in scores.classes]),
         Figure("parameters", count / 1e6, "M"),
-        Figure("flops", flops(model, patch, model.config.preprocessing.channels) / 1e9, "G"),
+        Figure("flops", flops(model, given.patch_size, given.channels) / 1e9, "G"),
         spread("seconds a step", seconds),
     ]
 
