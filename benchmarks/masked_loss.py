@@ -19,8 +19,8 @@ Protocol
 - Statistic: differences on the same scans, with a bootstrap over seeds and scans.
 - Paper: it masks, and reports no comparison that is known to us (U).
 
-Hardware. Real: each arm is one pretraining with the paper's settings, planned for 8 GPUs of 48 GB;
-pretraining_cost.py projects the hours. The second store takes as much disk as the first. Mini: two
+Hardware. Real: each arm is one pretraining with the paper's settings, whose memory and hours
+pretraining_cost.py tells on your machine; the paper had 8 × RTX A5000. The second store takes as much disk as the first. Mini: two
 CPU cores.
 """
 

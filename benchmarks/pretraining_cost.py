@@ -22,8 +22,8 @@ Protocol
 - Paper: 8 × RTX A5000, batch 6 each (E). Its epochs, and so its hours, are unknown (U). The
   schedule is that of our configuration: 2,000 epochs, as the published code's.
 
-Hardware. Real: a GPU of 48 GB is planned for; what does not fit says so. Minutes. Mini: two CPU
-cores, 24 GB of memory, 15 minutes. An interrupted run goes on with the next network.
+Hardware. Real: any GPU on which the batch fits; what does not fit says so. Minutes. Mini: two CPU
+cores, 24 GB of memory, about 20 minutes. An interrupted run goes on with the next network.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ Protocol
 - Statistic: differences on the same scans, with a bootstrap over seeds and scans.
 - Paper: U-Net 76.73, Swin UNETR 76.11 (grade 2); DiNTS and U-Net++ are unknown (U).
 
-Hardware. Real: each arm is one pretraining with the paper's settings, planned for 8 GPUs of 48 GB;
-pretraining_cost.py projects the hours. Mini: two CPU cores, up to three hours.
+Hardware. Real: each arm is one pretraining with the paper's settings, whose memory and hours
+pretraining_cost.py tells on your machine; the paper had 8 × RTX A5000. Mini: two CPU cores, up to three hours.
 """
 
 from __future__ import annotations
