@@ -20,8 +20,8 @@ Protocol
 - Paper: it masks, and reports no comparison that is known to us (U).
 
 Hardware. Real: each arm is one pretraining with the paper's settings, whose memory and hours
-pretraining_cost.py tells on your machine; the paper had 8 × RTX A5000. The second store takes as much disk as the first. Mini: two
-CPU cores.
+pretraining_cost.py tells on your machine; the paper had 8 × RTX A5000. The second store takes as
+much disk as the first. Mini: two CPU cores.
 """
 
 from __future__ import annotations

@@ -21,7 +21,8 @@ Protocol
 - Paper: U-Net 76.73, Swin UNETR 76.11 (grade 2); DiNTS and U-Net++ are unknown (U).
 
 Hardware. Real: each arm is one pretraining with the paper's settings, whose memory and hours
-pretraining_cost.py tells on your machine; the paper had 8 × RTX A5000. Mini: two CPU cores, up to three hours.
+pretraining_cost.py tells on your machine; the paper had 8 × RTX A5000. Mini: two
+CPU cores, up to three hours.
 """
 
 from __future__ import annotations
