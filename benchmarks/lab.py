@@ -21,6 +21,7 @@ import argparse
 import csv
 import itertools
 import json
+import os
 import re
 import shutil
 import sys
@@ -61,6 +62,7 @@ from foundation.pretraining import make_folds, read_folds
 
 HERE = Path(__file__).resolve().parent
 RECORDS, PICTURES = HERE / "records", HERE / "pictures"
+MAIN_PROCESS = os.environ.get("RANK", "0") == "0"  # of several that train together
 FEWEST_DICE = 0.5  # below it, the better arm has learnt too little to judge by
 Arm = Mapping[str, str | int | float]
 
@@ -228,14 +230,14 @@ class Lab:
         mine["settings given"] = self.given.settings
         plan = {k: v for k, v in asdict(self.plan).items() if k not in ("seeds", "hours")}
         mine = json.loads(json.dumps({**mine, **plan}))
-        if path.is_file():
+        if path.is_file() and MAIN_PROCESS:
             theirs = json.loads(path.read_text(encoding="utf-8"))
             if differing := sorted(k for k in mine if mine[k] != theirs.get(k)):
                 raise UsageError(
                     f"{self.output} holds a run that differs in {', '.join(differing)}; "
                     "give another folder by -o, or delete it."
                 )
-        else:
+        elif MAIN_PROCESS:
             with replacing(path) as temporary:
                 temporary.write_text(json.dumps(mine, indent=1) + "\n", encoding="utf-8")
 
@@ -380,10 +382,13 @@ class Lab:
         for seed in self.seeds if seeds is None else seeds:
             if self.record(arm, seed) is not None:
                 continue
-            print(f"{self.name}: {_text(arm)}, seed {seed}", file=sys.stderr)
+            if MAIN_PROCESS:
+                print(f"{self.name}: {_text(arm)}, seed {seed}", file=sys.stderr)
             run = Run(self, arm, seed)
             started = time.monotonic()
             figures = tuple(function(run))
+            if not MAIN_PROCESS:
+                continue
             record = new_record(
                 self.name,
                 self.size,  # type: ignore[arg-type]
@@ -570,6 +575,7 @@ class Run:
         like: Sequence[str] | None = None,
         fold: int | None = None,
         name: str = "training",
+        store: Path | None = None,
     ) -> UniversalModel:
         """Train a model from random weights, or go on where it stopped.
 
@@ -579,11 +585,12 @@ class Run:
             like: Datasets of the world; see `Lab.training`.
             fold: Held out of the five folds.
             name: Of the training's folder, where a run has several.
+            store: In place of the lab's, of the same datasets.
 
         Returns:
             The model; of a run with a held-out fold and validation the best one.
         """
-        plan, store = self.lab.plan, self.lab.store(like)
+        plan, store = self.lab.plan, store or self.lab.store(like)
         settings = {**plan.settings, "seed": self.seed or 0, **(changes or {})}
         if self.lab.generated:
             stage = {"steps": plan.steps, "patch_size": plan.patch, "batch_size": 2}

@@ -21,6 +21,12 @@ SMALL = {"unet": (24, 16, 16), "segresnet": (24, 16, 16), "lite_unet": (64, 32, 
 SMALL |= {"swin_unetr": (64, 32, 32), "unetpp": (48, 32, 32)}
 SMALL |= {"dints": (48, 32, 32), "mednext": (48, 32, 32)}
 
+# Options of a narrow network, and the channels of its finest level. No width is a multiple of the
+# groups of a normalisation.
+NARROW = {name: ({"width": 6}, 6) for name in ("unet", "unetpp", "dints", "mednext")}
+NARROW |= {"segresnet": ({"init_filters": 10}, 10), "swin_unetr": ({"feature_size": 12}, 12)}
+NARROW |= {"lite_unet": ({"widths": [6, 12, 24], "full": 6}, 6)}
+
 PUBLISHED_PARAMETERS = {"unet": 19_073_600, "swin_unetr": 62_186_610, "unetpp": 6_979_712}
 SUPREM_SEGRESNET_MILLIONS = 4.70
 
@@ -152,6 +158,32 @@ def test_a_wrong_size_names_the_divisor(model):
 
 def test_a_configuration_survives_json(model):
     assert ModelConfig.from_json(model.config.to_json()) == dataclasses.replace(model.config)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_backbone_can_be_narrow(backbone):
+    options, width = NARROW[backbone]
+    narrow = UniversalModel(config(backbone, **options), torch.randn(len(CLASSES), 16)).eval()
+    assert narrow.backbone.full_channels == width
+    with torch.no_grad():
+        pyramid = narrow.backbone.encode(image_for(narrow))
+        assert [level.shape[1] for level in pyramid] == list(narrow.backbone.channels)
+        assert narrow(image_for(narrow)).shape == (1, len(CLASSES), *SMALL[backbone])
+    wide = build_backbone(backbone, 2)
+    count, more = (sum(p.numel() for p in net.parameters()) for net in (narrow.backbone, wide))
+    assert count < more / 2
+
+
+@pytest.mark.parametrize("variant", "SBML")
+def test_mednext_variants_are_monais(variant):
+    from monai.networks.nets.mednext import create_mednext
+
+    theirs = create_mednext(variant, in_channels=2, kernel_size=5).state_dict()
+    ours = build_backbone("mednext", 2, variant=variant, kernel_size=5).net.state_dict()
+    output = {"out_0.conv_out.weight", "out_0.conv_out.bias"}
+    assert {k: v.shape for k, v in ours.items()} == {
+        k: v.shape for k, v in theirs.items() if k not in output
+    }
 
 
 @pytest.mark.parametrize("backbone", PUBLISHED_PARAMETERS)

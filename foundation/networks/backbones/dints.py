@@ -17,6 +17,7 @@ from foundation.networks.backbones.base import Backbone, drop_outputs, register_
 _DINTS_FROM = (0, 1, 0, 1, 2, 1, 2, 3, 2, 3)
 _DINTS_TO = (0, 0, 1, 1, 1, 2, 2, 2, 3, 3)
 _DINTS_BLOCKS, _DINTS_LEVELS = 12, 4
+_DINTS_WIDTH = 32  # of MONAI's, which takes another one as a multiple
 
 
 def default_dints_paths() -> list[list[int]]:
@@ -51,21 +52,27 @@ class DiNTSBackbone(Backbone):
         in_channels: Channels of the image.
         paths: 12 rows of 10 codes, see `default_dints_paths`. The searched architecture of the
             published system is not ours to ship; its code can be given here.
+        width: Channels at full resolution; each coarser level has twice as many.
 
     Raises:
         UsageError: `paths` has another shape, another code, or leaves out a resolution.
     """
 
     encoder_parts = ("net.stem_down", "net.dints_space")
-    channels = (64, 128, 256, 512)
     strides = (2, 4, 8, 16)
-    full_channels = 32
     divisor = 16
 
-    def __init__(self, in_channels: int = 1, paths: Sequence[Sequence[int]] | None = None) -> None:
+    def __init__(
+        self,
+        in_channels: int = 1,
+        paths: Sequence[Sequence[int]] | None = None,
+        width: int = 32,
+    ) -> None:
         from monai.networks.nets.dints import DiNTS, TopologyInstance
 
         super().__init__()
+        self.channels = tuple(width * stride for stride in self.strides)
+        self.full_channels = width
         code = np.asarray(default_dints_paths() if paths is None else paths)
         if code.shape != (_DINTS_BLOCKS, len(_DINTS_TO)) or not np.isin(code, range(-1, 5)).all():
             raise UsageError("DiNTS paths must be 12 rows of 10 codes from -1 (closed) to 4.")
@@ -79,6 +86,7 @@ class DiNTSBackbone(Backbone):
         with contextlib.redirect_stdout(io.StringIO()):  # MONAI prints a recommendation
             space = TopologyInstance(
                 arch_code=[active.astype(int), code.clip(0)],
+                channel_mul=width / _DINTS_WIDTH,
                 num_blocks=_DINTS_BLOCKS,
                 num_depths=_DINTS_LEVELS,
                 use_downsample=True,

@@ -18,16 +18,20 @@ class UNet(Backbone):
     Three poolings, two convolutions a level. The published normalisation always used the batch's
     own statistics, which for one patch is instance normalisation; so it is that here, and a patch's
     result does not depend on its neighbours in the batch.
+
+    Args:
+        in_channels: Channels of the image.
+        width: Channels of the finest level; each coarser one has twice as many.
     """
 
     encoder_parts = ("down",)
-    channels = (64, 128, 256, 512)
     strides = (1, 2, 4, 8)
-    full_channels = 64
     divisor = 8
 
-    def __init__(self, in_channels: int = 1) -> None:
+    def __init__(self, in_channels: int = 1, width: int = 64) -> None:
         super().__init__()
+        self.channels = tuple(width * stride for stride in self.strides)
+        self.full_channels = width
         inputs = (in_channels, *self.channels[:-1])
         # The published order doubles the width in the second convolution of a level.
         self.down = nn.ModuleList(

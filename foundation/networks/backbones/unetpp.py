@@ -12,18 +12,23 @@ from foundation.networks.backbones.base import Backbone, drop_outputs, register_
 
 @register_backbone("unetpp")
 class UNetPlusPlus(Backbone):
-    """MONAI's UNet++ as published: 6.98 M parameters."""
+    """MONAI's UNet++ as published: 6.98 M parameters.
+
+    Args:
+        in_channels: Channels of the image.
+        width: Channels of the two finest levels; each coarser one has twice as many.
+    """
 
     encoder_parts = ("net.conv_0_0", "net.conv_1_0", "net.conv_2_0", "net.conv_3_0", "net.conv_4_0")
-    channels = (32, 32, 64, 128, 256)
     strides = (1, 2, 4, 8, 16)
-    full_channels = 32
     divisor = 16
 
-    def __init__(self, in_channels: int = 1) -> None:
+    def __init__(self, in_channels: int = 1, width: int = 32) -> None:
         from monai.networks.nets.basic_unetplusplus import BasicUNetPlusPlus
 
         super().__init__()
+        self.channels = tuple(width * times for times in (1, 1, 2, 4, 8))
+        self.full_channels = width
         self.net = BasicUNetPlusPlus(
             3, in_channels, 1, features=(*self.channels, self.full_channels)
         )
