@@ -162,6 +162,7 @@ class Lab:
         self.output.mkdir(parents=True, exist_ok=True)
         self.seeds: tuple[int, ...] = tuple(given.seeds or plan.seeds)
         self.verdicts: list[Record] = []
+        self._prepared: dict[tuple[str, ...] | None, Path] = {}
         self._keep_plan()
 
     # --- the command line -------------------------------------------------------------------------
@@ -300,6 +301,9 @@ class Lab:
             self._like = like
         if self.given.store:
             return Path(self.given.store)
+        key = None if self._like is None else tuple(self._like)
+        if key in self._prepared:  # looking at every scan again takes minutes on real data
+            return self._prepared[key]
         shared = self.generated and self._like is None
         folder = (self.output.parent / f"store-{self.size}") if shared else self.output / "store"
         spacing_mm = self.world.spacing_mm if self.generated else 1.5
@@ -312,6 +316,7 @@ class Lab:
         )
         if report.failed:
             print(f"{len(report.failed)} scans cannot be read: {report.failed}", file=sys.stderr)
+        self._prepared[key] = report.store
         return report.store
 
     @property
