@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,14 @@ from real_layouts import records, run_real
 from tiny import tiny_model
 
 from foundation import UsageError, get_dataset, save_pretrained
-from foundation.evaluation import Finding
+from foundation.evaluation import (
+    Figure,
+    Finding,
+    append_record,
+    new_record,
+    read_table,
+    render_table,
+)
 
 SCRIPTS = ("lab", "world", "plots", "table2_msd", "table4_detection")
 MSD = ("10_03", "10_06", "10_07", "10_08", "10_09", "10_10")
@@ -249,3 +257,29 @@ def test_label_maps_are_rendered_anew(
     assert render(tmp_path / "one", label_maps, 12.0, count=2) == (yaml, root), "used again"
     with pytest.raises(UsageError, match="holds other scans"):
         render(tmp_path / "one", label_maps, 12.0, count=2, seed=2)
+
+
+# --- beside the paper's numbers -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "rows"), [("table2_msd", 4), ("table2_msd_nsd", 1)])
+def test_only_rows_of_the_paper_that_say_something_are_shown(
+    name: str, rows: int, tmp_path: Path
+) -> None:
+    both = [
+        f"{m}/{n}" for m in ("dice", "nsd") for task in MSD for n in get_dataset(task).annotated
+    ]
+    record = new_record(
+        "table2_msd",
+        "mini",
+        arm={"method": "Universal"},
+        seed=1,
+        figures=[Figure(figure, 0.5) for figure in both],
+        seconds=1.0,
+    )
+    append_record(tmp_path / "benchmarks" / "records" / "table2_msd.jsonl", record)
+    shutil.copy(REPOSITORY / "benchmarks" / "paper.yaml", tmp_path / "benchmarks")
+    table = read_table(REPOSITORY / "benchmarks" / "tables" / f"{name}.yaml")
+    text = render_table(table, tmp_path)
+    assert text.count("paper (E") == rows and text.count("measured here (mini)") == 1
+    assert text.count("50.00") == 9, "nine classes in percent"
