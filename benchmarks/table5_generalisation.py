@@ -10,7 +10,7 @@ Protocol
 - Data. Real: all scans of 3D-IRCADb and of TotalSegmentator v1, with MODEL, or with one that is
   trained on the datasets given. Generated: training on eight partly labelled datasets; measured on
   "test" and "external", which are other phantoms of one origin, and with --rendered on label maps
-  of a few people, rendered anew: bodies of another origin.
+  of four people, rendered anew: bodies of another origin.
 - Nothing is adapted, no threshold is tuned. All classes that both sides know are measured. Where
   labels merge two sides, the union of both is. TotalSegmentator's colon holds the rectum.
 - Scans that the weights were trained on are left out by name, from the record of the weights'

@@ -55,6 +55,7 @@ from foundation.synthesis import (
 WORLD = "world.json"
 RENDERED = "rendered"
 UNKNOWN = 255  # label value of voxels that a rendered scan does not cover
+FEWEST_ORGANS = 8  # that a label map must annotate to be rendered as a scan
 EXTENT_MM = 384.0  # of a rendered scan along each axis
 FORMAT_VERSION = 1
 Role = Literal["train", "validation", "test", "external"]
@@ -319,7 +320,9 @@ def render_external(
 
 
 def _label_maps_only(case: Case, _: Dataset) -> Case | str:
-    return case if case.image is None and case.weight > 0 else "it is not a label map to render."
+    whole = len(case.annotated) >= FEWEST_ORGANS  # an organ in an empty body is no CT
+    fits = case.image is None and case.weight > 0 and whole
+    return case if fits else "it is not the label map of a trunk."
 
 
 def _render_maps(folder: Path, maps: Dataset, data: Path, wanted: dict[str, Any]) -> None:

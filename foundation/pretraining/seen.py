@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -126,7 +127,9 @@ def _of_run(run: Path) -> TrainedOn | None:
     if any(stage.all_cases for stage in config.stages):
         out = folds.test if folds else frozenset()
     else:
-        out = held_out_cases([*cases], folds, given.fold, given.hold_out)[1]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of folds with few scans: the run has warned of them
+            out = held_out_cases([*cases], folds, given.fold, given.hold_out)[1]
     return _used({key: entry for key, entry in cases.items() if key not in out})
 
 
