@@ -27,7 +27,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ from foundation import (
     UsageError,
     from_pretrained,
     get_dataset,
+    listed,
     pretrain,
     replacing,
 )
@@ -52,13 +53,13 @@ from foundation.evaluation import (
     Record,
     Scores,
     append_record,
-    evaluate_dataset,
     new_record,
     paired_bootstrap,
     path_sha256,
     read_records,
+    score_dataset,
 )
-from foundation.pretraining import make_folds, read_folds
+from foundation.pretraining import FOLDS, make_folds, read_folds, trained_on
 
 HERE = Path(__file__).resolve().parent
 RECORDS, PICTURES = HERE / "records", HERE / "pictures"
@@ -167,6 +168,7 @@ class Lab:
         self.output.mkdir(parents=True, exist_ok=True)
         self.seeds: tuple[int, ...] = tuple(given.seeds or plan.seeds)
         self.verdicts: list[Record] = []
+        self._prepared: dict[tuple[str, ...] | None, Path] = {}
         self._keep_plan()
 
     # --- the command line -------------------------------------------------------------------------
@@ -311,6 +313,9 @@ class Lab:
             self._like = like
         if self.given.store:
             return Path(self.given.store)
+        key = None if self._like is None else tuple(self._like)
+        if key in self._prepared:  # looking at every scan again takes minutes on real data
+            return self._prepared[key]
         shared = self.generated and self._like is None
         folder = (self.output.parent / f"store-{self.size}") if shared else self.output / "store"
         spacing_mm = self.world.spacing_mm if self.generated else 1.5
@@ -323,7 +328,26 @@ class Lab:
         )
         if report.failed:
             print(f"{len(report.failed)} scans cannot be read: {report.failed}", file=sys.stderr)
+        self._prepared[key] = report.store
         return report.store
+
+    @property
+    def tolerance_mm(self) -> float:
+        """Of the surface Dice: a voxel of the generated world; 2 mm on real scans."""
+        return self.world.spacing_mm if self.generated else 2.0
+
+    @cached_property
+    def model(self) -> Any:
+        """The model that `-m` names, where the script takes one; None where it trains its own."""
+        name = getattr(self.given, "model", None)
+        return None if name is None else from_pretrained(name)
+
+    @property
+    def weights(self) -> dict[str, str]:
+        """Name → SHA-256 of the model that `-m` names, for the records."""
+        if self.model is None or self.model.weights_sha256 is None:  # of a bare checkpoint
+            return {}
+        return {self.model.config.name: self.model.weights_sha256}
 
     @cached_property
     def hashes(self) -> dict[str, str]:
@@ -398,7 +422,7 @@ class Lab:
                 seconds=time.monotonic() - started,
                 data=self.hashes,
                 weights=weights,
-                note=note,
+                note=" ".join([*([note] if note else []), *run.notes]),
             )
             append_record(self.output / "records.jsonl", record)
 
@@ -546,11 +570,13 @@ class Run:
         lab: The experiment.
         arm: What is varied → its value here.
         seed: Of all chance; None where nothing is drawn.
+        notes: Sentences for the record.
     """
 
     lab: Lab
     arm: Arm
     seed: int | None
+    notes: list[str] = field(default_factory=list)
 
     @property
     def folder(self) -> Path:
@@ -633,6 +659,75 @@ class Run:
         model = self.pretrain({"validation.every": 0, **(changes or {})}, fold=fold)
         return figures_of(self.score(model, self.lab.tests(fold=fold)))
 
+    def unseen(self, test: TestSet, weights: str | Path) -> TestSet:
+        """Leave out the scans that weights were trained on, and note which in the record.
+
+        Args:
+            test: The scans.
+            weights: A name or a folder; see `trained_on`.
+
+        Returns:
+            The other scans.
+
+        Raises:
+            UsageError: The weights were trained on all of them.
+        """
+        dataset, trained = get_dataset(test.dataset), trained_on(weights)
+        if trained is None:
+            self.notes.append(
+                f"{dataset.name}: what the weights were trained on is not recorded, so that "
+                "nothing could be left out."
+            )
+            return test
+        cases = [c for c in dataset.find(test.root) if test.cases is None or c.id in test.cases]
+        seen = trained.among(dataset, cases)
+        if not seen:
+            return test
+        kept = tuple(case.id for case in cases if case.id not in seen)
+        if not kept:
+            raise UsageError(f"The weights were trained on every scan of {dataset.name}.")
+        names = listed([f"{case} ({key})" for case, key in seen.items()], 20)
+        self.notes.append(f"{dataset.name}: left out, since the weights saw them: {names}.")
+        return replace(test, cases=kept)
+
+    def cross_validate(
+        self,
+        classes: Mapping[str, Sequence[str]],
+        *,
+        like: Sequence[str] | None = None,
+        **options: Any,
+    ) -> Scores:
+        """Train once for each fold, and measure the fold with the model that has not seen it.
+
+        The last weights are measured. Those that are best on the fold that they are then measured
+        on, as in the paper, look better than they are.
+
+        Args:
+            classes: Id of each dataset to measure on → the classes that count there.
+            like: As of `pretrain`.
+            **options: As of `score`.
+
+        Returns:
+            The scores of every scan, each from one model.
+        """
+        self.lab.store(like)
+        parts = []
+        for fold in range(FOLDS):
+            named = [(get_dataset(test.dataset).id, test) for test in self.lab._fold(fold)]
+            measured = [(name, test) for name, test in named if name in classes]
+            if not measured:
+                continue  # a tiny dataset has no scan in some folds
+            changes = {"validation.every": 0}
+            model = self.pretrain(changes, like=like, fold=fold, name=f"fold{fold}")
+            for name, test in measured:
+                title = f"fold{fold}.{name}"
+                parts.append(
+                    self.score(model, [test], classes=classes[name], name=title, **options)
+                )
+        if not parts:
+            raise UsageError(f"None of {', '.join(classes)} is among the data. Give it as ID=DIR.")
+        return Scores.joined(parts)
+
     def score(
         self,
         model: Any,
@@ -662,17 +757,17 @@ class Run:
         options.setdefault("overlap", 0.25 if self.lab.generated else 0.5)
         options.setdefault("device", "cpu" if self.cpu else "auto")
         scores = Scores.joined(
-            evaluate_dataset(
+            found
+            for test in (self.lab.tests() if tests is None else tests)
+            for _, found in score_dataset(
                 model,
                 get_dataset(test.dataset),
                 test.root,
                 cases=test.cases,
                 classes=classes,
                 tolerance_mm=tolerance_mm,
-                progress=not self.lab.generated,
                 **options,
             )
-            for test in (self.lab.tests() if tests is None else tests)
         )
         path.parent.mkdir(parents=True, exist_ok=True)
         scores.write(path)
@@ -764,6 +859,13 @@ def _sources_of(config: str, store: Path) -> list[dict[str, Any]]:
     found = [{**s, "datasets": [n for n in s["datasets"] if n in there]} for s in sources]
     found += [{**source, "datasets": own} for source in sources[:1]]
     return [source for source in found if source["datasets"]]
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add `-m MODEL`: weights that are measured, where a script can do without a training."""
+    parser.add_argument(
+        "-m", "--model", help="measure these weights (a name, folder or file) and train none"
+    )
 
 
 def _overrides(settings: Mapping[str, Any]) -> list[str]:

