@@ -20,6 +20,7 @@ from foundation.taxonomy import CLASSES, NAMES
 from foundation.text import (
     CLIP_VIT_B_32,
     MINILM,
+    ONE_HOT,
     check_compatible,
     class_prompt,
     embed_classes,
@@ -33,7 +34,6 @@ from foundation.training.losses import EXCLUSIVE
 if TYPE_CHECKING:  # a run without a store needs no blosc2
     from foundation.data.store.arrays import Store
 
-ONE_HOT = "one-hot"
 # Reference: LinkBERT (arXiv 2203.15827); its sentence embedding is that of the first token.
 BIOLINKBERT = TextSpec(
     encoder="hf:michiyasunaga/BioLinkBERT-base",
@@ -122,7 +122,7 @@ def text_spec(config: RunConfig) -> TextSpec:
         HubError, MissingExtraError: Its weights cannot be had here.
     """
     if config.model.text == ONE_HOT:
-        width = len(class_configs(config))
+        width = len(class_configs(config)) + config.model.spare_places
         return TextSpec(ONE_HOT, template="{}", pooling="none", normalised=True, dim=width)
     spec = TEXT_ENCODERS[config.model.text]
     return spec if spec.revision else load_encoder(spec).spec
@@ -154,7 +154,7 @@ def build_model(config: RunConfig) -> UniversalModel:
         ),
     )
     embedding = (
-        torch.eye(len(classes))
+        torch.eye(len(classes), text.dim)
         if text.encoder == ONE_HOT
         else embed_classes([each.prompt for each in classes], text)
     )
