@@ -172,6 +172,8 @@ class Lab:
         sizes: Mapping[str, Plan],
         add: Callable[[argparse.ArgumentParser], None] | None = None,
         argv: Sequence[str] | None = None,
+        *,
+        prepares: bool = True,
     ) -> Lab:
         """Read the command line.
 
@@ -180,6 +182,8 @@ class Lab:
             sizes: "smoke", "mini" and "real" → plan.
             add: Adds the script's own arguments.
             argv: In place of `sys.argv[1:]`.
+            prepares: Whether the data are prepared as one store, by whose manifest they are known;
+                else each folder is hashed as it is.
 
         Returns:
             The lab.
@@ -209,7 +213,9 @@ class Lab:
         if name == "real" and not (given.data or given.store or given.test):
             parser.error("give the datasets as ID=DIR, or --mini, or --smoke")
         script = Path(sys.modules["__main__"].__file__ or "lab").stem
-        return cls(getattr(given, "name", None) or script, name, sizes[name], given)
+        lab = cls(getattr(given, "name", None) or script, name, sizes[name], given)
+        lab.prepares = prepares
+        return lab
 
     def _keep_plan(self) -> None:
         """Refuse a folder with records of another plan."""
@@ -280,6 +286,7 @@ class Lab:
         return found
 
     _like: Sequence[str] | None = None
+    prepares = True
 
     def store(self, like: Sequence[str] | None = None) -> Path:
         """Prepare the datasets to train on; finished scans are left alone.
@@ -307,15 +314,16 @@ class Lab:
 
     @cached_property
     def hashes(self) -> dict[str, str]:
-        """SHA-256 of the world's datasets, or of the store's manifest and the test sets."""
+        """SHA-256 of the world's datasets; or of the store's manifest, and of other folders."""
         if self.generated:
             return {f"world-{self.size}/{name}": h for name, h in self.world.sha256.items()}
         path = self.output / "data.json"
         if not path.is_file():
             found = {}
-            if self.given.data or self.given.store:
+            stored = self.given.store or (self.given.data and self.prepares)
+            if stored:
                 found["store/manifest.json"] = path_sha256(self.store() / "manifest.json")
-            for text in self.given.test:
+            for text in [*self.given.test, *([] if stored else self.given.data)]:
                 dataset, root = _pair(text)
                 found[get_dataset(dataset).id] = path_sha256(root)
             with replacing(path) as temporary:
@@ -391,6 +399,9 @@ class Lab:
         """Read the scores that a run kept."""
         return Scores.read(self._scores_file(arm, seed, name))
 
+    def _has_scores(self, arm: Arm, name: str) -> bool:
+        return all(self._scores_file(arm, seed, name).is_file() for seed in self.seeds)
+
     def _scores_file(self, arm: Arm, seed: int | None, name: str) -> Path:
         return self.output / "scores" / f"{_slug(arm)}-{seed}-{name}.json"
 
@@ -416,6 +427,10 @@ class Lab:
             classes: The mean is over these; over all that were measured if not given.
             scores: Name of the scores.
         """
+        unknown = [arm for arm in (first, second) if not self._has_scores(arm, scores)]
+        if unknown:
+            print(f"{question} Not asked: {_text(unknown[0])} was not run with every seed.")
+            return
         both = [[self.scores(arm, seed, scores) for seed in self.seeds] for arm in (first, second)]
         known = list(dict.fromkeys(n for each in both for s in each for n in s.classes))
         names = known if classes is None else [n for n in classes if n in known]

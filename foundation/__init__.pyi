@@ -32,6 +32,7 @@ from .errors import listed as listed
 from .evaluation import Scores as Scores
 from .evaluation import evaluate as evaluate
 from .files import recover_folder as recover_folder
+from .files import replacing as replacing
 from .files import replacing_folder as replacing_folder
 from .hardware import keep_freed_memory as keep_freed_memory
 from .hub.adapter_files import save_adapter as save_adapter
