@@ -41,6 +41,7 @@ from structures import (
     Structures,
     add_model,
     few_scans,
+    hashes_of,
     learn,
     open_structures,
     seen_scans,
@@ -64,9 +65,9 @@ FROM_SCRATCH: Mapping[str, Any] = {
     "probe": 0,
 }
 PLANS = plans(
-    mini={"scans": [1, 2, 5, 10], "steps": 100, "probe": 200},
-    smoke={"scans": [1], "steps": 2, "probe": 2},
-    real={"scans": [1, 2, 5, 10], "steps": 150, "probe": 360},
+    mini={"methods": METHODS, "scans": [1, 2, 5, 10], "steps": 100, "probe": 200},
+    smoke={"methods": ["full", "lora"], "scans": [1], "steps": 2, "probe": 2},
+    real={"methods": METHODS, "scans": [1, 2, 5, 10], "steps": 150, "probe": 360},
     hours="not measured",
 )
 
@@ -88,8 +89,8 @@ def wanted(arm: Arm, generated: bool) -> bool:
 
 def all_arms(lab: Lab) -> Iterator[Arm]:
     """Yield the arms of the experiment."""
-    scans = lab.plan.options["scans"]
-    axes = {"start": START, "embedding": TEXT, "method": METHODS, "scans": scans}
+    methods, scans = (lab.plan.options[key] for key in ("methods", "scans"))
+    axes = {"start": START, "embedding": TEXT, "method": methods, "scans": scans}
     return (arm for arm in lab.arms(axes) if wanted(arm, lab.generated))
 
 
@@ -117,9 +118,9 @@ def main() -> None:
     """Run all arms, compare them, draw the curves."""
     lab = Lab.parse(__doc__, PLANS, add_arguments, prepares=False)
     found = open_structures(lab, seen_scans(lab, lab.given.model))
-    note = f"left out: {', '.join(sorted(found.left_out))}" if found.left_out else ""
+    weights, note = hashes_of(lab, lab.given.model), found.note
     for arm in all_arms(lab):
-        lab.measure(arm, partial(measure, found=found), note=note)
+        lab.measure(arm, partial(measure, found=found), weights=weights, note=note)
     for scans in lab.plan.options["scans"]:
         full = {"start": "weights", "embedding": "text", "method": "full", "scans": scans}
         few = f"with {scans} scan{'s' if scans > 1 else ''}"

@@ -14,7 +14,7 @@ import json
 import warnings
 from argparse import ArgumentParser
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from lab import Lab, Run, TestSet
 from world import NEW_STRUCTURES, World
 
 from foundation import (
+    CLASSES,
     DatasetWarning,
     NewClass,
     UniversalModel,
@@ -36,6 +37,7 @@ from foundation import (
 )
 from foundation.tuning import TuningRun, fewshot_subsets, get_method, read_meta
 
+NAMES = {each.name for each in CLASSES}
 VERSIONS = {"15": 1, "15_v2": 2}
 _SOURCE = "source.json"
 
@@ -60,6 +62,12 @@ class Structures:
     def version(self) -> int:
         """Of TotalSegmentator."""
         return VERSIONS.get(self.dataset or "", 1)
+
+    @property
+    def note(self) -> str:
+        """For records: what was left out."""
+        cases = ", ".join(sorted(self.left_out))
+        return f"left out, since weights were trained on them: {cases}" if cases else ""
 
     def masks(self, case: str, names: Sequence[str]) -> dict[str, Path]:
         """Return the files of a scan's masks.
@@ -185,15 +193,23 @@ def few_scans(found: Structures, cases: Sequence[str], names: Sequence[str], fol
 def test_sets(lab: Lab, found: Structures, names: Sequence[str]) -> list[TestSet]:
     """Return the scans to measure on, with labels of the structures and of the taxonomy's classes.
 
+    A structure is a class of its own also where it is a part of one, as a lobe of a lung is.
+
     Args:
         lab: Of the experiment.
         found: The tree.
         names: Of the structures.
     """
     if found.dataset is None:
-        return lab.tests(("structures_test",))
-    known = {str(label): list(of) for label, of in get_dataset(found.dataset).label_map.items()}
-    own = {name: [{"name": name}] for name in names if name not in known}
+        (every,) = lab.tests(("structures_test",))
+        few = tuple(found.splits["test"][:2]) if lab.size == "smoke" else None
+        return [replace(every, cases=few)]
+    classes: dict[str, list[Any]] = {
+        str(label): list(of) for label, of in get_dataset(found.dataset).label_map.items()
+    }
+    for name in names:
+        if name not in classes.setdefault(name, []):
+            classes[name].append(name if name in NAMES else {"name": name})
     content = {
         "name": f"{found.dataset}-structures",
         "layout": "per-structure",
@@ -201,7 +217,7 @@ def test_sets(lab: Lab, found: Structures, names: Sequence[str]) -> list[TestSet
         "labels": "**/{id}/segmentations/*.nii.gz",
         "splits": "meta.csv",
         "rule": "annotated_where_masks_are",
-        "classes": {**known, **own},
+        "classes": classes,
     }
     path = lab.output / "structures.yaml"
     with replacing(path) as temporary:
@@ -265,6 +281,19 @@ def seen_scans(lab: Lab, *models: str) -> set[str]:
     cases = dataset.find(root)
     records = [record for model in models if (record := trained_on(model))]
     return {case for record in records for case in record.among(dataset, cases)}
+
+
+def hashes_of(lab: Lab, *models: str) -> dict[str, str]:
+    """Return name → SHA-256 of the files of weights, for records; nothing in a generated world.
+
+    Args:
+        lab: Of the experiment.
+        models: Names or folders of weights.
+    """
+    if lab.generated:
+        return {}
+    found = {name: from_pretrained(name).weights_sha256 for name in models}
+    return {Path(name).name: sha256 for name, sha256 in found.items() if sha256}
 
 
 def learn(
