@@ -26,7 +26,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from foundation import (
     UsageError,
     from_pretrained,
     get_dataset,
+    listed,
     pretrain,
 )
 from foundation import prepare as prepare_store
@@ -49,14 +50,14 @@ from foundation.evaluation import (
     Record,
     Scores,
     append_record,
-    evaluate_dataset,
     new_record,
     paired_bootstrap,
     path_sha256,
     read_records,
+    score_dataset,
 )
 from foundation.files import replacing
-from foundation.pretraining import make_folds
+from foundation.pretraining import FOLDS, make_folds, read_folds, trained_on
 
 HERE = Path(__file__).resolve().parent
 RECORDS, PICTURES = HERE / "records", HERE / "pictures"
@@ -273,10 +274,18 @@ class Lab:
             return [TestSet(*self.world.dataset(name)) for name in like]
         return [TestSet(*_pair(text)) for text in self.given.test] or self._fold(0)
 
-    def _fold(self, fold: int) -> list[TestSet]:
+    @cached_property
+    def folds(self) -> Path:
+        """The file of the five folds: one split for every training, seed and measurement."""
         from foundation.data import Store
 
-        held_out = make_folds(Store(self.store()).manifest["cases"]).cases(fold)
+        path = self.output / "folds.json"
+        if not path.is_file():
+            make_folds(Store(self.store()).manifest["cases"]).write(path)
+        return path
+
+    def _fold(self, fold: int) -> list[TestSet]:
+        held_out = read_folds(self.folds).cases(fold)
         found = []
         for dataset, root in self.training(self._like):
             prefix = f"{get_dataset(dataset).id}/"
@@ -311,6 +320,24 @@ class Lab:
         if report.failed:
             print(f"{len(report.failed)} scans cannot be read: {report.failed}", file=sys.stderr)
         return report.store
+
+    @property
+    def tolerance_mm(self) -> float:
+        """Of the surface Dice: a voxel of the generated world; 2 mm on real scans."""
+        return self.world.spacing_mm if self.generated else 2.0
+
+    @cached_property
+    def model(self) -> Any:
+        """The model that `-m` names, where the script takes one; None where it trains its own."""
+        name = getattr(self.given, "model", None)
+        return None if name is None else from_pretrained(name)
+
+    @property
+    def weights(self) -> dict[str, str]:
+        """Name → SHA-256 of the model that `-m` names, for the records."""
+        if self.model is None or self.model.weights_sha256 is None:  # of a bare checkpoint
+            return {}
+        return {self.model.config.name: self.model.weights_sha256}
 
     @cached_property
     def hashes(self) -> dict[str, str]:
@@ -381,7 +408,7 @@ class Lab:
                 seconds=time.monotonic() - started,
                 data=self.hashes,
                 weights=weights,
-                note=note,
+                note=" ".join([*([note] if note else []), *run.notes]),
             )
             append_record(self.output / "records.jsonl", record)
 
@@ -513,11 +540,13 @@ class Run:
         lab: The experiment.
         arm: What is varied → its value here.
         seed: Of all chance; None where nothing is drawn.
+        notes: Sentences for the record.
     """
 
     lab: Lab
     arm: Arm
     seed: int | None
+    notes: list[str] = field(default_factory=list)
 
     @property
     def folder(self) -> Path:
@@ -556,18 +585,20 @@ class Run:
             The model; of a run with a held-out fold and validation the best one.
         """
         plan, store = self.lab.plan, self.lab.store(like)
-        ids = [get_dataset(dataset).id for dataset, _ in self.lab.training(like)]
         settings = {**plan.settings, "seed": self.seed or 0, **(changes or {})}
         if self.lab.generated:
             stage = {"steps": plan.steps, "patch_size": plan.patch, "batch_size": 2}
             stage |= {"spacing_mm": self.lab.world.spacing_mm}
+            ids = [get_dataset(dataset).id for dataset, _ in self.lab.training(like)]
             settings = {
                 "stages": [stage],
                 "sources": [{"kind": "scans", "datasets": ids}],
                 **settings,
             }
+        else:
+            settings = {"sources": _sources_of(config, store), **settings}
         if fold is not None:
-            settings["validation.fold"] = fold
+            settings |= {"validation.fold": fold, "validation.folds": str(self.lab.folds)}
         elif self.lab.generated or self.lab.given.test:
             settings["validation.fold"] = None
         if self.lab.given.max_steps is not None:
@@ -582,6 +613,75 @@ class Run:
         )
         best = saved.parent / "best"
         return from_pretrained(best if best.is_dir() else saved)
+
+    def unseen(self, test: TestSet, weights: str | Path) -> TestSet:
+        """Leave out the scans that weights were trained on, and note which in the record.
+
+        Args:
+            test: The scans.
+            weights: A name or a folder; see `trained_on`.
+
+        Returns:
+            The other scans.
+
+        Raises:
+            UsageError: The weights were trained on all of them.
+        """
+        dataset, trained = get_dataset(test.dataset), trained_on(weights)
+        if trained is None:
+            self.notes.append(
+                f"{dataset.name}: what the weights were trained on is not recorded, so that "
+                "nothing could be left out."
+            )
+            return test
+        cases = [c for c in dataset.find(test.root) if test.cases is None or c.id in test.cases]
+        seen = trained.among(dataset, cases)
+        if not seen:
+            return test
+        kept = tuple(case.id for case in cases if case.id not in seen)
+        if not kept:
+            raise UsageError(f"The weights were trained on every scan of {dataset.name}.")
+        names = listed([f"{case} ({key})" for case, key in seen.items()], 20)
+        self.notes.append(f"{dataset.name}: left out, since the weights saw them: {names}.")
+        return replace(test, cases=kept)
+
+    def cross_validate(
+        self,
+        classes: Mapping[str, Sequence[str]],
+        *,
+        like: Sequence[str] | None = None,
+        **options: Any,
+    ) -> Scores:
+        """Train once for each fold, and measure the fold with the model that has not seen it.
+
+        The last weights are measured. Those that are best on the fold that they are then measured
+        on, as in the paper, look better than they are.
+
+        Args:
+            classes: Id of each dataset to measure on → the classes that count there.
+            like: As of `pretrain`.
+            **options: As of `score`.
+
+        Returns:
+            The scores of every scan, each from one model.
+        """
+        self.lab.store(like)
+        parts = []
+        for fold in range(FOLDS):
+            named = [(get_dataset(test.dataset).id, test) for test in self.lab._fold(fold)]
+            measured = [(name, test) for name, test in named if name in classes]
+            if not measured:
+                continue  # a tiny dataset has no scan in some folds
+            changes = {"validation.every": 0}
+            model = self.pretrain(changes, like=like, fold=fold, name=f"fold{fold}")
+            for name, test in measured:
+                title = f"fold{fold}.{name}"
+                parts.append(
+                    self.score(model, [test], classes=classes[name], name=title, **options)
+                )
+        if not parts:
+            raise UsageError(f"None of {', '.join(classes)} is among the data. Give it as ID=DIR.")
+        return Scores.joined(parts)
 
     def score(
         self,
@@ -610,18 +710,19 @@ class Run:
         if path.is_file():
             return Scores.read(path)
         options.setdefault("overlap", 0.25 if self.lab.generated else 0.5)
+        options.setdefault("device", "cpu" if self.cpu else "auto")
         scores = Scores.joined(
-            evaluate_dataset(
+            found
+            for test in (self.lab.tests() if tests is None else tests)
+            for _, found in score_dataset(
                 model,
                 get_dataset(test.dataset),
                 test.root,
                 cases=test.cases,
                 classes=classes,
                 tolerance_mm=tolerance_mm,
-                progress=not self.lab.generated,
                 **options,
             )
-            for test in (self.lab.tests() if tests is None else tests)
         )
         path.parent.mkdir(parents=True, exist_ok=True)
         scores.write(path)
@@ -686,6 +787,30 @@ def _shortened(config: str, settings: Mapping[str, Any], most: int) -> dict[str,
         **{f"stages.{i}.steps": min(stage.steps, most) for i, stage in enumerate(full.stages)},
         "schedule.warm_up": min(full.schedule.warm_up, most // 2),
     }
+
+
+def _sources_of(config: str, store: Path) -> list[dict[str, Any]]:
+    """The sources of a configuration, without the datasets that the store lacks.
+
+    A dataset that the configuration does not know is drawn as its first ones are.
+    """
+    from foundation.data import Store
+    from foundation.pretraining import load_config
+
+    there = sorted({key.split("/")[0] for key in Store(store).manifest["cases"]})
+    sources = [asdict(each) for each in load_config(config).sources if each.kind == "scans"]
+    known = {name for each in sources for name in each["datasets"]}
+    own = [name for name in there if name not in known]
+    found = [{**s, "datasets": [n for n in s["datasets"] if n in there]} for s in sources]
+    found += [{**source, "datasets": own} for source in sources[:1]]
+    return [source for source in found if source["datasets"]]
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add `-m MODEL`: weights that are measured, where a script can do without a training."""
+    parser.add_argument(
+        "-m", "--model", help="measure these weights (a name, folder or file) and train none"
+    )
 
 
 def _overrides(settings: Mapping[str, Any]) -> list[str]:

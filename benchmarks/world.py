@@ -16,22 +16,46 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
+import torch
 import yaml
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from foundation import CLASSES, TOTALSEGMENTATOR, UsageError, replacing_folder
+from foundation import (
+    CLASSES,
+    TOTALSEGMENTATOR,
+    DatasetWarning,
+    UsageError,
+    get_dataset,
+    prepare,
+    replacing_folder,
+)
+from foundation.data import Case, Dataset, Store
 from foundation.evaluation import path_sha256
-from foundation.synthesis import TISSUES, Phantom, generate, render_ct
+from foundation.synthesis import (
+    FINE_MM,
+    TISSUES,
+    Phantom,
+    View,
+    draw_view,
+    generate,
+    load_anatomies,
+    render_ct,
+)
 
 WORLD = "world.json"
+RENDERED = "rendered"
+UNKNOWN = 255  # label value of voxels that a rendered scan does not cover
+EXTENT_MM = 384.0  # of a rendered scan along each axis
 FORMAT_VERSION = 1
 Role = Literal["train", "validation", "test", "external"]
 Size = Literal["mini", "smoke"]
@@ -249,6 +273,114 @@ def _open(folder: Path, size: Size, seed: int) -> World:
     return World(folder, seed, size, content["sha256"])
 
 
+# --- bodies of another origin ---------------------------------------------------------------------
+
+
+def render_external(
+    folder: str | Path, data: str | Path, spacing_mm: float, count: int = 16, seed: int = 1
+) -> tuple[str, str]:
+    """Render label maps of open CTs anew: a test set of another origin than the phantoms.
+
+    The anatomies are those of `universal-ct datasets` open-data that come without a scan: few
+    people, each deformed and rendered several times. Scans of one person are not independent.
+
+    Args:
+        folder: Receives rendered/ and rendered.yaml, whole. What lies there is used again if it is
+            the same.
+        data: The folder of open-data.
+        spacing_mm: Of the scans.
+        count: Of the scans; the anatomies take turns.
+        seed: Of all chance.
+
+    Returns:
+        The YAML file and the folder of the scans, as `prepare` takes them.
+
+    Raises:
+        UsageError: There is no such label map, or `folder` holds other scans.
+    """
+    folder = Path(folder).resolve()
+    dataset = get_dataset("open-data")
+    maps = replace(dataset, rules=(*dataset.rules, _label_maps_only))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DatasetWarning)  # of cases that are left out on purpose
+        sources = {c.id: [path_sha256(p) for p in c.labels] for c in maps.find(data)}
+    wanted = {"seed": seed, "spacing_mm": spacing_mm, "count": count, "sources": sources}
+    found = str(folder / f"{RENDERED}.yaml"), str(folder / RENDERED)
+    if folder.exists():
+        record = folder / f"{RENDERED}.json"
+        if not record.is_file() or json.loads(record.read_text(encoding="utf-8")) != wanted:
+            raise UsageError(f"{folder} holds other scans; give another folder, or delete it.")
+        return found
+    with replacing_folder(folder) as temporary:
+        _render_maps(temporary, maps, Path(data), wanted)
+        text = json.dumps(wanted, indent=1) + "\n"
+        (temporary / f"{RENDERED}.json").write_text(text, encoding="utf-8")
+    return found
+
+
+def _label_maps_only(case: Case, _: Dataset) -> Case | str:
+    return case if case.image is None and case.weight > 0 else "it is not a label map to render."
+
+
+def _render_maps(folder: Path, maps: Dataset, data: Path, wanted: dict[str, Any]) -> None:
+    with tempfile.TemporaryDirectory() as store, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DatasetWarning)
+        prepare(
+            [(maps, data)],
+            store,
+            spacing_mm=FINE_MM,
+            femoral_heads=True,
+            workers=1,
+            progress=False,
+        )
+        anatomies = load_anatomies(Store(store))
+    spacing_mm = wanted["spacing_mm"]
+    values: dict[frozenset[str], int] = {}
+    annotated: dict[str, tuple[str, ...]] = {}
+    for number in range(wanted["count"]):
+        anatomy = anatomies[number % len(anatomies)]
+        case = f"{anatomy.name.rpartition('/')[2]}_{number // len(anatomies):02d}"
+        rng = np.random.default_rng([wanted["seed"], number])
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        view = draw_view(anatomy, round(EXTENT_MM / spacing_mm), spacing_mm, rng, generator)
+        labels = _joint_values(view, anatomy.unknown, values)
+        hu = np.rint(view.hu.numpy()).astype(np.int16)
+        affine = np.diag([spacing_mm] * 3 + [1.0])
+        _write_pair(folder / RENDERED, case, hu, labels, affine, b"rendered label map, no scan")
+        annotated[case] = anatomy.annotated
+    known = {name for classes in values for name in classes}
+    cases = {
+        case: {"annotated": [n for n in names if n in known]} for case, names in annotated.items()
+    }
+    content = {
+        "name": RENDERED,
+        "note": "Label maps of open-data, deformed and rendered anew. Labels are machine-made.",
+        "images": "images/{id}.nii.gz",
+        "labels": "labels/{id}.nii.gz",
+        "classes": {value: sorted(classes) for classes, value in values.items()},
+        "unknown": [UNKNOWN],
+        "cases": cases,
+    }
+    text = yaml.safe_dump(content, sort_keys=False, default_flow_style=None)
+    (folder / f"{RENDERED}.yaml").write_text(text, encoding="utf-8")
+
+
+def _joint_values(
+    view: View, unknown: Sequence[int], values: dict[frozenset[str], int]
+) -> NDArray[np.uint8]:
+    """Labels with one value for each set of classes, which is added to `values` if it is new."""
+    labels = view.labels.numpy()
+    joint = np.zeros(labels.shape, np.uint8)
+    for value in np.unique(labels).tolist():
+        if classes := frozenset(view.sets.get(value, ())):
+            joint[labels == value] = values.setdefault(classes, len(values) + 1)
+    joint[np.isin(labels, list(unknown)) | ~view.covered.numpy()] = UNKNOWN
+    return joint
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
 def _bodies(spacing_mm: float, seed: int) -> Iterator[Phantom]:
     """Generate body after body; none is ever used twice."""
     number = 0
@@ -260,12 +392,24 @@ def _bodies(spacing_mm: float, seed: int) -> Iterator[Phantom]:
 def _write_scan(folder: Path, case: str, body: Phantom, part: Part) -> None:
     rng = np.random.default_rng(body.seed)
     hu = np.rint(render_ct(body.label_map, body.names, body.spacing_mm[0], rng)).astype(np.int16)
-    for kind, values in (("images", hu), ("labels", _labels(body, part))):
+    note = b"generated phantom, no patient"
+    _write_pair(folder, case, hu, _labels(body, part), body.affine, note)
+
+
+def _write_pair(
+    folder: Path,
+    case: str,
+    hu: NDArray[np.int16],
+    labels: NDArray[np.uint8],
+    affine: NDArray[np.float64],
+    note: bytes,
+) -> None:
+    for kind, values in (("images", hu), ("labels", labels)):
         path = folder / kind / f"{case}.nii.gz"
         path.parent.mkdir(parents=True, exist_ok=True)
-        image = nib.Nifti1Image(values, body.affine)
+        image = nib.Nifti1Image(values, affine)
         image.header.set_xyzt_units("mm")
-        image.header["descrip"] = b"generated phantom, no patient"
+        image.header["descrip"] = note
         nib.save(image, path)
 
 

