@@ -33,6 +33,7 @@ from argparse import ArgumentParser
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from lab import Arm, Lab, Run, figures_of, plans, run_script
@@ -44,7 +45,6 @@ from structures import (
     hashes_of,
     learn,
     open_structures,
-    seen_scans,
     start_of,
     test_sets,
 )
@@ -76,6 +76,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     """Add what it starts from, and the classes."""
     add_model(parser)
     parser.add_argument("--classes", nargs="+", default=list(NEW), help="to be learnt")
+    text = "numbers of training scans, in place of the plan's"
+    parser.add_argument("--scans", nargs="+", type=int, metavar="N", help=text)
 
 
 def wanted(arm: Arm, generated: bool) -> bool:
@@ -87,10 +89,15 @@ def wanted(arm: Arm, generated: bool) -> bool:
     return True
 
 
+def counts(lab: Lab) -> list[int]:
+    """Return the numbers of training scans."""
+    return lab.given.scans or lab.plan.options["scans"]
+
+
 def all_arms(lab: Lab) -> Iterator[Arm]:
     """Yield the arms of the experiment."""
-    methods, scans = (lab.plan.options[key] for key in ("methods", "scans"))
-    axes = {"start": START, "embedding": TEXT, "method": methods, "scans": scans}
+    methods = lab.plan.options["methods"]
+    axes = {"start": START, "embedding": TEXT, "method": methods, "scans": counts(lab)}
     return (arm for arm in lab.arms(axes) if wanted(arm, lab.generated))
 
 
@@ -117,40 +124,30 @@ def measure(run: Run, found: Structures) -> Iterable[Figure]:
 def main() -> None:
     """Run all arms, compare them, draw the curves."""
     lab = Lab.parse(__doc__, PLANS, add_arguments, prepares=False)
-    found = open_structures(lab, seen_scans(lab, lab.given.model))
+    found = open_structures(lab, [lab.given.model])
     weights, note = hashes_of(lab, lab.given.model), found.note
     for arm in all_arms(lab):
         lab.measure(arm, partial(measure, found=found), weights=weights, note=note)
-    for scans in lab.plan.options["scans"]:
+    for scans in counts(lab):
         full = {"start": "weights", "embedding": "text", "method": "full", "scans": scans}
         few = f"with {scans} scan{'s' if scans > 1 else ''}"
         lab.verdict(f"Pretrained or from scratch, {few}?", full, {**full, "start": "scratch"})
         if lab.generated:
             lab.verdict(f"Text or one-hot, {few}?", full, {**full, "embedding": "one-hot"})
-        lab.verdict(f"All of the network or the head, {few}?", full, {**full, "method": "head"})
-    names = dict.fromkeys(
-        tuple(arm[k] for k in ("start", "embedding", "method")) for arm in all_arms(lab)
-    )
-    lines = {
-        ", ".join(map(str, name)): {
-            float(scans): by_seed(
-                lab.records(),
-                "dice/mean",
-                dict(zip(("start", "embedding", "method"), name, strict=True)) | {"scans": scans},
-            )
-            for scans in lab.plan.options["scans"]
-        }
-        for name in names
-    }
-    picture = curves(
-        lab.output / "curves.png",
-        lines,
-        "training scans",
-        "mean Dice of the new classes",
-        "A class from its prompt",
-        logarithmic=True,
-    )
-    lab.finish([picture])
+        for method in METHODS:
+            if method != "full":
+                lab.verdict(f"full or {method}, {few}?", full, {**full, "method": method})
+    lab.finish([draw(lab)])
+
+
+def draw(lab: Lab) -> Path:
+    """Draw Dice against the number of training scans, a line for each way of learning."""
+    lines: dict[str, dict[float, list[float]]] = {}
+    for arm in all_arms(lab):
+        way = ", ".join(str(arm[key]) for key in ("start", "embedding", "method"))
+        lines.setdefault(way, {})[float(arm["scans"])] = by_seed(lab.records(), "dice/mean", arm)
+    path, title = lab.output / "curves.png", "A class from its prompt"
+    return curves(path, lines, "training scans", "mean Dice of the new classes", title, True)
 
 
 if __name__ == "__main__":

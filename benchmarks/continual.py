@@ -43,7 +43,6 @@ from structures import (
     hashes_of,
     learn,
     open_structures,
-    seen_scans,
     start_of,
     test_sets,
 )
@@ -168,7 +167,7 @@ def main() -> None:
     """Run all methods, compare them, draw what is kept of the old classes."""
     lab = Lab.parse(__doc__, PLANS, add_arguments, prepares=False)
     steps = steps_of(lab.given.steps_of or lab.plan.options["of"])
-    found = open_structures(lab, seen_scans(lab, lab.given.model))
+    found = open_structures(lab, [lab.given.model])
     weights, note = hashes_of(lab, lab.given.model), found.note
     for arm in lab.arms({"method": list(METHODS)}):
         if lab.size != "smoke" or arm["method"] in SMOKE:

@@ -1,6 +1,6 @@
 """Scans with a mask for each structure, in TotalSegmentator's layout: what finished weights learn.
 
-    found = open_structures(lab)                # TotalSegmentator, or the world's `structures`
+    found = open_structures(lab, ["universal-ct"])    # TotalSegmentator, or the world's structures
     scans = few_scans(found, cases, ["heart"], folder)     # links to those masks alone
     tests = test_sets(lab, found, ["heart"])    # without the scans that the weights have seen
 
@@ -10,13 +10,15 @@ generated ones it is written from the world.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 from argparse import ArgumentParser
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import nibabel as nib
 import numpy as np
@@ -35,6 +37,7 @@ from foundation import (
     replacing,
     replacing_folder,
 )
+from foundation.pretraining import trained_on
 from foundation.tuning import TuningRun, fewshot_subsets, get_method, read_meta
 
 NAMES = {each.name for each in CLASSES}
@@ -51,23 +54,19 @@ class Structures:
         dataset: "15" or "15_v2"; None for the world's.
         splits: train, val and test → ids of scans, without those that were to be left out.
         left_out: Ids of scans that are left out, since weights have seen them.
+        note: Says so, for records.
     """
 
     folder: Path
     dataset: str | None
     splits: Mapping[str, list[str]]
     left_out: frozenset[str] = frozenset()
+    note: str = ""
 
     @property
     def version(self) -> int:
         """Of TotalSegmentator."""
         return VERSIONS.get(self.dataset or "", 1)
-
-    @property
-    def note(self) -> str:
-        """For records: what was left out."""
-        cases = ", ".join(sorted(self.left_out))
-        return f"left out, since weights were trained on them: {cases}" if cases else ""
 
     def masks(self, case: str, names: Sequence[str]) -> dict[str, Path]:
         """Return the files of a scan's masks.
@@ -99,29 +98,38 @@ class Structures:
                 yield case
 
 
-def open_structures(lab: Lab, seen: Collection[str] = ()) -> Structures:
+def open_structures(lab: Lab, models: Sequence[str]) -> Structures:
     """Open the tree that the command line names, or the world's.
 
     Args:
         lab: Of the experiment.
-        seen: Ids of scans to leave out.
+        models: Names or folders of weights. What they were trained on, by their records, is left
+            out of every split.
 
     Raises:
         UsageError: Another dataset than TotalSegmentator was given.
     """
-    dataset = None
     if lab.generated:
-        folder = lab.output.parent / f"structures-{lab.size}"
-        write_structures(lab.world, folder)
-    else:
-        given = [text.partition("=") for text in lab.given.data]
-        if len(given) != 1 or given[0][0] not in VERSIONS:
-            raise UsageError("Give TotalSegmentator as 15=DIR (version 1) or 15_v2=DIR.")
-        dataset, folder = given[0][0], Path(given[0][2])
-    splits, left_out = read_meta(folder), frozenset(seen)
-    kept = {name: [case for case in ids if case not in left_out] for name, ids in splits.items()}
-    there = frozenset(case for ids in splits.values() for case in ids)
-    return Structures(folder, dataset, kept, left_out & there)
+        folder = write_structures(lab.world, lab.output.parent / f"structures-{lab.size}")
+        return Structures(folder, None, read_meta(folder))
+    given = [text.partition("=") for text in lab.given.data]
+    if len(given) != 1 or given[0][0] not in VERSIONS:
+        raise UsageError("Give TotalSegmentator as 15=DIR (version 1) or 15_v2=DIR.")
+    name, folder = given[0][0], Path(given[0][2])
+    dataset, notes = get_dataset(name), list[str]()
+    cases, seen = dataset.find(folder), set[str]()
+    for model in models:
+        if (record := trained_on(model)) is None:
+            notes.append(f"What {Path(model).name} was trained on is not recorded.")
+        else:
+            seen |= set(record.among(dataset, cases))
+    if seen:
+        notes.append(f"Left out, since weights saw them: {', '.join(sorted(seen))}.")
+    splits = {
+        split: [case for case in ids if case not in seen]
+        for split, ids in read_meta(folder).items()
+    }
+    return Structures(folder, name, splits, frozenset(seen), " ".join(notes))
 
 
 def write_structures(world: World, folder: Path) -> Path:
@@ -257,30 +265,26 @@ def start_of(run: Run, text: str = "minilm", spare: int = 0) -> UniversalModel:
     lab = run.lab
     if lab.generated:
         one_hot = {"model.standardise_text": False, "model.spare_places": spare}
-        start = Start(lab, {"text": text}, run.seed)
-        return start.pretrain({"model.text": text, **(one_hot if text == "one-hot" else {})})
+        return _trained(run, {"model.text": text, **(one_hot if text == "one-hot" else {})})
     model = from_pretrained(lab.given.model)
     if not isinstance(model, UniversalModel):
         raise UsageError(f"{lab.given.model} has no text-driven head; give weights that have one.")
     return model
 
 
-def seen_scans(lab: Lab, *models: str) -> set[str]:
-    """Return the ids of scans of TotalSegmentator that weights were trained on, by their records.
-
-    Args:
-        lab: Of the experiment; a generated world is seen by none.
-        models: Names or folders of weights.
-    """
-    if lab.generated:
-        return set()
-    from foundation.pretraining import trained_on
-
-    name, _, root = lab.given.data[0].partition("=")
-    dataset = get_dataset(name)
-    cases = dataset.find(root)
-    records = [record for model in models if (record := trained_on(model))]
-    return {case for record in records for case in record.among(dataset, cases)}
+def _trained(run: Run, changes: Mapping[str, Any]) -> UniversalModel:
+    """Train on the world, or load what a script of the same size has trained in the same way."""
+    lab = run.lab
+    # What it depends on but for the code, so that no other training is taken for this one.
+    plan = [lab.plan.steps, lab.plan.patch, dict(lab.plan.settings), lab.given.settings]
+    known = [changes, *plan, run.steps(10**9), run.seed, lab.hashes]
+    name = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
+    shared = lab.output.parent / f"start-{lab.size}" / name
+    if not shared.is_dir():
+        model = Start(lab, {"text": str(changes["model.text"])}, run.seed).pretrain(changes)
+        with suppress(OSError), replacing_folder(shared) as temporary:
+            model.save_pretrained(temporary)  # another process may write it, too
+    return cast(UniversalModel, from_pretrained(shared))
 
 
 def hashes_of(lab: Lab, *models: str) -> dict[str, str]:

@@ -33,7 +33,6 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from collections.abc import Iterable, Sequence
 from functools import partial
-from math import ceil
 from pathlib import Path
 
 from lab import Arm, Lab, Run, figures_of, plans, run_script
@@ -42,7 +41,6 @@ from structures import (
     Structures,
     hashes_of,
     open_structures,
-    seen_scans,
     start_of,
     test_sets,
 )
@@ -137,13 +135,11 @@ def measure(run: Run, found: Structures) -> Iterable[Figure]:
         without=found.left_out,
         progress=not lab.generated,
     )
-    batch = 2 if lab.generated else 1
-    planned = options.get("steps") or PUBLISHED.epochs * ceil(len(data.train) / batch)
+    planned = options.get("steps") or PUBLISHED.epochs * len(data.train)
     method = transfer_method(
         head,
         pre,
         run.steps(planned),
-        batch_size=batch,
         learning_rate=options["rate"],
         voxels=options.get("voxels"),
     )
@@ -163,7 +159,7 @@ def measure(run: Run, found: Structures) -> Iterable[Figure]:
 def main() -> None:
     """Run all arms, compare them, draw the curves."""
     lab = Lab.parse(__doc__, PLANS, add_arguments, prepares=False)
-    found = open_structures(lab, seen_scans(lab, *lab.given.start))
+    found = open_structures(lab, lab.given.start)
     axes, weights = axes_of(lab, found), hashes_of(lab, *lab.given.start)
     for arm in lab.arms(axes):
         lab.measure(arm, partial(measure, found=found), weights=weights, note=found.note)
@@ -174,12 +170,12 @@ def main() -> None:
             lab.verdict(f"Pretrained or from scratch ({where})?", arm, untrained)
             if arm["head"] == "text":
                 lab.verdict(f"Text or softmax ({where})?", arm, {**arm, "head": "softmax"})
-    lab.finish([curve(lab, axes, task) for task in axes["task"]])
+    lab.finish([curve(lab, found, axes, task) for task in axes["task"]])
 
 
-def curve(lab: Lab, axes: dict[str, Sequence[str]], task: str) -> Path:
+def curve(lab: Lab, found: Structures, axes: dict[str, Sequence[str]], task: str) -> Path:
     """Draw Dice against the number of scans, a line for each start and head."""
-    every = len(open_structures(lab).splits["train"])
+    every = len(found.splits["train"])
     lines = {}
     for begin in axes["start"]:
         for head in axes["head"]:
