@@ -189,7 +189,9 @@ def main() -> None:
         for name in METHODS
     }
     title = "What is kept of the old classes"
-    picture = curves(lab.output / "old.png", lines, "steps", "mean Dice of the old classes", title)
+    picture = curves(
+        lab.output / "old.png", lines, "steps taken", "mean Dice of the old classes", title
+    )
     lab.finish([picture])
 
 

@@ -96,7 +96,9 @@ def _most_shown(folder: Path, ids: Sequence[str], classes: Sequence[str]) -> str
                 "only a part of it? Give the version that it is, or the whole dataset."
             )
         sizes = {
-            name: int(np.count_nonzero(nib.load(masks[name]).dataobj)) for name in classes if masks
+            name: int(np.count_nonzero(nib.load(masks[name]).dataobj))  # type: ignore[attr-defined]
+            for name in classes
+            if masks
         }
         if sizes and max(sizes.values()):
             return max(sizes, key=lambda name: sizes[name])
