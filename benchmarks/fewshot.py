@@ -1,7 +1,7 @@
 """Fine-tuning from pretrained weights against the same network from scratch, by number of scans.
 
     python benchmarks/fewshot.py SCANS --test TEST -o OUT [--shots 1 2 5] [--steps 160]
-        [--probe 360] [-m universal-ct] [--classes "vertebra L1" "left hip" …]
+        [--probe 360] [-m universal-ct] [--classes "vertebra L1" "left hip" …] [--record FILE]
 
 SCANS and TEST hold a folder per case, as `universal-ct add-class` reads them (`finetune/
 synthesise.py` makes such scans from label maps). The subsets are nested: each holds the smaller
@@ -18,10 +18,21 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import time
 from pathlib import Path
 
 from foundation import Tuned, UniversalModel, finetune, from_pretrained
-from foundation.evaluation import Curve, Report, write_report
+from foundation.evaluation import (
+    Curve,
+    Figure,
+    Report,
+    add_record_option,
+    append_record,
+    new_record,
+    path_sha256,
+    weights_sha256,
+    write_report,
+)
 from foundation.tuning import fewshot_subsets, random_model, write_subsets
 
 CLASSES = ("vertebra L1", "vertebra L2", "vertebra L3", "left hip", "right hip")
@@ -73,6 +84,7 @@ def main() -> None:
     add("--steps", type=int, default=160)
     add("--probe", type=int, default=360)
     add("--seed", type=int, default=1)
+    add_record_option(parser)
     args = parser.parse_args()
 
     model = from_pretrained(args.model)
@@ -83,9 +95,28 @@ def main() -> None:
     for shots, chosen in subsets.items():
         scans = subset(args.scans, chosen, args.output / f"scans_{shots}")
         for start in STARTS:
+            began = time.perf_counter()
             tuned = tune(start, model, scans, args)
             found[start][shots] = tuned.after.mean(tuned.new) or 0.0
             print(json.dumps({"start": start, "scans": shots, "dice": found[start][shots]}))
+            if args.record:
+                steps = f"{args.probe} + {args.steps}"
+                pretrained = start == "pretrained"
+                record = new_record(
+                    "fewshot",
+                    "real",
+                    arm={
+                        "scans": shots,
+                        "start": "weights" if pretrained else "scratch",
+                        "steps": steps if pretrained else str(args.probe + args.steps),
+                    },
+                    seed=args.seed,
+                    figures=[Figure("dice/new", found[start][shots], n=len(tuned.after.cases))],
+                    seconds=time.perf_counter() - began,
+                    data={"scans": path_sha256(scans), "test": path_sha256(args.test)},
+                    weights=weights_sha256(model) if pretrained else {},
+                )
+                append_record(args.record, record)
             if start == "pretrained":
                 last = tuned
     with (args.output / "fewshot.csv").open("w", newline="", encoding="utf-8") as file:

@@ -1,6 +1,7 @@
 """Time and peak memory of segmenting one large CT, start to finish, in a process of its own.
 
     python benchmarks/inference.py [-m MODEL] [--size X Y Z] [--spacing MM MM MM] [--json FILE]
+        [--record FILE]
 
 The CT is a generated phantom brought to the asked grid. Prints seconds for loading the model,
 segmenting, and saving; peak resident memory of the process; and the size of the CT as float32.
@@ -22,6 +23,13 @@ import torch
 from scipy import ndimage
 
 from foundation import from_pretrained
+from foundation.evaluation import (
+    Figure,
+    add_record_option,
+    append_record,
+    new_record,
+    weights_sha256,
+)
 from foundation.synthesis import generate, render_ct
 
 
@@ -45,7 +53,9 @@ def main() -> None:
     parser.add_argument("--spacing", type=float, nargs=3, default=[0.8, 0.8, 1.0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path)
+    add_record_option(parser)
     given = parser.parse_args()
+    began = time.perf_counter()
 
     ct = large_ct(given.size, given.spacing)
     seconds = {}
@@ -76,6 +86,21 @@ def main() -> None:
     print(json.dumps(report, indent=2), file=sys.stderr)
     if given.json:
         given.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    if given.record:
+        sides, steps = ["×".join(f"{v:g}" for v in each) for each in (given.size, given.spacing)]
+        record = new_record(
+            "inference",
+            "real",
+            arm={"model": given.model, "ct": f"{sides} voxels of {steps} mm"},
+            figures=[
+                *(Figure(name, value, "s", n=1) for name, value in seconds.items()),
+                Figure("peak_memory", peak, "GiB", n=1),
+                Figure("ct", float(np.prod(given.size)) * 4 / (1 << 30), "GiB"),
+            ],
+            seconds=time.perf_counter() - began,
+            weights=weights_sha256(model),
+        )
+        append_record(given.record, record)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ from foundation import (
     get_dataset,
     listed,
     pretrain,
+    replacing,
 )
 from foundation import prepare as prepare_store
 from foundation.evaluation import (
@@ -56,7 +57,6 @@ from foundation.evaluation import (
     read_records,
     score_dataset,
 )
-from foundation.files import replacing
 from foundation.pretraining import FOLDS, make_folds, read_folds, trained_on
 
 HERE = Path(__file__).resolve().parent
@@ -506,8 +506,10 @@ class Lab:
                 append_record(temporary, record)
         if cases is not None:
             shutil.copyfile(cases, RECORDS / f"{self.name}-{self.size}-cases.csv")
-        for picture in pictures:
-            shutil.copyfile(picture, PICTURES / f"{self.name}-{self.size}{picture.suffix}")
+        several = len(drawn := list(pictures)) > 1
+        for picture in drawn:
+            title = f"-{picture.stem}" if several else ""
+            shutil.copyfile(picture, PICTURES / f"{self.name}-{self.size}{title}{picture.suffix}")
 
     def _write_cases(self) -> Path | None:
         rows: list[dict[str, Any]] = []

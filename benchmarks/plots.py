@@ -11,8 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure as Canvas
 from numpy.typing import ArrayLike
 
+from foundation import replacing
 from foundation.evaluation import Record
-from foundation.files import replacing
 
 COLOURS = ("#2f6db3", "#d9822b", "#3a9d5d", "#a34a9c", "#b8423a", "#6b6b6b", "#8c6d31", "#17a2b8")
 Points = Sequence[tuple[float, float]]

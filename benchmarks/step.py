@@ -1,6 +1,7 @@
 """One training step of the embedded network, against the plain MONAI version of the same.
 
-    python benchmarks/step.py [--head text|linear] [--patch 96] [--batch 2] [KEY=VALUE ...]
+    python benchmarks/step.py [--head text|linear] [--patch 96] [--batch 2] [--record FILE]
+        [KEY=VALUE ...]
 
 Ours: the shipped configuration's step: text-driven head on a sample of the voxels, as training
 runs it (KEY=VALUE changes it, e.g. precision=bfloat16). Plain: MONAI's DynUNet of the same widths
@@ -25,6 +26,7 @@ from monai.networks.nets import DynUNet
 from torch import Tensor, nn
 
 from foundation import CLASSES, keep_freed_memory
+from foundation.evaluation import Figure, add_record_option, append_record, new_record
 from foundation.networks import TextDrivenHead
 from foundation.pretraining import Pretraining, load_config
 from foundation.training import accelerator_for, masked_loss
@@ -129,7 +131,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--steps", type=int, default=2, help="of each round")
     parser.add_argument("--rounds", type=int, default=10)
+    add_record_option(parser)
     given = parser.parse_intermixed_args()
+    began = time.perf_counter()
 
     # No source is drawn from, as the batch is made here; nor is there a store to hold cases out of.
     nothing = ["sources=[{kind: phantoms}]", "stages=[{steps: 1000}]", "validation.hold_out=[]"]
@@ -173,6 +177,17 @@ def main() -> None:
         "torch": torch.__version__,
     }
     print(json.dumps(report, indent=2))
+    if given.record:
+        figures = [
+            Figure("ours", medians["universal-ct"], "samples/s", n=given.rounds),
+            Figure("monai", medians["plain MONAI"], "samples/s", n=given.rounds),
+            Figure("ratio", medians["universal-ct"] / medians["plain MONAI"]),
+        ]
+        arm = {"precision": config.precision, "patch": f"{given.patch}³ voxels", "head": given.head}
+        seconds = time.perf_counter() - began
+        append_record(
+            given.record, new_record("step", "real", arm=arm, figures=figures, seconds=seconds)
+        )
 
 
 if __name__ == "__main__":

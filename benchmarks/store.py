@@ -1,6 +1,7 @@
 """Random crops: from the store, against decompressing the NIfTI each time; and memory by scans.
 
     python benchmarks/store.py [--size X Y Z] [--crops N] [--nifti-reads N] [--json FILE]
+        [--record FILE]
 
 A generated phantom brought to the asked grid, with noise, is written both as ct.nii.gz and
 labels.nii.gz and as a case of a store: the same voxels in both. Prints seconds a crop of either way
@@ -28,6 +29,7 @@ import numpy as np
 from scipy import ndimage
 
 from foundation.data import Harmonised, ManifestWriter, Store, write_case
+from foundation.evaluation import Figure, add_record_option, append_record, new_record
 from foundation.synthesis import generate, render_ct
 
 COARSE_MM = 4.0
@@ -136,7 +138,9 @@ def main() -> None:
     parser.add_argument("--nifti-reads", type=int, default=5)
     parser.add_argument("--scans", type=int, nargs="+", default=[10, 100])
     parser.add_argument("--json", type=Path)
+    add_record_option(parser)
     given = parser.parse_args()
+    began = time.perf_counter()
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -167,6 +171,21 @@ def main() -> None:
     print(json.dumps(report, indent=2))
     if given.json:
         given.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    if given.record:
+        sides = "×".join(map(str, given.size))
+        record = new_record(
+            "store",
+            "real",
+            arm={"ct": f"{sides} voxels", "crop": f"{given.crop}³ voxels"},
+            figures=[
+                Figure("crop/store", seconds["store"], "s", n=given.crops),
+                Figure("crop/nifti", seconds["nifti"], "s", n=given.nifti_reads),
+                Figure("crop/factor", seconds["nifti"] / seconds["store"], "times"),
+                *(Figure(f"memory/{scans}", peak, "MiB") for scans, peak in memory.items()),
+            ],
+            seconds=time.perf_counter() - began,
+        )
+        append_record(given.record, record)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Training throughput with the real loader, against the same step on tensors already in memory.
 
-    python benchmarks/throughput.py CONFIG [--store DIR] [--steps N] [KEY=VALUE ...]
+    python benchmarks/throughput.py CONFIG [--store DIR] [--steps N] [--record FILE]
+        [KEY=VALUE ...]
 
 Both run the trainer's own step, on the same device and in alternating rounds; the second is fed the
 same few batches again and again. Prints samples per second of both, and what share of the compute
@@ -22,6 +23,13 @@ import torch
 from torch import Tensor
 
 from foundation import keep_freed_memory
+from foundation.evaluation import (
+    Figure,
+    add_record_option,
+    append_record,
+    new_record,
+    path_sha256,
+)
 from foundation.pretraining import Pretraining, load_config, with_store
 from foundation.training import Trainer, accelerator_for
 
@@ -53,7 +61,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--warm-up", type=int, default=5, help="steps before the first round")
     parser.add_argument("--cpu", action="store_true")
+    add_record_option(parser)
     given = parser.parse_intermixed_args()
+    began = time.perf_counter()
 
     longest = given.warm_up + 2 * given.steps * given.rounds + 1
     # Speed does not depend on the weights, and those that a second pass starts from may not exist.
@@ -96,6 +106,24 @@ def main() -> None:
         "torch": torch.__version__,
     }
     print(json.dumps(report, indent=2))
+    if given.record:
+        kinds = ", ".join(dict.fromkeys(source.kind for source in config.sources))
+        record = new_record(
+            "throughput",
+            "real",
+            arm={"what": f"{kinds}, `echo: {config.echo}`, {config.precision}"},
+            figures=[
+                Figure("training", medians["training"], "samples/s", n=given.rounds),
+                Figure("bare_step", medians["compute"], "samples/s", n=given.rounds),
+                Figure("share", medians["training"] / medians["compute"]),
+            ],
+            seconds=time.perf_counter() - began,
+            # The manifest has the SHA-256 of every file that the scans were made of.
+            data={"manifest.json": path_sha256(Path(given.store) / "manifest.json")}
+            if given.store
+            else {},
+        )
+        append_record(given.record, record)
 
 
 def _ahead(workers: int) -> int:

@@ -1,7 +1,7 @@
 """How fast `head` reaches its plateau, what it gets of `full`'s gain, and how small `lora` is.
 
     python benchmarks/tuning.py SCANS --test TEST -o OUT [--scans 5] [--full-steps 150]
-        [-m universal-ct] [--classes "vertebra L1" "left hip" …]
+        [-m universal-ct] [--classes "vertebra L1" "left hip" …] [--record FILE]
 
 SCANS and TEST hold a folder per case, as `universal-ct add-class` reads them (`finetune/
 synthesise.py` makes such scans). The training scans are first written anew at 512×512×200 voxels.
@@ -29,6 +29,14 @@ import torch
 from scipy import ndimage
 
 from foundation import from_pretrained, keep_freed_memory, save_pretrained
+from foundation.evaluation import (
+    Figure,
+    add_record_option,
+    append_record,
+    new_record,
+    path_sha256,
+    weights_sha256,
+)
 from foundation.tuning import AFTER, BEFORE, TuningRun, get_method
 
 CLASSES = ("vertebra L1", "vertebra L2", "vertebra L3", "left hip", "right hip")
@@ -138,7 +146,9 @@ def main() -> None:
     add("--classes", nargs="+", default=list(CLASSES))
     add("--scans", type=int, default=5)
     add("--full-steps", type=int, default=150)
+    add_record_option(parser)
     args = parser.parse_args()
+    began = time.perf_counter()
     if not (args.output / "scans").exists():
         cases = sorted(path for path in args.source.iterdir() if path.is_dir())[: args.scans]
         for case in cases:
@@ -157,6 +167,35 @@ def main() -> None:
         "torch": torch.__version__,
     }
     print(json.dumps(report, indent=2))
+    if args.record:
+        lora = report["adapter"]
+        record = new_record(
+            "tuning",
+            "real",
+            arm={
+                "weights": Path(args.model).name,
+                "head_steps": head["steps"],
+                "full_steps": full["steps"],
+                "scans": "×".join(map(str, SHAPE)) + " voxels",
+            },
+            figures=[
+                Figure("head/plateau", head["plateau_s"], "s", n=1),
+                Figure("head/plateau step", head["plateau_step"]),
+                Figure("dice/head", head["dice"]),
+                Figure("full/seconds", full["total_s"], "s", n=1),
+                Figure("dice/full", full["dice"]),
+                Figure("dice/before", head["dice_before"]),
+                Figure("gain share", report["share_of_gain"]),
+                Figure("adapter/size", lora["kB"], "kB"),
+                Figure("adapter/share", lora["percent_of_model"] / 100),
+                Figure("adapter/load", lora["load_s"], "s"),
+                Figure("test before", head["measured_before_in_s"], "s", n=1),
+            ],
+            seconds=time.perf_counter() - began,
+            data={"scans": path_sha256(args.source), "test": path_sha256(args.test)},
+            weights=weights_sha256(from_pretrained(args.model)),
+        )
+        append_record(args.record, record)
 
 
 if __name__ == "__main__":

@@ -21,10 +21,12 @@ from foundation.cli import (
     classes,
     datasets,
     demo,
+    evaluate,
     info,
     models,
     prepare,
     pretrain,
+    reproduce,
     segment,
 )
 from foundation.cli.shared import NOTICE, messages, say
@@ -35,20 +37,24 @@ _VERBS: dict[str, Any] = {
     "models": models,
     "info": info,
     "classes": classes,
+    "evaluate": evaluate,
     "demo": demo,
     "datasets": datasets,
     "prepare": prepare,
     "pretrain": pretrain,
     "add-class": add_class,
+    "reproduce": reproduce,
 }
 _EXAMPLES = """examples:
   universal-ct demo                                 see a CT segmented
   universal-ct segment ct.nii.gz -o out --preview   masks, volumes.csv, preview.png in out/ct
   universal-ct segment dataset/ -o out -c liver spleen --json
+  universal-ct evaluate out labelsTs -o scores.csv  anyone's masks against labels, by class
   universal-ct models                               what can be loaded by name
   universal-ct prepare 04=LiTS -o store             a dataset, ready to train from
   universal-ct pretrain unet --store store          the paper's run
   universal-ct add-class "vertebra L1" --data scans -o runs/l1
+  universal-ct reproduce universal-ct --data DATA   the card's numbers, run again
 """
 
 

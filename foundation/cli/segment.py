@@ -15,6 +15,7 @@ from foundation.cli.shared import (
     print_json,
     ready_device,
     say,
+    split_names,
 )
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     )
     cases = find_cases(args.ct, args.output)
     todo = still_to_do(cases, existing)
-    classes = _class_list(args.classes)
+    classes = None if args.classes is None else split_names(args.classes)
     _check_known_classes(args.model, classes)
     network = None
     device = args.device
@@ -112,10 +113,3 @@ def _check_known_classes(model: str, classes: Sequence[str] | None) -> None:
     if model in cards.card_names():
         for name in classes or ():
             taxonomy.resolve(name)
-
-
-def _class_list(given: list[str] | None) -> list[str] | None:
-    """Names separated by spaces or commas."""
-    if given is None:
-        return None
-    return [name.strip() for each in given for name in each.split(",") if name.strip()]

@@ -70,6 +70,11 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 or mps")
 
 
+def split_names(given: Sequence[str]) -> list[str]:
+    """Return names that were separated by spaces or commas, one by one."""
+    return [name.strip() for each in given for name in each.split(",") if name.strip()]
+
+
 def intermix(verb: argparse.ArgumentParser) -> None:
     """Let operands also follow options; argparse offers that to whole command lines only."""
     plain = verb.parse_known_args

@@ -18,7 +18,7 @@ from foundation.settings import read_file
 INDEX = "dataset.json"
 # The names of files in a folder per case, and of the folders with a mask per structure.
 IMAGES, MAPS = ("ct", "image", "imaging"), ("labels", "label", "segmentation")
-_MASK_FOLDERS = ("segmentations", "masks")
+MASK_FOLDERS = ("segmentations", "masks")
 
 
 @dataclass
@@ -299,7 +299,7 @@ class CaseFolders:
             id_ = safe_id("_".join(folder.relative_to(root).parts) or root.name)
             here = [path for path in _niftis(folder) if path != image]
             maps = [path for path in here if str(nifti_stem(path)).lower() in MAPS]
-            inner = [path for name in _MASK_FOLDERS for path in _niftis(folder / name)]
+            inner = [path for name in MASK_FOLDERS for path in _niftis(folder / name)]
             kind = "masks" if not maps and (here or inner) else "label map"
             if kind != self.labels_as:
                 continue

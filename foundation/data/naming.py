@@ -231,7 +231,7 @@ class Naming:
         for label in labels:
             known = known_classes(label, self.model)
             is_part = TOTALSEGMENTATOR.get(label, label) != label
-            whole = all(_parts(name) <= set(labels) for name in known if is_part)
+            whole = all(parts_of(name) <= set(labels) for name in known if is_part)
             if whole and not (known in PAIRED.values() and self._new(label)):
                 found += known
         return found
@@ -250,7 +250,15 @@ class Naming:
         return (organ,) if organ else None
 
 
-def _parts(name: str) -> set[str]:
+def parts_of(name: str) -> set[str]:
+    """Return the labels of TotalSegmentator that make up a class together, such as a lung's lobes.
+
+    Args:
+        name: Of a class.
+
+    Returns:
+        Labels; none where a label has the name of the class.
+    """
     return {label for label, whole in TOTALSEGMENTATOR.items() if whole == name != label}
 
 

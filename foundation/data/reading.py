@@ -161,9 +161,37 @@ def onto_grid(
     Raises:
         VolumeError: The two grids are not the same voxels.
     """
-    to_image = np.linalg.inv(image.affine) @ affine
+    turned = turned_to(labels, affine, image.affine, image.array.shape)
+    if turned is not None:
+        return turned
+    unlike = grid_difference(affine, labels.shape, image.affine, image.array.shape)
+    raise VolumeError(
+        f"{path} is not on the grid of its image: {unlike}. "
+        "Labels must be given voxel for voxel: correct the header that is wrong, or use files of "
+        "the same release."
+    )
+
+
+def turned_to(
+    labels: NDArray[Any],
+    affine: NDArray[np.float64],
+    grid_affine: NDArray[np.float64],
+    grid_shape: tuple[int, ...],
+) -> NDArray[Any] | None:
+    """Return labels in the order of another grid's voxels, where both grids are the same voxels.
+
+    Args:
+        labels: (X, Y, Z), whole numbers.
+        affine: (4, 4) of the labels, voxel index to millimetres, RAS+.
+        grid_affine: (4, 4) of the grid that is wanted.
+        grid_shape: Its voxels.
+
+    Returns:
+        Labels of the grid's shape, turned and not resampled; None where the voxels are others.
+    """
+    to_image = np.linalg.inv(grid_affine) @ affine
     turn = np.rint(to_image[:3, :3])
-    shape = np.array(image.array.shape)
+    shape = np.array(grid_shape)
     corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(labels.shape) - 1)
     lands = corners @ to_image[:3, :3].T + to_image[:3, 3]
     is_turn = bool((np.abs(turn).sum(0) == 1).all() and (np.abs(turn).sum(1) == 1).all())
@@ -174,15 +202,26 @@ def onto_grid(
             axes = [int(np.flatnonzero(row)[0]) for row in turn]
             flips = tuple(slice(None, None, -1 if row.sum() < 0 else 1) for row in turn)
             return np.ascontiguousarray(labels.transpose(axes)[flips])
-    raise VolumeError(
-        f"{path} is not on the grid of its image: {_difference(labels, affine, image)}. "
-        "Labels must be given voxel for voxel: correct the header that is wrong, or use files of "
-        "the same release."
-    )
+    return None
 
 
-def _difference(labels: NDArray[Any], affine: NDArray[np.float64], image: Image) -> str:
-    """In words: how the grid of the labels differs from the image's."""
+def grid_difference(
+    affine: NDArray[np.float64],
+    shape: tuple[int, ...],
+    grid_affine: NDArray[np.float64],
+    grid_shape: tuple[int, ...],
+) -> str:
+    """Word how a grid differs from another.
+
+    Args:
+        affine: (4, 4), voxel index to millimetres, RAS+.
+        shape: Its voxels.
+        grid_affine: (4, 4) of the other.
+        grid_shape: Its voxels.
+
+    Returns:
+        E.g. "shape 10×10×9, not 10×10×10".
+    """
 
     def described(matrix: NDArray[np.float64], shape: tuple[int, ...]) -> dict[str, str]:
         spacing = np.linalg.norm(matrix[:3, :3], axis=0)
@@ -194,7 +233,7 @@ def _difference(labels: NDArray[Any], affine: NDArray[np.float64], image: Image)
             "centre": " ".join(f"{mm:.1f}" for mm in centre[:3]) + " mm",
         }
 
-    ours, theirs = described(affine, labels.shape), described(image.affine, image.array.shape)
+    ours, theirs = described(affine, shape), described(grid_affine, grid_shape)
     unlike = [f"{key} {ours[key]}, not {theirs[key]}" for key in ours if ours[key] != theirs[key]]
     return "; ".join(unlike) or "its axes point in slightly other directions"
 

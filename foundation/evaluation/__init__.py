@@ -7,8 +7,12 @@ scores.mean(["liver"]), scores.interval(["liver"], "nsd"), scores.write("scores.
     intervals                         means, their intervals, differences of two arms
     scores                            rows by scan and class, and what is computed of them
     scoring                           a network on the scans of a store or of a dataset
+    folders                           anyone's masks in files against anyone's labels
     changes, agreement                before and after a tuning
     report, comparison, charts, html  pages
+    records, paper, tables            what runs gave, what the paper reports, Markdown of both
+    publishing, reproduce             the files that show results; a card's figures run again
+    labelled_ct                       a model on one CT that has labels
 """
 
 from foundation.evaluation.agreement import (
@@ -33,6 +37,9 @@ from foundation.evaluation.detection import (
     auc,
     find,
     summarise,
+)
+from foundation.evaluation.folders import (
+    evaluate_masks,
 )
 from foundation.evaluation.intervals import (
     Difference,
@@ -64,6 +71,7 @@ from foundation.evaluation.publishing import (
 from foundation.evaluation.records import (
     Figure,
     Record,
+    add_record_option,
     append_record,
     command_line,
     describe_machine,
@@ -75,6 +83,13 @@ from foundation.evaluation.records import (
 from foundation.evaluation.report import (
     Report,
     write_report,
+)
+from foundation.evaluation.reproduce import (
+    Reproduction,
+    measurement,
+    renamed,
+    reproduce,
+    weights_sha256,
 )
 from foundation.evaluation.scores import (
     Score,
@@ -91,6 +106,7 @@ from foundation.evaluation.tables import (
     Table,
     read_table,
     render_blocks,
+    render_records,
     render_table,
 )
 from foundation.files import (
@@ -108,10 +124,12 @@ __all__ = [
     "PaperTable",
     "Record",
     "Report",
+    "Reproduction",
     "Score",
     "Scores",
     "SurfaceDistances",
     "Table",
+    "add_record_option",
     "agreement",
     "append_record",
     "auc",
@@ -123,10 +141,12 @@ __all__ = [
     "dice",
     "evaluate",
     "evaluate_dataset",
+    "evaluate_masks",
     "find",
     "git_commit",
     "hausdorff_mm",
     "measure_ct",
+    "measurement",
     "new_record",
     "paired_bootstrap",
     "paired_difference",
@@ -135,8 +155,11 @@ __all__ = [
     "read_records",
     "read_table",
     "reference_masks",
+    "renamed",
     "render_blocks",
+    "render_records",
     "render_table",
+    "reproduce",
     "score_dataset",
     "score_masks",
     "score_scan",
@@ -145,6 +168,7 @@ __all__ = [
     "surface_distances",
     "versions",
     "volume_ml",
+    "weights_sha256",
     "wilson",
     "write_comparison",
     "write_rendered",

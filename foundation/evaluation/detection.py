@@ -135,9 +135,14 @@ def find(
     """
     _check(mask, reference, probability, criterion, threshold)
     voxel_ml = float(np.prod(np.asarray(spacing_mm, float))) / 1000
+    box = bounding_box(mask | reference)  # numbers of components take four bytes a voxel
+    if box is not None:
+        mask, reference = mask[box], reference[box]
     predicted, sizes = _components(mask)
     kept = np.flatnonzero(sizes * voxel_ml >= max(minimum_ml, voxel_ml) - 1e-9)
-    predicted = np.where(np.isin(predicted, kept), predicted, 0)
+    table = np.zeros(len(sizes), np.int32)
+    table[kept] = kept
+    predicted = table[predicted]
     lesions, lesion_sizes = _components(reference)
     numbers = np.flatnonzero(lesion_sizes)
     # Components that touch each other, as pairs (lesion, component of the prediction).
@@ -282,10 +287,11 @@ def _overlaps(
 ) -> dict[tuple[int, int], int]:
     """(lesion, component) → voxels that they share."""
     both = (lesions > 0) & (predicted > 0)
-    pairs, counts = np.unique(
-        np.stack([lesions[both], predicted[both]]), axis=1, return_counts=True
+    width = int(predicted.max(initial=0)) + 1
+    keys, counts = np.unique(
+        lesions[both].astype(np.int64) * width + predicted[both], return_counts=True
     )
-    return {(int(a), int(b)): int(n) for (a, b), n in zip(pairs.T, counts, strict=True)}
+    return {divmod(int(key), width): int(n) for key, n in zip(keys, counts, strict=True)}
 
 
 def _centres(

@@ -87,8 +87,8 @@ def compare(segmentation: Segmentation, reference: Mapping[str, Mask]) -> tuple[
         volumes = segmentation.volumes_ml[name], float(truth.sum()) * ct.voxel_ml
         figures += [
             Figure(f"dice/{name}", dice.get(name)),
-            Figure(f"volume/{name}", round(volumes[0], 1), "ml"),
-            Figure(f"reference/{name}", round(volumes[1], 1), "ml"),
+            Figure(f"volume/{name}", volumes[0], "ml"),
+            Figure(f"reference/{name}", volumes[1], "ml"),
         ]
     target = [dice[name] for name in TARGET if name in dice]
     if target:

@@ -10,6 +10,7 @@ Tables, cards and `model-index` are rendered from such lines; see `foundation.ev
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import importlib.metadata
 import json
@@ -34,7 +35,7 @@ SIZES: tuple[str, ...] = get_args(Size)
 _HASH = re.compile(r"[0-9a-f]{64}")
 _CHECKOUT = Path(__file__).parents[2]
 # What decides about a figure; records and tables change with every run.
-_CODE = ("foundation", "benchmarks", "finetune", ":!benchmarks/records", ":!*.md")
+_CODE = ("foundation", "benchmarks", "finetune", ":!*.jsonl", ":!*.md", ":!*/.eval_results/*")
 
 
 @dataclass(frozen=True)
@@ -269,6 +270,12 @@ def _is_json(text: bytes) -> bool:
         return False
 
 
+def add_record_option(parser: argparse.ArgumentParser) -> None:
+    """Add --record FILE to a script that measures."""
+    text = "append the record of this run to a file *.jsonl, such as benchmarks/records/NAME.jsonl"
+    parser.add_argument("--record", type=Path, metavar="FILE", help=text)
+
+
 # --- where and with what --------------------------------------------------------------------------
 
 
@@ -276,12 +283,16 @@ def command_line(argv: Sequence[str] | None = None) -> str:
     """Return the command of this process, as it would be typed in the checkout.
 
     Absolute paths name a machine and not the data, so only their ends are kept: of a folder its
-    name, of a file its folder's name too.
+    name, of a file its folder's name too. Where the record was written (`--record`) is left out.
 
     Args:
         argv: The script and its arguments; those of the process if not given.
     """
     script, *words = sys.argv if argv is None else argv
+    if "--record" in words:
+        at = words.index("--record")
+        words = [*words[:at], *words[at + 2 :]]
+    words = [word for word in words if not word.startswith("--record=")]
     path = Path(script)
     if path.is_absolute() and path.is_relative_to(_CHECKOUT):
         path = path.relative_to(_CHECKOUT)
@@ -311,6 +322,9 @@ def describe_machine() -> str:
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
     parts = [f"{platform.machine()} CPU, {count} {'core' if count == 1 else 'cores'}"]
+    threads = torch.get_num_threads()
+    if threads < count:
+        parts.append(f"{threads} {'thread' if threads == 1 else 'threads'}")
     if computes_bfloat16("cpu"):
         parts.append("AVX-512 BF16")
     if torch.cuda.is_available():

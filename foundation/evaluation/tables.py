@@ -28,7 +28,9 @@ from foundation.evaluation.paper import GRADES, PaperTable, paper
 from foundation.evaluation.records import Figure, Record, read_records
 from foundation.settings import did_you_mean, read, read_file
 
-BEGIN, END = re.compile(r"<!-- records: (\S+) -->"), "<!-- end records -->"
+# On lines of their own: a text that explains them is no block.
+BEGIN = re.compile(r"^<!-- records: (\S+) -->$", re.MULTILINE)
+END = re.compile(r"^<!-- end records -->$", re.MULTILINE)
 _NAME = re.compile(r"\{([^{}:]+)(?::([^{}]*))?\}")
 _SPEC = re.compile(r"([%+]?)(\d?)")
 _EVERY = "*"  # stands for a class: "dice/*"
@@ -69,7 +71,8 @@ class Table:
         cell: Of a "pivot": a template.
         paper: Name of the paper's table, of the kind "paper". A column may show `{source}`: the
             paper with the grade, or ours.
-        latest: Only the last record of each arm counts: it replaces those before.
+        latest: A field or arm.KEY: only the last record of each of its values counts, as it
+            replaces those before.
         skip: "classes" that get no row, such as "mean".
         none: What stands where a record has the figure, but no value.
         before: Lines above the table, a template.
@@ -85,7 +88,7 @@ class Table:
     across: str = ""
     cell: str = ""
     paper: str = ""
-    latest: bool = False
+    latest: str = ""
     skip: tuple[str, ...] = ()
     none: str = "–"
     before: str = ""
@@ -115,16 +118,19 @@ def render_blocks(text: str, content: Callable[[str], str], where: str = "The te
     Raises:
         UsageError: A block has no end, or an end no beginning.
     """
-    parts, rest = [], text
-    while (head := BEGIN.search(rest)) is not None:
-        inner, end, tail = rest[head.end() :].partition(END)
-        if not end or BEGIN.search(inner):
-            raise UsageError(f"{where}: the block {head[0]} has no {END}. Add it below the table.")
-        parts += [rest[: head.end()], "\n", content(head[1]).strip(), "\n", END]
-        rest = tail
-    if END in rest or any(END in part for part in parts[::5]):
-        raise UsageError(f"{where}: there is a {END} without a beginning. Remove it.")
-    return "".join([*parts, rest])
+    parts, place = [], 0
+    for head in BEGIN.finditer(text):
+        between = text[place : head.start()]
+        end = END.search(text, head.end())
+        following = BEGIN.search(text, head.end())
+        if end is None or (following is not None and following.start() < end.start()):
+            raise UsageError(f"{where}: the block {head[0]} has no end. Close it below the table.")
+        parts += [between, head[0], "\n", content(head[1]).strip(), "\n", end[0]]
+        place = end.end()
+    parts.append(text[place:])
+    if len(END.findall(text)) != len(BEGIN.findall(text)):
+        raise UsageError(f"{where}: the end of a block stands there without its beginning.")
+    return "".join(parts)
 
 
 def render_table(table: Table, root: str | os.PathLike[str]) -> str:
@@ -132,21 +138,40 @@ def render_table(table: Table, root: str | os.PathLike[str]) -> str:
 
     Args:
         table: What it shows.
-        root: Of the checkout, in which its files of records lie.
+        root: Of the checkout, in which its files of records and the paper's numbers lie.
 
     Raises:
         UsageError: A file cannot be read, no record is meant, or a template names what no record
             has.
     """
     root = Path(root)
-    found = [record for name in table.records for record in read_records(root / name)]
-    found = [record for record in found if _meant(record, table.where)]
+    theirs = paper(table.paper, root / "benchmarks" / "paper.yaml") if table.paper else None
+    records = [record for name in table.records for record in read_records(root / name)]
+    return render_records(table, records, theirs)
+
+
+def render_records(
+    table: Table, records: Sequence[Record], theirs: PaperTable | None = None
+) -> str:
+    """Write a table as Markdown, of records that were read already.
+
+    Args:
+        table: What it shows; its files are not read.
+        records: Among these, `table.where` chooses.
+        theirs: The paper's numbers, for the kind "paper".
+
+    Raises:
+        UsageError: No record is meant, or a template names what none has.
+    """
+    if (table.kind == "paper") != (theirs is not None):
+        raise UsageError("`paper`, the name of a table of the paper, is for the kind paper alone.")
+    found = [record for record in records if _meant(record, table.where)]
     if table.latest:
-        found = list({_key(record): record for record in found}.values())
-    if not found and table.kind != "paper":
+        found = list({_field(record, table.latest): record for record in found}.values())
+    if not found and theirs is None:
         raise UsageError(
-            f"No record of {', '.join(table.records)} has {dict(table.where)}. Run the benchmark, "
-            "or change `where`."
+            f"No record of {', '.join(table.records) or 'those given'} has {dict(table.where)}. "
+            "Run the benchmark, or change `where`."
         )
     lines = {
         "arms": _arms,
@@ -155,9 +180,6 @@ def render_table(table: Table, root: str | os.PathLike[str]) -> str:
         "classes": _classes,
         "pivot": _pivot,
     }
-    theirs = None
-    if table.kind == "paper":
-        theirs = paper(table.paper, root / "benchmarks" / "paper.yaml")
     _check_names(table, found, theirs)
     if theirs is not None:
         body = [*_paper(table, theirs), *_arms(table, found, scale=theirs.unit == "%")]

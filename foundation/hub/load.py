@@ -46,6 +46,7 @@ from foundation.hub.saved import (
     ADAPTER_REQUIRED,
     CARD,
     CONFIG,
+    RECORDS,
     SUMS,
     WEIGHTS,
     is_adapter,
@@ -219,6 +220,43 @@ def model_card(
     else:
         path = download(repo_id(name), CARD, Access(revision, cache_dir, local_files_only, token))
     return Card.read(name, path)
+
+
+def model_folder(name_or_path: str | Path) -> Path:
+    """Return the folder of a saved model or adapter on this machine; download it where it is not.
+
+    Args:
+        name_or_path: As in `from_pretrained`, but no checkpoint file.
+
+    Raises:
+        HubError: There is no such model.
+    """
+    name, revision = split_revision(str(name_or_path), None)
+    return _find(name, Access(revision))[0]
+
+
+def model_records(name_or_path: str | Path) -> Path | None:
+    """Return the file of what was measured with a model; None where it came without one.
+
+    Args:
+        name_or_path: As in `model_folder`.
+
+    Raises:
+        HubError: There is no such model, or the Hub cannot be reached.
+    """
+    name, revision = split_revision(str(name_or_path), None)
+    if name in card_names():
+        path = read_card(name).folder / RECORDS
+    elif Path(name).expanduser().is_dir():
+        path = saved_folder(Path(name).expanduser()) / RECORDS
+    else:
+        try:
+            return download(repo_id(name), RECORDS, Access(revision))
+        except HubError as error:
+            if not isinstance(error.__cause__, EntryNotFoundError):
+                raise
+            return None
+    return path if path.is_file() else None
 
 
 def segment(

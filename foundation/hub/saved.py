@@ -51,6 +51,7 @@ def save_pretrained(
     base: Base | None = None,
     notes: str = "",
     dtype: torch.dtype | None = None,
+    records: str | Path | None = None,
 ) -> Path:
     """Write `model` as a folder that `from_pretrained` loads; nothing is left if writing fails.
 
@@ -66,6 +67,8 @@ def save_pretrained(
             loaded from.
         notes: Further sections for the card, Markdown.
         dtype: Of the stored weights (torch.float16 halves the file); the model's own if not given.
+        records: A file of what was measured with these weights, which `universal-ct reproduce`
+            reads; it is copied. Weights that were not changed keep those that they came with.
 
     Raises:
         UsageError: `folder` is a file, or holds files that are not part of a saved model; the
@@ -78,8 +81,11 @@ def save_pretrained(
             "in it, save what merge_adapter returns."
         )
     loaded = None if card or base else _as_loaded(model)
+    measured: list[Path] = []
     if loaded is not None and not (results or notes) and _unchanged(model, loaded):
-        card = _card_of(model)
+        card, measured = _card_of(model), _measured(model)
+    if records is not None:
+        measured = [Path(records)]
     if card is None and base is None and loaded is not None:
         base = base_of(loaded, model.origin)
     names = SUMMED if isinstance(model, UniversalModel) else PLAIN
@@ -92,6 +98,7 @@ def save_pretrained(
             prompts = stored(model.prompt_embedding, torch.float32)
             metadata = {"format": "pt", **_origin(model.config)}
             save_file({_PROMPT_KEY: prompts}, temporary / PROMPTS, metadata=metadata)
+            _sort_metadata(temporary / PROMPTS)
         sums = write_sums(temporary, names)
         if card is None:
             parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -99,6 +106,11 @@ def save_pretrained(
                 model.config, parameters, sums, base=base, results=results, notes=notes
             )
         (temporary / CARD).write_text(card.render(), encoding="utf-8")
+        for path in measured:
+            if path.is_dir():
+                shutil.copytree(path, temporary / path.name)
+            else:
+                shutil.copy(path, temporary / RECORDS)
     return folder
 
 
@@ -160,6 +172,13 @@ def _card_of(model: Model) -> Card | None:
         return read_card(model.origin.source)
     path = Path(model.origin.path) / CARD
     return Card.read(model.config.name, path) if path.is_file() else None
+
+
+def _measured(model: Model) -> list[Path]:
+    """What the folder of unchanged weights says that was measured with them."""
+    assert model.origin is not None
+    paths = [Path(model.origin.path) / name for name in (RECORDS, EVAL_RESULTS)]
+    return [path for path in paths if path.exists()]
 
 
 def _clean(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -338,6 +357,22 @@ def _origin(config: ModelConfig) -> dict[str, str]:
     return {"text": json.dumps(asdict(config.text)), "prompts": json.dumps(prompts)}
 
 
+def _sort_metadata(path: Path) -> None:
+    """Give a safetensors file its metadata in alphabetical order.
+
+    Its writer takes a random one. Then a model that is saved again would have another SHA-256, and
+    its records would no longer name it.
+    """
+    content = path.read_bytes()
+    start = 8  # the length of the header, which is JSON, comes first
+    end = start + int.from_bytes(content[:start], "little")
+    header = json.loads(content[start:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    assert len(text) <= end - start  # the same signs in another order; the rest is spaces
+    path.write_bytes(content[:start] + text.ljust(end - start) + content[end:])
+
+
 def _read_prompts(path: Path, config: ModelConfig) -> Tensor:
     """The prompt embeddings (K, D), which say themselves what they are the embeddings of."""
     tensors = read_tensors(path)
@@ -397,7 +432,8 @@ def written_at_once(folder: Path, names: Sequence[str]) -> Iterator[Path]:
         )
     found = {path.name for path in folder.glob("*")}
     # A README.md or config.json alone may be anybody's; the sums are ours.
-    foreign = sorted(found - {*names, SUMS, CARD} if SUMS in found else found)
+    ours = {*names, SUMS, CARD, RECORDS, EVAL_RESULTS}
+    foreign = sorted(found - ours if SUMS in found else found)
     if foreign:
         raise UsageError(
             f"{folder} holds other files ({listed(foreign)}). Saving replaces the whole "

@@ -40,7 +40,7 @@ def push_to_hub(
         private: Of a repository that does not exist yet.
         revision: A branch, made if it is not there.
         commit_message: Of the commit.
-        saving: The options of `save_pretrained`: card, results, base, notes, dtype.
+        saving: The options of `save_pretrained`: card, results, base, notes, dtype, records.
 
     Raises:
         UsageError: As `save_pretrained`; or the weights' licence forbids passing them on changed
@@ -138,7 +138,8 @@ def upload(
         HubError: The Hub cannot be reached, or refuses.
     """
     api = HfApi(token=access.token, library_name=LIBRARY, library_version=__version__)
-    files = [CommitOperationAdd(path.name, path) for path in sorted(folder.iterdir())]
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    files = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in paths]
     try:
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if private:

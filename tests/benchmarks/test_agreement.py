@@ -1,65 +1,69 @@
-"""The agreement benchmark: labels become classes, numbers reach the card."""
+"""The agreement benchmark: labels become classes, and a run leaves a record."""
 
-import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import nibabel as nib
 import numpy as np
 import pytest
 from conftest import REPOSITORY
 
-from foundation.hub.cards import read_card
+from foundation.errors import UsageError
+from foundation.evaluation import path_sha256, read_records, reference_masks, renamed
+
+SCRIPT = str(REPOSITORY / "benchmarks" / "agreement.py")
 
 
-@pytest.fixture(scope="module")
-def agreement() -> ModuleType:
-    path = REPOSITORY / "benchmarks" / "agreement.py"
-    spec = importlib.util.spec_from_file_location("agreement", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["agreement"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_labels_are_joined_to_classes(agreement: ModuleType, tmp_path: Path) -> None:
+def test_labels_are_joined_to_classes(tmp_path: Path) -> None:
     label_map = np.arange(8, dtype=np.uint8).reshape(2, 2, 2)
     nib.save(nib.Nifti1Image(label_map, np.eye(4)), tmp_path / "labels.nii.gz")
     names = {"1": "lung_upper_lobe_left", "2": "lung_lower_lobe_left", "3": "vertebrae_L1"}
-    (tmp_path / "labels.json").write_text(json.dumps({**names, "5": "small_bowel"}))
-    masks = agreement.reference_masks(tmp_path / "labels.nii.gz")
-    assert {name: np.flatnonzero(mask).tolist() for name, mask in masks.items()} == {
-        "lung_left": [1, 2],
-        "intestine": [5],
-    }
+    names |= {"5": "small_bowel", "6": "lung_nodule"}
+    (tmp_path / "labels.json").write_text(json.dumps(names))
+    expected = {"lung_left": [1, 2], "intestine": [5]}
+    for also, more in ((None, {}), ({"lung_nodule": "lung_tumor"}, {"lung_tumor": [6]})):
+        masks = reference_masks(tmp_path / "labels.nii.gz", also)
+        found = {name: np.flatnonzero(mask).tolist() for name, mask in masks.items()}
+        assert found == expected | more
 
 
-def test_the_card_receives_the_numbers(agreement: ModuleType, tmp_path: Path) -> None:
-    card = tmp_path / "universal-ct.md"
-    card.write_text(read_card("universal-ct").render(), encoding="utf-8")
-    classes = {
-        "liver": {"dice": 0.912, "volume_ml": 1500.0, "reference_ml": 1480.0},
-        "esophagus": {"dice": None, "volume_ml": 0.0, "reference_ml": 0.0},
+def test_other_names_of_labels() -> None:
+    assert renamed("a=liver, b=spleen") == {"a": "liver", "b": "spleen"}
+    assert renamed("") == {}
+    with pytest.raises(UsageError, match="label=class"):
+        renamed("liver")
+
+
+def test_a_run_leaves_a_record(tmp_path: Path) -> None:
+    case = tmp_path / "case"
+    case.mkdir()
+    hu = np.full((24, 24, 24), -1000, np.int16)
+    hu[4:20, 4:20, 4:20] = 60
+    nib.save(nib.Nifti1Image(hu, np.diag([6, 6, 6, 1])), case / "ct.nii.gz")
+    labels = np.zeros(hu.shape, np.uint8)
+    labels[8:14, 8:14, 8:14] = 1
+    nib.save(nib.Nifti1Image(labels, np.diag([6, 6, 6, 1])), case / "labels.nii.gz")
+    (case / "labels.json").write_text(json.dumps({"1": "liver", "2": "spleen"}))
+    record = tmp_path / "records.jsonl"
+    command = [sys.executable, SCRIPT, "ct.nii.gz", "labels.nii.gz", "--record", str(record)]
+    done = subprocess.run(command, cwd=case, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (measured,) = read_records(record)
+    assert "| spleen | not in the labels |" in done.stderr
+    assert measured.figure("reference/liver").value == pytest.approx(6**3 * 0.216)
+    assert measured.figure("dice/spleen").value is None
+    assert measured.data["case/ct.nii.gz"] == path_sha256(case / "ct.nii.gz")
+    assert set(measured.weights) == {
+        "config.json",
+        "model.safetensors",
+        "prompt_embedding.safetensors",
     }
-    result = {
-        "reference": "Against machine labels",
-        "dataset": "some scan",
-        "command": "the command",
-        "date": "2026-01-02",
-        "machine": "a machine",
-        "classes": classes,
-        "present": 1,
-        "mean": 0.912,
-        "target_mean": 0.5,
-    }
-    for _ in range(2):  # writing it again changes nothing
-        agreement.write_card(card, result)
-    text = card.read_text(encoding="utf-8")
-    assert text.count("| liver | 0.912 | 1500 | 1480 |") == 1
-    assert "| esophagus | not in the labels | 0 | 0 |" in text
-    assert text.count("## Limits") == text.count("## Results") == 1
-    assert "name: Dice agreement, liver" in text and "value: 0.912" in text
-    assert "Dice agreement, esophagus" not in text
+    assert "--record" not in measured.command
+
+
+def test_only_embedded_weights_have_a_card_here() -> None:
+    command = [sys.executable, SCRIPT, "ct", "labels", "-m", "runs/mine", "--card"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "use --record" in done.stderr

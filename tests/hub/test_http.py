@@ -15,10 +15,19 @@ from tiny import logits, tiny_model
 
 import foundation.hub.load as hub
 from foundation.errors import HubError, UsageError, WeightsError
+from foundation.evaluation import Figure, append_record, new_record, read_records
 from foundation.hub.cards import Card
 from foundation.hub.download import Access
 from foundation.hub.load import from_pretrained, model_card
-from foundation.hub.saved import CARD, CONFIG, REQUIRED, WEIGHTS, save_pretrained
+from foundation.hub.saved import (
+    CARD,
+    CONFIG,
+    EVAL_RESULTS,
+    RECORDS,
+    REQUIRED,
+    WEIGHTS,
+    save_pretrained,
+)
 from foundation.hub.upload import push_to_hub
 
 NAME = "lab/tiny"
@@ -43,6 +52,22 @@ def test_push_and_pull_give_the_same_model(server: HubServer) -> None:
     assert set(repository.files("main")) == {*REQUIRED, CARD}
     assert torch.equal(logits(from_pretrained(NAME)), logits(model))
     assert model_card(NAME).metadata["library_name"] == "universal-ct"
+
+
+def test_what_was_measured_goes_with_the_weights(server: HubServer, tmp_path: Path) -> None:
+    push_to_hub(tiny_model(), NAME, token=TOKEN)
+    assert hub.model_records(NAME) is None
+    folder = save_pretrained(tiny_model(), tmp_path / "saved")
+    record = new_record("agreement", "real", figures=[Figure("dice/mean", 0.5)], seconds=1)
+    append_record(folder / RECORDS, record)
+    (folder / EVAL_RESULTS).mkdir()
+    (folder / EVAL_RESULTS / "case.yaml").write_text("[]")
+    push_to_hub(from_pretrained(folder), NAME, token=TOKEN)
+    files = server.repositories[NAME].files("main")
+    assert set(files) == {*REQUIRED, CARD, RECORDS, f"{EVAL_RESULTS}/case.yaml"}
+    path = hub.model_records(NAME)
+    assert path is not None and read_records(path) == [record]
+    assert hub.model_folder(NAME).joinpath(WEIGHTS).is_file()
 
 
 def test_push_to_a_branch_leaves_main_alone(server: HubServer) -> None:
