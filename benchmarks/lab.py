@@ -182,6 +182,7 @@ class Lab:
         argv: Sequence[str] | None = None,
         *,
         reads_data: bool = True,
+        prepares: bool = True,
     ) -> Lab:
         """Read the command line.
 
@@ -192,6 +193,8 @@ class Lab:
             argv: In place of `sys.argv[1:]`.
             reads_data: Whether the experiment is about data at all. One that only measures what
                 networks cost has a real size without any, and no hashes.
+            prepares: Whether the data are prepared as one store, by whose manifest they are known;
+                else each folder is hashed as it is.
 
         Returns:
             The lab.
@@ -223,6 +226,7 @@ class Lab:
         script = Path(sys.modules["__main__"].__file__ or "lab").stem
         lab = cls(getattr(given, "name", None) or script, name, sizes[name], given)
         lab.reads_data = reads_data
+        lab.prepares = prepares
         return lab
 
     def _keep_plan(self) -> None:
@@ -302,6 +306,7 @@ class Lab:
         return found
 
     _like: Sequence[str] | None = None
+    prepares = True
 
     def store(self, like: Sequence[str] | None = None) -> Path:
         """Prepare the datasets to train on; finished scans are left alone.
@@ -351,7 +356,7 @@ class Lab:
 
     @cached_property
     def hashes(self) -> dict[str, str]:
-        """SHA-256 of the world's datasets, or of the store's manifest and the test sets."""
+        """SHA-256 of the world's datasets; or of the store's manifest, and of other folders."""
         if not self.reads_data:
             return {}
         if self.generated:
@@ -359,9 +364,10 @@ class Lab:
         path = self.output / "data.json"
         if not path.is_file():
             found = {}
-            if self.given.data or self.given.store:
+            stored = self.given.store or (self.given.data and self.prepares)
+            if stored:
                 found["store/manifest.json"] = path_sha256(self.store() / "manifest.json")
-            for text in self.given.test:
+            for text in [*self.given.test, *([] if stored else self.given.data)]:
                 dataset, root = _pair(text)
                 found[get_dataset(dataset).id] = path_sha256(root)
             with replacing(path) as temporary:
@@ -440,6 +446,9 @@ class Lab:
         """Read the scores that a run kept."""
         return Scores.read(self._scores_file(arm, seed, name))
 
+    def _has_scores(self, arm: Arm, name: str) -> bool:
+        return all(self._scores_file(arm, seed, name).is_file() for seed in self.seeds)
+
     def _scores_file(self, arm: Arm, seed: int | None, name: str) -> Path:
         return self.output / "scores" / f"{_slug(arm)}-{seed}-{name}.json"
 
@@ -465,6 +474,10 @@ class Lab:
             classes: The mean is over these; over all that were measured if not given.
             scores: Name of the scores.
         """
+        unknown = [arm for arm in (first, second) if not self._has_scores(arm, scores)]
+        if unknown:
+            print(f"{question} Not asked: {_text(unknown[0])} was not run with every seed.")
+            return
         both = [[self.scores(arm, seed, scores) for seed in self.seeds] for arm in (first, second)]
         known = list(dict.fromkeys(n for each in both for s in each for n in s.classes))
         names = known if classes is None else [n for n in classes if n in known]
@@ -536,8 +549,10 @@ class Lab:
                 append_record(temporary, record)
         if cases is not None:
             shutil.copyfile(cases, RECORDS / f"{self.name}-{self.size}-cases.csv")
-        for picture in pictures:
-            shutil.copyfile(picture, PICTURES / f"{self.name}-{self.size}{picture.suffix}")
+        several = len(drawn := list(pictures)) > 1
+        for picture in drawn:
+            title = f"-{picture.stem}" if several else ""
+            shutil.copyfile(picture, PICTURES / f"{self.name}-{self.size}{title}{picture.suffix}")
 
     def _write_cases(self) -> Path | None:
         rows: list[dict[str, Any]] = []

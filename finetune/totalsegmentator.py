@@ -19,7 +19,8 @@ classes by a plain 1×1×1 convolution, Dice and cross-entropy. `sigmoid`: one f
 masked losses. `text`: the text-driven head is kept and told the classes by their prompts.
 
 --shots: scans to learn from, nested and seeded: the 5 are among the 10, and all sizes are written
-to OUT/subsets.json. A few scans do not show every class. Those count all the same, in the mean too.
+to OUT/data/subsets.json. A few scans do not show every class. Those count all the same, in the mean
+too.
 
 Preprocessing: the published protocol's (1.5 mm, HU -250 to 250, 96³) for backbones that read one
 window at 1.5 mm. Other weights keep their own, since they know nothing else: `universal-ct` reads
@@ -49,7 +50,6 @@ import numpy as np
 
 from foundation import (
     BACKBONES,
-    NewClass,
     UniversalCTError,
     UniversalModel,
     UsageError,
@@ -64,21 +64,16 @@ from foundation.evaluation import Curve, Report, Scores, write_report
 from foundation.tuning import (
     HEADS,
     PUBLISHED,
-    SIZES,
     TASKS,
-    Split,
     TuningData,
     build_transfer,
-    fewshot_subsets,
     get_task,
     random_model,
-    read_data,
-    read_meta,
+    read_task,
     transfer_method,
     transfer_model,
     transfer_preprocessing,
     validation_curve,
-    write_subsets,
 )
 
 SCRATCH = "scratch"
@@ -195,7 +190,15 @@ def learn(settings: Settings, *, smoke: bool = False) -> Scores:
     )
     network = transfer_model(base, classes, settings.head, preprocessing=pre, seed=settings.seed)
     network.config = replace(network.config, name=settings.output.resolve().name)
-    data = read_task(settings, classes, pre.spacing_mm[0])
+    data = read_task(
+        settings.data,
+        classes,
+        work=settings.output / "data",
+        spacing_mm=pre.spacing_mm[0],
+        shots=settings.shots,
+        seed=settings.seed,
+        workers=settings.workers,
+    )
 
     # 2. All of it is trained; the step that does best on the validation scans is kept.
     steps = settings.steps or settings.epochs * ceil(len(data.train) / settings.batch_size)
@@ -224,71 +227,6 @@ def learn(settings: Settings, *, smoke: bool = False) -> Scores:
     if not smoke:
         print(f"report: {page}", file=sys.stderr)
     return after
-
-
-# --- scans ----------------------------------------------------------------------------------------
-
-
-def read_task(settings: Settings, classes: Sequence[str], spacing_mm: float) -> TuningData:
-    """The scans of meta.csv's splits, prepared; of the training scans a subset, if one is wanted.
-
-    Raises:
-        UsageError: no meta.csv, a split without scans, fewer training scans than `shots`, labels
-            of another version, or none of the classes in any training scan.
-    """
-    splits = read_meta(settings.data)
-    if empty := [name for name in ("train", "test") if not splits[name]]:
-        raise UsageError(f"{settings.data / 'meta.csv'} has no scan for {' or '.join(empty)}.")
-    chosen = splits["train"]
-    if settings.shots is not None:
-        if settings.shots > len(chosen):
-            raise UsageError(
-                f"shots is {settings.shots}; {settings.data} has {len(chosen)} training scans."
-            )
-        subsets = fewshot_subsets(chosen, (*SIZES, settings.shots), settings.seed)
-        write_subsets(settings.output / "subsets.json", subsets, settings.seed)
-        chosen = subsets[settings.shots]
-    shown = most_shown(settings, chosen, classes)
-    return read_data(
-        settings.data,
-        # A class to learn must be in a training scan. Of a few scans that is known of one class;
-        # the others are taken as known ones, which may be absent, and are trained all the same.
-        classes=[NewClass(shown, labels=(shown,))],
-        old_classes=[name for name in classes if name != shown],
-        work=settings.output / "data",
-        spacing_mm=spacing_mm,
-        split=Split(
-            seed=settings.seed,
-            train_ids=None if settings.shots is None else frozenset(chosen),
-        ),
-        skip_broken=True,
-        workers=settings.workers,
-    )
-
-
-def most_shown(settings: Settings, ids: Sequence[str], classes: Sequence[str]) -> str:
-    """The class with the most voxels in the first of these scans that shows any.
-
-    Raises:
-        UsageError: no scan is there, its labels are of another version, or all masks are empty.
-    """
-    for id_ in ids:
-        folder = settings.data / id_ / "segmentations"
-        masks = {path.name.split(".nii")[0]: path for path in folder.glob("*.nii*")}
-        if masks and (missing := [name for name in classes if name not in masks]):
-            raise UsageError(
-                f"{folder} has no {listed(missing)}, of the task {settings.task} in version "
-                f"{settings.version}. Give --version {3 - settings.version}, or the whole dataset."
-            )
-        sizes = {
-            name: int(np.count_nonzero(nib.load(masks[name]).dataobj)) for name in classes if masks
-        }
-        if sizes and max(sizes.values()):
-            return max(sizes, key=lambda name: sizes[name])
-    raise UsageError(
-        f"None of the {len(ids)} training scans in {settings.data} shows a class of the task "
-        f"{settings.task}. Give the folder with meta.csv and a folder per scan, or more shots."
-    )
 
 
 # --- what is told ---------------------------------------------------------------------------------

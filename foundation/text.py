@@ -33,6 +33,7 @@ from foundation.errors import HubError, MissingExtraError, UsageError, WeightsEr
 from foundation.files import replacing
 from foundation.taxonomy import CLASSES, normalise
 
+ONE_HOT = "one-hot"  # no encoder: a class is a vector with one 1
 CLIP_VIT_B_32 = TextSpec(template=PROMPT_TEMPLATES["V3"])
 MINILM = TextSpec(
     encoder="hf:sentence-transformers/all-MiniLM-L6-v2",

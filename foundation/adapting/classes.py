@@ -25,7 +25,7 @@ from foundation.errors import UsageError
 from foundation.networks.branches import Branch
 from foundation.networks.protocol import require
 from foundation.taxonomy import PAIRED, normalise, resolve
-from foundation.text import check_compatible, class_prompt, encode_prompts
+from foundation.text import ONE_HOT, check_compatible, class_prompt, encode_prompts
 
 if TYPE_CHECKING:
     from foundation.model import UniversalModel
@@ -145,7 +145,8 @@ def add_classes(
 
     Raises:
         UsageError: There is no class, or one without a name, or one that the model has; a parent is
-            no class; or the embeddings have another shape.
+            no class; the embeddings have another shape; or the model knows its classes by one-hot
+            vectors and has no place left.
         MissingExtraError: As `add_class`.
         HubError: As `add_class`.
         WeightsError: As `add_class`.
@@ -154,7 +155,9 @@ def add_classes(
     config = model.config
     _check_new(config, specs)
     specs = [_with_parent(config, spec, specs) for spec in specs]
-    if embeddings is None:
+    if embeddings is None and config.text.encoder == ONE_HOT:
+        embeddings = _free_places(model, len(specs))
+    elif embeddings is None:
         embeddings = encode_prompts(config.text, [spec.prompt for spec in specs])
     if tuple(embeddings.shape) != (len(specs), config.text.dim):
         raise UsageError(
@@ -261,6 +264,24 @@ def _check_new(config: ModelConfig, specs: Sequence[ClassSpec]) -> None:
                 spec.name,
                 alias,
             )
+
+
+def _free_places(model: UniversalModel, count: int) -> Tensor:
+    """One-hot vectors (count, D) of places that no class of the model has.
+
+    Raises:
+        UsageError: There are fewer.
+    """
+    free = (~model.prompt_embedding.bool().any(0)).nonzero()[:, 0]
+    if len(free) < count:
+        raise UsageError(
+            f"{model.config.name} knows its classes by one-hot vectors, with {len(free)} places "
+            f"left for {count} more. Take weights that read text, or train with "
+            f"model.spare_places={count} or more."
+        )
+    places = torch.zeros(count, model.config.text.dim)
+    places[torch.arange(count), free[:count].cpu()] = 1
+    return places
 
 
 def _with_parent(config: ModelConfig, spec: ClassSpec, specs: Sequence[ClassSpec]) -> ClassSpec:

@@ -62,14 +62,18 @@ class WhatIsWanted:
         naming: What labels mean.
         names: Of the labels of every case; None where each case has its own.
         only: Names of the training cases to use; None for all.
+        without: Names of cases to leave out.
     """
 
     naming: Naming
     names: tuple[str, ...] | None = None
     only: frozenset[str] | None = None
+    without: frozenset[str] = frozenset()
 
     def __call__(self, case: Case, dataset: Dataset) -> Case | str:
         """Apply the rule, see `dataset.Rule`."""
+        if case.id in self.without:
+            return "among those to leave out."
         if self.only is not None and case.split in (None, "train") and case.id not in self.only:
             return "not among the chosen training scans."
         annotated = self.naming.annotated(self.labels(case))
@@ -100,7 +104,11 @@ class WhatIsWanted:
 
 
 def find_source(
-    path: Path, naming: Naming, prefix: str = "", only: frozenset[str] | None = None
+    path: Path,
+    naming: Naming,
+    prefix: str = "",
+    only: frozenset[str] | None = None,
+    without: frozenset[str] = frozenset(),
 ) -> Source:
     """Find out which layout a path has, and what its labels are called.
 
@@ -109,6 +117,7 @@ def find_source(
         naming: The classes to learn and the known ones.
         prefix: Of the names of its datasets in the store.
         only: Names of the training scans to use; None for all.
+        without: Names of scans to leave out.
 
     Returns:
         The scans, and how they are read.
@@ -116,7 +125,7 @@ def find_source(
     Raises:
         UsageError: Nothing of a known layout lies there, or a table or index is wrong.
     """
-    root, rule = path, WhatIsWanted(naming, only=only)
+    root, rule = path, WhatIsWanted(naming, only=only, without=without)
     if path.is_file() and path.suffix.lower() == ".csv":
         table = read_table(path)
         layout, root = "a CSV table", table.root

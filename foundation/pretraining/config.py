@@ -62,6 +62,8 @@ class ArchitectureConfig:
         backbone_options: Arguments of its class.
         text: The encoder of the prompts; "one-hot" for none, a vector a class.
         standardise_text: Whether the embeddings are spread before the network reads them.
+        spare_places: Of one-hot vectors, for classes that are added to the weights later. Text
+            needs none.
         classes: If empty, the taxonomy's 32, and those that only the run's datasets annotate.
         hu_windows: Low and high HU of each channel of the image.
     """
@@ -70,8 +72,14 @@ class ArchitectureConfig:
     backbone_options: Mapping[str, Any] = field(default_factory=dict)
     text: Literal["clip", "minilm", "biobert", "biolinkbert", "one-hot"] = "minilm"
     standardise_text: bool = True
+    spare_places: int = 0
     classes: tuple[ClassConfig, ...] = ()
     hu_windows: tuple[Window, ...] = ((-175.0, 250.0),)
+
+    def __post_init__(self) -> None:
+        _require(self.spare_places >= 0, f"spare_places is {self.spare_places}; it is 0 or more.")
+        one_hot = self.text == "one-hot" or not self.spare_places
+        _require(one_hot, "spare_places are of text: one-hot; text needs none.")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from foundation.networks.protocol import require
 from foundation.pretraining.config import ClassConfig, OptimizerConfig, RunConfig
 from foundation.taxonomy import CLASSES, NAMES
 from foundation.text import (
+    ONE_HOT,
     TEXT_ENCODERS,
     check_compatible,
     class_prompt,
@@ -31,8 +32,6 @@ from foundation.training.losses import EXCLUSIVE
 
 if TYPE_CHECKING:  # a run without a store needs no blosc2
     from foundation.data.store.arrays import Store
-
-ONE_HOT = "one-hot"
 
 
 class TrainingNetwork(nn.Module):
@@ -113,7 +112,7 @@ def text_spec(config: RunConfig) -> TextSpec:
         HubError, MissingExtraError: Its weights cannot be had here.
     """
     if config.model.text == ONE_HOT:
-        width = len(class_configs(config))
+        width = len(class_configs(config)) + config.model.spare_places
         return TextSpec(ONE_HOT, template="{}", pooling="none", normalised=True, dim=width)
     spec = TEXT_ENCODERS[config.model.text]
     return spec if spec.revision else load_encoder(spec).spec
@@ -145,7 +144,7 @@ def build_model(config: RunConfig) -> UniversalModel:
         ),
     )
     embedding = (
-        torch.eye(len(classes))
+        torch.eye(len(classes), text.dim)
         if text.encoder == ONE_HOT
         else embed_classes([each.prompt for each in classes], text)
     )

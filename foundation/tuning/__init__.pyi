@@ -23,6 +23,7 @@ from .start import HEADS as HEADS
 from .start import random_model as random_model
 from .start import transfer_model as transfer_model
 from .start import transfer_preprocessing as transfer_preprocessing
+from .task_scans import read_task as read_task
 from .tasks import PUBLISHED as PUBLISHED
 from .tasks import SIZES as SIZES
 from .tasks import TASKS as TASKS

@@ -39,11 +39,13 @@ class Split:
         validation: Share of the training scans to choose the best step by, in [0, 1).
         seed: Decides which they are.
         train_ids: The training scans to use (`tasks.fewshot_subsets`); None for all.
+        without: Scans to leave out of every split.
     """
 
     validation: float = 0.2
     seed: int = 1
     train_ids: frozenset[str] | None = None
+    without: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if not 0 <= self.validation < 1:
@@ -151,7 +153,7 @@ def read_data(
     if not classes:
         raise UsageError("No class to learn was given; name at least one.")
     naming = Naming(tuple(classes), tuple(old_classes))
-    sources = _sources(path, test, naming, split.train_ids)
+    sources = _sources(path, test, naming, split)
     report = prepare(
         [(dataset, each.root) for each in sources for dataset in each.datasets],
         work / STORE,
@@ -194,13 +196,13 @@ def read_data(
 
 
 def _sources(
-    path: str | Path, test: str | Path | None, naming: Naming, train_ids: frozenset[str] | None
+    path: str | Path, test: str | Path | None, naming: Naming, split: Split
 ) -> list[Source]:
     """What lies at the two paths; refused where no scan labels a class to learn."""
-    sources = [find_source(Path(path), naming, only=train_ids)]
+    sources = [find_source(Path(path), naming, only=split.train_ids, without=split.without)]
     naming.require(sources[0].labels, str(path))
     if test is not None:
-        sources.append(find_source(Path(test), naming, _TEST))
+        sources.append(find_source(Path(test), naming, _TEST, without=split.without))
         if not any(naming.has(each, sources[1].labels) for each in naming.new):
             naming.require(sources[1].labels, str(test))
     return sources

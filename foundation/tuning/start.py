@@ -75,12 +75,12 @@ def transfer_preprocessing(
     return chosen
 
 
-def random_model(name: str, classes: Sequence[str], seed: int) -> UniversalModel:
+def random_model(name: str | UniversalModel, classes: Sequence[str], seed: int) -> UniversalModel:
     """Build a text-driven model with random weights.
 
     Args:
-        name: A backbone, which is read as published; or weights, as `from_pretrained` takes them,
-            whose architecture, classes and preprocessing are kept.
+        name: A backbone, which is read as published; or weights, as `from_pretrained` takes them
+            or loaded, whose architecture, classes and preprocessing are kept.
         classes: Names of the classes, for a backbone.
         seed: Of the weights.
 
@@ -88,7 +88,7 @@ def random_model(name: str, classes: Sequence[str], seed: int) -> UniversalModel
         UsageError: `name` is neither.
         HubError, WeightsError: The weights cannot be loaded.
     """
-    if name in BACKBONES:
+    if isinstance(name, str) and name in BACKBONES:
         config = ModelConfig(
             name=f"random {name}",
             backbone=name,
@@ -99,8 +99,8 @@ def random_model(name: str, classes: Sequence[str], seed: int) -> UniversalModel
         )
         rows = encode_prompts(MINILM, [spec.prompt for spec in config.classes])
         shift, scale = mean_and_scale(load_bank().embeddings)
-    elif name in card_names() or Path(name).exists() or "/" in name:
-        trained = from_pretrained(name)
+    elif isinstance(name, Model) or _is_weights(name):
+        trained = name if isinstance(name, Model) else from_pretrained(name)
         require(trained, "logits", "A random start by the name of weights")
         config = replace(trained.config, name=f"random {trained.config.name}")
         rows = trained.prompt_embedding
@@ -118,6 +118,10 @@ def random_model(name: str, classes: Sequence[str], seed: int) -> UniversalModel
         model.head.text_shift.copy_(shift)
         model.head.text_scale.fill_(scale)
     return model
+
+
+def _is_weights(name: str) -> bool:
+    return name in card_names() or Path(name).exists() or "/" in name
 
 
 def transfer_model(

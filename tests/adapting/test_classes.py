@@ -9,11 +9,11 @@ from tiny import logits, tiny_model
 
 from foundation import add_class, from_pretrained, text
 from foundation.adapting.classes import add_classes, nearest_classes, zero_shot_note
-from foundation.config import ClassSpec
+from foundation.config import ClassSpec, TextSpec
 from foundation.errors import MissingExtraError, UsageError
 from foundation.hub.saved import save_pretrained
 from foundation.model import UniversalModel
-from foundation.text import CLIP_VIT_B_32, MINILM, load_bank
+from foundation.text import CLIP_VIT_B_32, MINILM, ONE_HOT, load_bank
 
 
 @pytest.fixture
@@ -164,3 +164,17 @@ def test_one_of_two_sides_is_enough_for_a_parent() -> None:
     model = from_pretrained("universal-ct")
     add_class(model, "cortical cyst", parent="kidney", embedding=torch.zeros(384), text=MINILM)
     assert model.config.classes[-1].parent == "kidney"
+
+
+def test_one_hot_weights_take_a_class_where_a_place_is_left() -> None:
+    tiny = tiny_model()
+    spec = TextSpec(ONE_HOT, template="{}", pooling="none", normalised=True, dim=5)
+    model = UniversalModel(replace(tiny.config, text=spec), torch.eye(3, 5)).eval()
+    before = logits(model)
+    add_class(model, "sacrum")
+    add_class(model, "heart")
+    assert torch.equal(model.prompt_embedding, torch.eye(5))
+    torch.testing.assert_close(logits(model)[:, :3], before)
+    assert not torch.equal(logits(model)[:, 3], logits(model)[:, 4]), "each is a class of its own"
+    with pytest.raises(UsageError, match=r"0 places left for 1 more.*model\.spare_places=1"):
+        add_class(model, "femur")

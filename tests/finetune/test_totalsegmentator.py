@@ -106,7 +106,7 @@ def test_what_a_run_leaves(
     assert set(classes) <= names and "background" not in names
     assert "TotalSegmentator" in (out / "report.html").read_text(encoding="utf-8")
     splits = json.loads((out / "data" / "splits.json").read_text())
-    subset = json.loads((out / "subsets.json").read_text())["subsets"]["2"]
+    subset = json.loads((out / "data" / "subsets.json").read_text())["subsets"]["2"]
     assert splits["train"] == sorted(f"masks/{id_}" for id_ in subset)
     assert (splits["validation"], splits["test"]) == (["masks/s0004"], ["masks/s0005"])
     saved = load_folder(out / "model")
@@ -215,7 +215,7 @@ def test_wrong_data(
 ) -> None:
     with pytest.raises(UsageError, match=r"shots is 5; .* has 4 training scans"):
         learn(tmp_path / "run", shots=5)
-    with pytest.raises(UsageError, match=r"has no heart_myocardium.*Give --version 2"):
+    with pytest.raises(UsageError, match=r"has no heart_myocardium.*Give the version"):
         recipe.learn(recipe.Settings(trees[2], tmp_path / "run", task="cardiac", device="cpu"))
     with pytest.raises(UsageError, match=r"meta\.csv does not exist"):
         recipe.learn(recipe.Settings(tmp_path / "nowhere", tmp_path / "run", device="cpu"))

@@ -87,6 +87,7 @@ def test_tumour_datasets_have_their_crops() -> None:
         ("stages.0.steps=two", "expected int"),
         ("stages.0.steps=true", "expected int"),
         ("model.text=bert", "choose from clip, minilm, biobert, biolinkbert, one-hot"),
+        ("model.spare_places=-1", "spare_places is -1; it is 0 or more"),
         ("optimizer.layer_decay=1.5", r"layer_decay is 1.5; not in \(0, 1\]"),
         ("validation.fold=5", "fold is 5, not 0 to 4"),
         ("ema=1", "ema is 1.0"),

@@ -17,6 +17,7 @@ from foundation.data.store.arrays import Store
 from foundation.errors import MissingExtraError, UniversalCTError, UsageError, WeightsError
 from foundation.evaluation.scoring import score_case
 from foundation.pretraining import run as module
+from foundation.pretraining.network import build_model
 from foundation.pretraining.reading import load_config
 from foundation.pretraining.run import Pretraining, pretrain
 from foundation.pretraining.sources import batches, grid_of
@@ -57,6 +58,15 @@ def test_the_saved_model_is_the_average(unbroken: Path) -> None:
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, average[name])
     assert not torch.equal(average["head.controller.weight"], live["model.head.controller.weight"])
+
+
+def test_one_hot_vectors_can_have_places_to_spare() -> None:
+    changes = ["model.text=one-hot", "model.spare_places=2"]
+    model = build_model(load_config(tiny_config(), changes))
+    count = len(model.classes)
+    assert torch.equal(model.prompt_embedding, torch.eye(count, count + 2))
+    with pytest.raises(UsageError, match="text needs none"):
+        load_config(tiny_config(), ["model.text=minilm", "model.spare_places=2"])
 
 
 def test_a_single_class_can_be_trained_without_text(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from tuning_trees import SPACING_MM, write_folders
 from foundation.data.naming import NewClass
 from foundation.errors import UsageError
 from foundation.text import class_prompt, load_bank
-from foundation.tuning.data import Split, read_data
+from foundation.tuning.data import Split, TuningData, read_data
+from foundation.tuning.task_scans import read_task
 from foundation.tuning.tasks import (
     CHANGED_IN_V2,
     TASKS,
@@ -130,3 +131,31 @@ def test_a_subset_chooses_what_is_trained_on(tmp_path: Path) -> None:
     )  # fmt: skip
     assert {case.key for case in data.train} == {f"masks/{id_}" for id_ in subset}
     assert [case.key for case in data.test] == ["masks/case_4"]
+
+
+def test_scans_of_a_task_can_be_left_out_of_every_split(tmp_path: Path) -> None:
+    root = write_folders(tmp_path / "scans", 5, masks=True)
+    names = ["train", "train", "train", "val", "test"]
+    rows = [f"case_{number},{split}" for number, split in enumerate(names)]
+    (root / "meta.csv").write_text("\n".join(["image_id,split", *rows]))
+
+    def read(work: str, **options: object) -> TuningData:
+        return read_task(
+            root,
+            ["liver", "hip_left"],
+            work=tmp_path / work,
+            spacing_mm=SPACING_MM,
+            progress=False,
+            **options,  # type: ignore[arg-type]
+        )
+
+    every = read("every")
+    assert [len(each) for each in (every.train, every.validation, every.test)] == [3, 1, 1]
+    fewer = read("fewer", without=["case_0"], shots=1)
+    assert len(fewer.train) == 1 and fewer.train[0].key != "masks/case_0"
+    subsets = json.loads((tmp_path / "fewer" / "subsets.json").read_text())["subsets"]
+    assert "case_0" not in subsets["1"]
+    with pytest.raises(UsageError, match="no scan for test"):
+        read("none", without=["case_4"])
+    with pytest.raises(UsageError, match=r"shots is 3; .* has 2 training scans"):
+        read("many", without=["case_0"], shots=3)

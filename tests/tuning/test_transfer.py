@@ -114,6 +114,7 @@ def test_random_is_the_same_but_for_what_was_learnt(tmp_path: Path) -> None:
     one, other = (each.backbone.state_dict()[key] for each in (model, drawn))
     assert not torch.equal(one, other)
     assert torch.equal(other, random_model(str(folder), (), seed=5).backbone.state_dict()[key])
+    assert torch.equal(other, random_model(model, (), seed=5).backbone.state_dict()[key])
 
 
 @torch.no_grad()
