@@ -113,42 +113,24 @@ def _lesions(name: str, like: str, organs: Sequence[str], *lesions: str) -> Part
 
 
 _KIDNEYS = ("kidney_right", "kidney_left")
+_ADRENALS = ("adrenal_gland_right", "adrenal_gland_left")
+_UPPER = ("spleen", *_KIDNEYS, "gallbladder", "esophagus", "liver", "stomach", "pancreas")
+_VESSELS = ("aorta", "inferior_vena_cava")
+_BOWEL = ("duodenum", "colon", "intestine", "rectum", "urinary_bladder")
+_FEMURS = ("femur_head_left", "femur_head_right")
+# As in the paper, a few datasets label many organs, and the lesions' datasets little else.
 DATASETS = (
     Part(
-        "abdomen",
-        "train",
-        "BTCV",
-        (
-            "spleen",
-            *_KIDNEYS,
-            "gallbladder",
-            "esophagus",
-            "liver",
-            "stomach",
-            "aorta",
-            "inferior_vena_cava",
-            "portal_vein_and_splenic_vein",
-            "pancreas",
-            "adrenal_gland_right",
-            "adrenal_gland_left",
-        ),
+        "abdomen", "train", "BTCV", (*_UPPER, *_VESSELS, "portal_vein_and_splenic_vein", *_ADRENALS)
     ),
+    Part("trunk", "train", "WORD", (*_UPPER, *_BOWEL, *_ADRENALS, *_FEMURS)),
     Part(
         "pelvis",
         "train",
-        "WORD, AMOS",
-        (
-            "duodenum",
-            "colon",
-            "intestine",
-            "rectum",
-            "urinary_bladder",
-            "prostate",
-            "femur_head_left",
-            "femur_head_right",
-            "celiac_trunk",
-        ),
+        "AMOS",
+        (*_UPPER, *_VESSELS, *_ADRENALS, "duodenum", "urinary_bladder", "prostate"),
     ),
+    Part("twelve", "train", "AbdomenCT-12organ", (*_UPPER, *_VESSELS, *_ADRENALS, "celiac_trunk")),
     _lesions("liver", "LiTS, MSD liver", ["liver"], "liver_tumor"),
     _lesions("kidney", "KiTS", _KIDNEYS, "kidney_tumor", "kidney_cyst"),
     _lesions("lung", "CT-ORG, MSD lung", ["lung_right", "lung_left"], "lung_tumor"),
@@ -181,8 +163,8 @@ class Scale:
 
 
 SCALES: dict[Size, Scale] = {
-    "mini": Scale(6.0, {"train": 12, "validation": 6, "test": 24, "external": 16}),
-    "smoke": Scale(8.0, {"train": 2, "validation": 1, "test": 3, "external": 2}),
+    "mini": Scale(8.0, {"train": 12, "validation": 6, "test": 24, "external": 16}),
+    "smoke": Scale(10.0, {"train": 2, "validation": 1, "test": 3, "external": 2}),
 }
 
 
