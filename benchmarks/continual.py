@@ -63,7 +63,7 @@ METHODS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 }
 # Lesions are left out: in weights that hardly find them there is nothing to forget.
 OLD = tuple(each.name for each in CLASSES if each.parent is None)
-SMOKE = ("lora", "full", "naive, background")
+SMOKE = ("lora", "naive, background")
 PLANS = plans(
     mini={"of": STEPS, "scans": 3, "steps": 60, "probe": 120},
     smoke={"of": "sacrum,hip_left", "scans": 1, "steps": 1, "probe": 1},
