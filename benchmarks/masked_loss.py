@@ -30,7 +30,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from lab import Lab, Run, figures_of, plans, run_script
+from lab import Lab, Run, plans, run_script
 from plots import bars, by_seed
 
 from foundation import get_dataset, prepare
@@ -80,7 +80,7 @@ def measure(run: Run) -> Iterable[Figure]:
     fold = None if run.lab.generated else 0
     store = background_store(run.lab) if run.arm["unlabelled"] == BACKGROUND else None
     model = run.pretrain({"validation.every": 0}, fold=fold, store=store)
-    return figures_of(run.score(model, run.lab.tests(fold=fold)))
+    return run.figures(run.score(model, run.lab.tests(fold=fold)))
 
 
 def main() -> None:

@@ -13,14 +13,16 @@ Protocol
   --template. The paper's V2 is not known and is left out.
 - Text encoder. Real: CLIP ViT-B/32, as in the paper. Mini: MiniLM, which needs no download. So the
   mini size asks whether the sentence matters. It cannot say anything about CLIP.
+- MiniLM's embeddings are centred by the mean of the prompt bank, whose sentences are V3's. Of V1
+  they keep a larger common part, so that V1 has this small disadvantage beside its words.
 - Network, data, steps and seeds are the same in all arms.
 - Metric: Dice of each class where a scan shows it, on the scan's own grid; the mean over scans,
   then over classes.
 - Statistic: differences on the same scans, with a bootstrap over seeds and scans.
 - Paper: it found V3 to be the best (grade 2). Its numbers are unknown (U).
 
-Hardware. Real: each arm is one pretraining with the paper's settings, planned for 8 GPUs of 48 GB;
-pretraining_cost.py projects the hours. Mini: two CPU cores.
+Hardware. Real: each arm is one pretraining with the paper's settings; pretraining_cost.py projects
+its hours on your machine, and the paper had 8 × RTX A5000. Mini: two CPU cores.
 """
 
 from __future__ import annotations

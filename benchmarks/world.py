@@ -58,6 +58,7 @@ UNKNOWN = 255  # label value of voxels that a rendered scan does not cover
 FEWEST_ORGANS = 8  # that a label map must annotate to be rendered as a scan
 EXTENT_MM = 384.0  # of a rendered scan along each axis
 FORMAT_VERSION = 1
+LARGE_ML = 40.0
 Role = Literal["train", "validation", "test", "external"]
 Size = Literal["mini", "smoke"]
 
@@ -177,12 +178,14 @@ class World:
         seed: From which it was generated.
         size: Key of `SCALES`.
         sha256: Dataset → hash of its folder.
+        volumes_ml: Class → its mean volume over the scans of "test" that show it.
     """
 
     folder: Path
     seed: int
     size: Size
     sha256: dict[str, str]
+    volumes_ml: dict[str, float]
 
     @property
     def spacing_mm(self) -> float:
@@ -198,6 +201,15 @@ class World:
         if name not in self.sha256:
             raise UsageError(f"The world has no dataset {name!r}; it has {', '.join(self.sha256)}.")
         return str(self.folder / f"{name}.yaml"), str(self.folder / name)
+
+    @property
+    def large_organs(self) -> list[str]:
+        """Organs of at least `LARGE_ML`: at this spacing smaller ones are a few voxels.
+
+        Comparisons are made by them, since a small network learns them in a short training.
+        """
+        organs = [each.name for each in CLASSES if each.kind == "organ"]
+        return [name for name in organs if self.volumes_ml.get(name, 0.0) >= LARGE_ML]
 
     def datasets(self, role: Role) -> list[str]:
         """Return the names of the datasets with a role; without those of new structures."""
@@ -230,16 +242,21 @@ def build_world(
     bar = tqdm(total=total, desc="world", unit="scan", disable=None if progress else True)
     with replacing_folder(folder) as temporary, bar:
         bodies = _bodies(scale.spacing_mm, seed)
-        hashes = {}
+        hashes: dict[str, str] = {}
+        volumes: dict[str, list[float]] = {}
         for part in DATASETS:
             for number in range(scale.count(part)):
                 ill = part.lesion if number % 4 != 3 else None
                 body = next(b for b in bodies if ill is None or b.mask(ill).any())
-                _write_scan(temporary / part.name, f"{part.name}_{number:03d}", body, part)
+                labels = _write_scan(temporary / part.name, f"{part.name}_{number:03d}", body, part)
+                if part.name == "test":
+                    for name, voxels in _sizes(labels, part).items():
+                        volumes.setdefault(name, []).append(voxels * scale.spacing_mm**3 / 1000)
                 bar.update()
             (temporary / f"{part.name}.yaml").write_text(_description(part), encoding="utf-8")
             hashes[part.name] = path_sha256(temporary / part.name)
-        world = World(folder, seed, size, hashes)
+        means = {name: round(float(np.mean(found)), 2) for name, found in volumes.items()}
+        world = World(folder, seed, size, hashes, means)
         content = {"format_version": FORMAT_VERSION, **asdict(world)}
         del content["folder"]
         (temporary / WORLD).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -253,7 +270,7 @@ def _open(folder: Path, size: Size, seed: int) -> World:
     wanted = {"format_version": FORMAT_VERSION, "size": size, "seed": seed}
     if found := [f"{k} {content.get(k)!r}" for k, v in wanted.items() if content.get(k) != v]:
         raise UsageError(f"{folder} holds another world ({', '.join(found)}); give another folder.")
-    return World(folder, seed, size, content["sha256"])
+    return World(folder, seed, size, content["sha256"], content["volumes_ml"])
 
 
 # --- bodies of another origin ---------------------------------------------------------------------
@@ -374,11 +391,22 @@ def _bodies(spacing_mm: float, seed: int) -> Iterator[Phantom]:
         number += 1
 
 
-def _write_scan(folder: Path, case: str, body: Phantom, part: Part) -> None:
+def _sizes(labels: NDArray[np.uint8], part: Part) -> dict[str, int]:
+    """Count the voxels of each class that is there."""
+    found: dict[str, int] = {}
+    for value, names in _meanings().items():
+        if count := int((labels == value).sum()):
+            for name in set(names) & set(part.classes):
+                found[name] = found.get(name, 0) + count
+    return found
+
+
+def _write_scan(folder: Path, case: str, body: Phantom, part: Part) -> NDArray[np.uint8]:
     rng = np.random.default_rng(body.seed)
     hu = np.rint(render_ct(body.label_map, body.names, body.spacing_mm[0], rng)).astype(np.int16)
-    note = b"generated phantom, no patient"
-    _write_pair(folder, case, hu, _labels(body, part), body.affine, note)
+    labels = _labels(body, part)
+    _write_pair(folder, case, hu, labels, body.affine, b"generated phantom, no patient")
+    return labels
 
 
 def _write_pair(

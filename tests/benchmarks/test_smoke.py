@@ -22,26 +22,33 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("benchmarks")
 
 
+def run(script: Path, folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(script), "--smoke", "-o", str(folder), *more],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_smoke(script: Path, output: Path) -> None:
     assert f"python benchmarks/{script.name} --smoke" in script.read_text(encoding="utf-8")
-    folder = output / script.stem
-    done = subprocess.run(
-        [sys.executable, str(script), "--smoke", "-o", str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-    )
+    done = run(script, output / script.stem)
     assert done.returncode == 0, done.stderr[-3000:]
-    records = read_records(folder / "records.jsonl")
+    records = read_records(output / script.stem / "records.jsonl")
     assert records and all(record.size == "smoke" for record in records)
     assert all(record.benchmark == script.stem and record.figures for record in records)
-    again = subprocess.run(
-        [sys.executable, str(script), "--smoke", "-o", str(folder), "--publish"],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-    )
-    assert again.returncode != 0 and "smoke" in again.stderr, "smoke numbers are not published"
-    assert len(read_records(folder / "records.jsonl")) == len(records), "finished runs are kept"
+
+
+@pytest.mark.slow
+def test_finished_runs_are_kept_and_smoke_numbers_never_published(output: Path) -> None:
+    script = next(path for path in SCRIPTS if path.stem == "table1_prompts")
+    assert run(script, output / script.stem).returncode == 0
+    records = (output / script.stem / "records.jsonl").read_bytes()
+    again = run(script, output / script.stem, "--publish")
+    assert again.returncode != 0 and "not published" in again.stderr
+    assert (output / script.stem / "records.jsonl").read_bytes() == records
+    other = run(script, output / script.stem, "--max-steps", "1")
+    assert other.returncode != 0 and "differs in max_steps" in other.stderr

@@ -42,6 +42,18 @@ def test_every_dataset_is_read_by_its_yaml(world: ModuleType, folder: Path) -> N
     assert set(opened.datasets("train")) & {"test", "structures"} == set()
 
 
+def test_large_organs_are_those_of_the_test_scans(world: ModuleType, folder: Path) -> None:
+    opened = world.build_world(folder, "smoke", progress=False)
+    assert {"liver", "lung_left"} <= set(opened.large_organs)
+    assert not {"celiac_trunk", "adrenal_gland_left"} & set(opened.large_organs)
+    value = world.TISSUES.index("spleen")
+    spleens = []
+    for path in (folder / "test" / "labels").iterdir():
+        voxels = int((np.asanyarray(nib.load(path).dataobj) == value).sum())
+        spleens += [voxels * opened.spacing_mm**3 / 1000] if voxels else []
+    assert opened.volumes_ml["spleen"] == pytest.approx(np.mean(spleens), abs=0.01)
+
+
 def test_labels_hold_only_what_is_annotated(world: ModuleType, folder: Path) -> None:
     part = next(p for p in world.DATASETS if p.name == "kidney")
     dataset = get_dataset(str(folder / "kidney.yaml"))
