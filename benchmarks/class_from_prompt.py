@@ -12,12 +12,12 @@ Protocol
   weights do not know them. The training scans label nothing else.
 - Scans to learn from: nested, by seed, each of which shows all of the new classes.
 - Start. Weights: Real: -m. Generated: trained on the eight partly labelled datasets of the world,
-  once for each seed. Scratch: the same network with random weights, all of it trained at the full
-  rate, for as many steps.
+  once for each seed. Scratch: the same network with random weights.
 - Embedding: text (MiniLM, or the weights' own), or a one-hot vector. Generated only: weights that
   were trained with one-hot vectors, with places to spare.
-- Method: head, lora, full, continual, with their own settings. All take the same number of steps.
-  Scratch and one-hot are run with some of the methods only.
+- Method: head, lora, full, continual, with their own settings; these keep the old classes. All:
+  the whole network at the full rate, and nothing is kept, from weights and from scratch alike. All
+  of them take the same number of steps. One-hot is run with head and full only.
 - Metric: Dice of the new classes where a test scan shows them, on the scan's own grid. Scans that
   the weights of -m were trained on are left out of every split, by name, from their record.
 - Statistic: differences on the same scans, with a bootstrap over seeds and scans.
@@ -54,10 +54,11 @@ from foundation.evaluation import Figure
 from foundation.tuning import random_model
 
 NEW = ("sacrum", "hip_left", "autochthon_left")
-METHODS = ("head", "lora", "full", "continual")
+METHODS = ("head", "lora", "full", "continual", "all")
 START, TEXT = ("weights", "scratch"), ("text", "one-hot")
-# From random weights everything is learnt at the full rate, and there is nothing to keep.
-FROM_SCRATCH: Mapping[str, Any] = {
+# All of the network at the full rate, and no old class is protected: as from scratch, where there
+# is nothing to keep. So "all" from weights differs from scratch in the weights alone.
+ALL: Mapping[str, Any] = {
     "protect": "mask",
     "learning_rate": 3e-3,
     "backbone_rate": 1.0,
@@ -65,8 +66,8 @@ FROM_SCRATCH: Mapping[str, Any] = {
     "probe": 0,
 }
 PLANS = plans(
-    mini={"methods": METHODS, "scans": [1, 2, 5, 10], "steps": 100, "probe": 200},
-    smoke={"methods": ["full", "lora"], "scans": [1], "steps": 2, "probe": 2},
+    mini={"methods": METHODS, "scans": [1, 2, 5, 10], "steps": 100, "probe": 300},
+    smoke={"methods": ["full", "all"], "scans": [1], "steps": 2, "probe": 2},
     real={"methods": METHODS, "scans": [1, 2, 5, 10], "steps": 150, "probe": 360},
     hours="not measured",
 )
@@ -83,7 +84,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def wanted(arm: Arm, generated: bool) -> bool:
     """Tell whether an arm is run: not every combination answers a question of its own."""
     if arm["start"] == "scratch":
-        return arm["embedding"] == "text" and arm["method"] == "full"
+        return arm["embedding"] == "text" and arm["method"] == "all"
     if arm["embedding"] == "one-hot":
         return generated and arm["method"] in ("head", "full")
     return True
@@ -109,15 +110,17 @@ def measure(run: Run, found: Structures) -> Iterable[Figure]:
     cases = list(islice(found.showing(names, run.seed or 0), count))
     if len(cases) < count:
         raise UsageError(f"Only {len(cases)} training scans show all of {', '.join(names)}.")
+    method = str(arm["method"])
     settings = {key: options[key] for key in ("steps", "probe")}
-    if arm["method"] == "head":  # it is nothing but the probe
-        settings = {"steps": sum(settings.values())}
+    if method in ("head", "all"):  # of one part: nothing but what is new, or everything
+        own = ALL if method == "all" else {}
+        settings = {**own, "steps": sum(settings.values())}
     if arm["start"] == "scratch":
         base = random_model(base, (), run.seed or 0)
-        settings = {**FROM_SCRATCH, "steps": sum(settings.values())}
     settings |= {"validate_every": max(1, settings["steps"] // 4), "patience": 10**6}
     scans = few_scans(found, cases, names, run.folder / "scans")
-    model = learn(run, base, scans, names, str(arm["method"]), settings)
+    name = "full" if method == "all" else method
+    model = learn(run, base, scans, names, name, settings)
     return figures_of(run.score(model, test_sets(lab, found, names), classes=names))
 
 
@@ -130,10 +133,13 @@ def main() -> None:
         lab.measure(arm, partial(measure, found=found), weights=weights, note=note)
     for scans in counts(lab):
         full = {"start": "weights", "embedding": "text", "method": "full", "scans": scans}
+        every = {**full, "method": "all"}
+        scratch, one_hot = {**every, "start": "scratch"}, {**full, "embedding": "one-hot"}
         few = f"with {scans} scan{'s' if scans > 1 else ''}"
-        lab.verdict(f"Pretrained or from scratch, {few}?", full, {**full, "start": "scratch"})
+        lab.verdict(f"Pretrained or from scratch, {few}?", every, scratch)
+        lab.verdict(f"Pretrained with old classes kept, or from scratch, {few}?", full, scratch)
         if lab.generated:
-            lab.verdict(f"Text or one-hot, {few}?", full, {**full, "embedding": "one-hot"})
+            lab.verdict(f"Text or one-hot, {few}?", full, one_hot)
         for method in METHODS:
             if method != "full":
                 lab.verdict(f"full or {method}, {few}?", full, {**full, "method": method})

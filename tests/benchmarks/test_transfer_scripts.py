@@ -59,12 +59,13 @@ def test_forgetting_and_learning_are_measured_apart(scripts: dict[str, ModuleTyp
 def test_every_question_has_its_arms(scripts: dict[str, ModuleType]) -> None:
     script = scripts["class_from_prompt"]
     full = {"start": "weights", "embedding": "text", "method": "full", "scans": 5}
-    asked = [full, {**full, "start": "scratch"}, {**full, "embedding": "one-hot"}]
+    every = {**full, "method": "all"}
+    asked = [full, every, {**every, "start": "scratch"}, {**full, "embedding": "one-hot"}]
     asked += [{**full, "method": method} for method in script.METHODS]
     assert all(script.wanted(arm, True) for arm in asked)
     assert not script.wanted({**full, "embedding": "one-hot"}, False), "no such weights are given"
     assert not script.wanted({**full, "start": "scratch", "method": "lora"}, True)
-    METHODS["full"](**script.FROM_SCRATCH)
+    METHODS["full"](**script.ALL)
 
 
 def test_the_tasks_and_numbers_of_scans(scripts: dict[str, ModuleType]) -> None:
