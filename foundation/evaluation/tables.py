@@ -33,7 +33,7 @@ BEGIN = re.compile(r"^<!-- records: (\S+) -->$", re.MULTILINE)
 END = re.compile(r"^<!-- end records -->$", re.MULTILINE)
 _NAME = re.compile(r"\{([^{}:]+)(?::([^{}]*))?\}")
 _SPEC = re.compile(r"([%+]?)(\d?)")
-_EVERY = "*"  # stands for a class: "dice/*"
+_EVERY = "*"  # stands for a class: "dice/*"; in `where`, for any value
 _PLAIN = {each.name for each in fields(Record)} - {"figures", "arm", "data", "weights", "versions"}
 Where = Mapping[str, str | int | float | None]
 
@@ -63,7 +63,8 @@ class Table:
             `across`, with `cell` in them. "paper": the rows of a table of the paper, then one for
             each arm.
         records: Files of records, from the root of the checkout.
-        where: Which records: a field or `arm.KEY` → the value that it must have.
+        where: Which records: a field or `arm.KEY` → the value that it must have; null for none,
+            "*" for any.
         columns: Head of each column → template. Of "rows", whose templates stand in `rows`, → "".
             With `across` → its value in this column; of the first column, which shows `down` or
             the class, → "".
@@ -385,7 +386,11 @@ def _scaled(figure: Figure, factor: float) -> Figure:
 
 
 def _meant(record: Record, where: Where) -> bool:
-    return all(_field(record, name) == value for name, value in where.items())
+    found = {name: _field(record, name) for name in where}
+    return all(
+        found[name] is not None if value == _EVERY else found[name] == value
+        for name, value in where.items()
+    )
 
 
 def _key(record: Record) -> tuple[object, ...]:

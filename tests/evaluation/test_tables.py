@@ -126,3 +126,11 @@ def test_blocks_are_filled_and_nothing_else_is_touched() -> None:
 def test_a_block_has_a_beginning_and_an_end(lines: list[str]) -> None:
     with pytest.raises(UsageError, match=r"f\.md"):
         render_blocks("\n".join(lines), str.upper, "f.md")
+
+
+def test_a_star_means_any_value() -> None:
+    asked = dataclasses.replace(record({"verdict": "Which?"}), note="Neither.")
+    table = Table("runs", {"answer": "{note}"}, where={"arm.verdict": "*"})
+    assert body(table, [asked, record({"start": "scratch"})]) == [["Neither."]]
+    with pytest.raises(UsageError, match="No record"):
+        render_records(table, [record({"start": "scratch"})])
