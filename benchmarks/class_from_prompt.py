@@ -36,8 +36,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lab import Arm, Lab, Run, figures_of, plans, run_script
+from lab import Arm, Lab, Run, run_script
 from plots import by_seed, curves
+from sizes import plans
 from structures import (
     Structures,
     add_model,
@@ -48,6 +49,7 @@ from structures import (
     start_of,
     test_sets,
 )
+from verdicts import figures_of
 
 from foundation import UsageError
 from foundation.evaluation import Figure

@@ -34,8 +34,9 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from lab import Lab, Run, figures_of, plans, run_script
+from lab import Lab, Run, run_script
 from plots import by_seed, curves
+from sizes import plans
 from structures import (
     Structures,
     add_model,
@@ -46,6 +47,7 @@ from structures import (
     start_of,
     test_sets,
 )
+from verdicts import figures_of
 
 from foundation import CLASSES, UsageError
 from foundation.evaluation import Figure, Scores, paired_bootstrap

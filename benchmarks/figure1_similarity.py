@@ -35,9 +35,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from encoders import ENCODERS, ONE_HOT, add_arguments, at_hand, class_embeddings
-from lab import Lab, Run, plans, run_script
+from lab import Lab, Run, run_script
 from numpy.typing import NDArray
 from plots import matrices
+from sizes import plans
 from torch import Tensor
 
 from foundation import CLASSES, UsageError, from_pretrained, import_extra, mean_and_scale

@@ -38,10 +38,12 @@ from typing import Any
 import numpy as np
 import torch
 from encoders import ENCODERS, ONE_HOT, add_arguments, at_hand
-from lab import Arm, Lab, Run, figures_of, plans, run_script
+from lab import Arm, Lab, Run, run_script
 from numpy.typing import NDArray
 from plots import by_seed, scatter
+from sizes import plans
 from torch import Tensor
+from verdicts import figures_of
 
 from foundation import (
     CLASSES,

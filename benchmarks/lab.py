@@ -34,6 +34,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from sizes import Plan
+from verdicts import figures_of, verdict_text
 from world import World, build_world
 
 from foundation import (
@@ -48,7 +50,6 @@ from foundation import (
 )
 from foundation import prepare as prepare_store
 from foundation.evaluation import (
-    Difference,
     Figure,
     Record,
     Scores,
@@ -65,85 +66,7 @@ HERE = Path(__file__).resolve().parent
 RECORDS, PICTURES = HERE / "records", HERE / "pictures"
 MAIN_PROCESS = os.environ.get("RANK", "0") == "0"  # of several that train together
 LARGE = "dice/large organs"
-FEWEST_DICE = 0.5  # below it, the better arm has learnt too little to judge by
 Arm = Mapping[str, str | int | float]
-
-# Training in the mini size: small enough for two CPU cores, by the embedded weights' loss, with
-# which classes lift off early. The real size has the paper's own settings (configs/unet.yaml).
-MINI: Mapping[str, Any] = {
-    "model.backbone": "lite_unet",
-    "model.backbone_options": {"widths": [12, 24, 48, 96], "full": 16},
-    "model.text": "minilm",
-    "model.standardise_text": True,
-    "optimizer": {
-        "learning_rate": 3e-3,
-        "head_learning_rate": 1e-3,  # at 3e-3 the generated layers become unstable
-        "weight_decay": 1e-4,
-        "clip_norm": 5,
-    },
-    "schedule": {"kind": "trapezoid", "warm_up": 30, "decay": 0.6},
-    "loss": {
-        "dice": 1,
-        "binary": 0.2,
-        "exclusive": 1,
-        "balance": 0.5,
-        "auxiliary": 1,
-        "sample_voxels": 8192,
-    },
-    "validation.every": 0,
-    "workers": 0,
-    "save_every": 200,
-}
-SMOKE: Mapping[str, Any] = {
-    **MINI,
-    "model.backbone_options": {"widths": [8, 16], "full": 16},
-    "schedule": {"kind": "trapezoid", "warm_up": 0, "decay": 0.5},
-}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a size means for an experiment.
-
-    Attributes:
-        seeds: Each arm is run with each.
-        steps: Of one training; None for as many as the configuration says.
-        patch: Voxels along each axis of a training patch; None as the configuration says.
-        settings: Dotted key of the training configuration → value.
-        options: What only the script itself knows, such as numbers of scans.
-        hours: What to expect, and on what; shown by --help.
-    """
-
-    seeds: tuple[int, ...] = (1, 2, 3)
-    steps: int | None = None
-    patch: int | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    options: Mapping[str, Any] = field(default_factory=dict)
-    hours: str = ""
-
-
-def plans(
-    *,
-    mini_steps: int = 2000,
-    mini: Mapping[str, Any] | None = None,
-    smoke: Mapping[str, Any] | None = None,
-    real: Mapping[str, Any] | None = None,
-    seeds: Sequence[int] = (1, 2, 3),
-    hours: str = "",
-) -> dict[str, Plan]:
-    """Return the usual plans of the three sizes.
-
-    Args:
-        mini_steps: Of a training.
-        mini, smoke, real: The script's own options.
-        seeds: Of the mini size.
-        hours: Of the real size.
-    """
-    return {
-        "smoke": Plan((1,), 2, 16, SMOKE, smoke or {}),
-        "mini": Plan(tuple(seeds), mini_steps, 32, MINI, mini or {}),
-        "real": Plan((1,), None, None, {}, real or {}, hours),
-    }
 
 
 @dataclass(frozen=True)
@@ -817,62 +740,6 @@ class Run:
 
 
 # --- helpers --------------------------------------------------------------------------------------
-
-
-def figures_of(
-    scores: Scores, classes: Sequence[str] | None = None, metric: str = "dice"
-) -> list[Figure]:
-    """Turn scores into figures: the mean over classes and each class, with intervals over scans.
-
-    Args:
-        scores: Of one run.
-        classes: Those of the mean; all that were measured if not given.
-        metric: "dice", "nsd", or another number of `Score`.
-    """
-    names = list(scores.classes if classes is None else classes)
-    found = []
-    for title, chosen in [("mean", names), *((name, [name]) for name in names)]:
-        interval = scores.interval(chosen, metric) or (None, None)  # type: ignore[arg-type]
-        value = scores.mean(chosen, metric)  # type: ignore[arg-type]
-        scans = len(scores.by_case(chosen, metric))  # type: ignore[arg-type]
-        unit = "mm" if metric.endswith("_mm") else ""
-        found.append(Figure(f"{metric}/{title}", value, unit, *interval, n=scans))
-    return found
-
-
-def verdict_text(
-    found: Difference, first: str, second: str, what: str = "Dice", dice: float | None = None
-) -> str:
-    """Word what a comparison of two arms says.
-
-    Args:
-        found: By the bootstrap.
-        first, second: The arms in words.
-        what: Was measured; more of it is better.
-        dice: Of the better arm, where something else was measured.
-    """
-    if found.mean is None or found.first is None or found.second is None:
-        return "No verdict: no scan was measured with both."
-    measured = f"{first}: {what} {found.first:.3f}; {second}: {found.second:.3f}"
-    if (max(found.first, found.second) if dice is None else dice) < FEWEST_DICE:
-        low = f"both stay below Dice {FEWEST_DICE}, so the run was too small"
-        return f"No verdict: {low} ({measured})."
-    if found.interval is None:
-        return f"No verdict: fewer than three scans ({measured})."
-    low, high = found.interval
-    over = f"{found.pairs} scans, {found.seeds} seed{'s' if found.seeds > 1 else ''}"
-    size = f"difference {found.mean:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}, {over}"
-    seen = (
-        f"smallest difference that it could have found: {found.smallest:.3f}"
-        if found.smallest
-        else ""
-    )
-    if found.clear:
-        better, other = (first, second) if found.mean > 0 else (second, first)
-        answer = f"{better} is better than {other}."
-    else:
-        answer = f"No difference was found between {first} and {second}."
-    return f"{answer} {measured} ({size}; {seen})."
 
 
 def _shortened(config: str, settings: Mapping[str, Any], most: int) -> dict[str, Any]:

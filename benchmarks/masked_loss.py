@@ -30,8 +30,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from lab import Lab, Run, plans, run_script
+from lab import Lab, Run, run_script
 from plots import bars, by_seed
+from sizes import plans
 
 from foundation import get_dataset, prepare
 from foundation.data import Case, Dataset

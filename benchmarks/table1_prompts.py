@@ -32,8 +32,9 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
-from lab import Lab, Run, plans, run_script
+from lab import Lab, Run, run_script
 from plots import bars, by_seed
+from sizes import plans
 
 from foundation import CLASSES
 from foundation.evaluation import Figure

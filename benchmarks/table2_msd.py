@@ -37,8 +37,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lab import Lab, Run, add_model, figures_of, plans, run_script
+from lab import Lab, Run, add_model, run_script
 from plots import bars, by_seed
+from sizes import plans
+from verdicts import figures_of
 
 from foundation import UsageError, get_dataset
 from foundation.data import Dataset

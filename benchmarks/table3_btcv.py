@@ -28,8 +28,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from lab import Lab, Run, figures_of, plans, run_script
+from lab import Lab, Run, run_script
 from plots import bars, by_seed
+from sizes import plans
+from verdicts import figures_of
 from world import DATASETS
 
 from foundation import get_dataset

@@ -33,8 +33,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
-from lab import Lab, Run, add_model, figures_of, plans, run_script
+from lab import Lab, Run, add_model, run_script
 from plots import bars, by_seed
+from sizes import plans
+from verdicts import figures_of
 
 from foundation import CLASSES, UsageError
 from foundation.evaluation import Figure, Finding, bootstrap, summarise

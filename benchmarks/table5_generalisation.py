@@ -37,8 +37,10 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
-from lab import Lab, Run, TestSet, add_model, figures_of, plans, run_script
+from lab import Lab, Run, TestSet, add_model, run_script
 from plots import bars, by_seed
+from sizes import plans
+from verdicts import figures_of
 from world import SCALES, render_external
 
 from foundation import UsageError, get_dataset

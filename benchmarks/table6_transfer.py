@@ -35,8 +35,9 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
-from lab import Arm, Lab, Run, figures_of, plans, run_script
+from lab import Arm, Lab, Run, run_script
 from plots import by_seed, curves
+from sizes import plans
 from structures import (
     Structures,
     hashes_of,
@@ -44,6 +45,7 @@ from structures import (
     start_of,
     test_sets,
 )
+from verdicts import figures_of
 from world import NEW_STRUCTURES
 
 from foundation import UniversalModel, UsageError, choose_device, from_pretrained

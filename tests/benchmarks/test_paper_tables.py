@@ -1,16 +1,14 @@
 """Tables 2 to 5 run end to end on tiny trees in the real layouts, by their real commands."""
 
-import importlib.util
 import json
 import shutil
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import nibabel as nib
 import numpy as np
 import pytest
+from benchmark_scripts import script
 from conftest import REPOSITORY
 from dataset_trees import DATASETS, TREES, make_affine, make_ct, write_nifti
 from real_layouts import records, run_real
@@ -31,19 +29,9 @@ MSD = ("10_03", "10_06", "10_07", "10_08", "10_09", "10_10")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def benchmarks() -> Iterator[dict[str, ModuleType]]:
+def benchmarks() -> dict[str, ModuleType]:
     """The scripts, as they see each other when they are run."""
-    loaded = {}
-    for name in ("world", "plots", "lab", *SCRIPTS[3:]):
-        path = REPOSITORY / "benchmarks" / f"{name}.py"
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec and spec.loader
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = loaded[name] = module
-        spec.loader.exec_module(module)
-    yield loaded
-    for name in loaded:
-        del sys.modules[name]
+    return {name: script(name) for name in SCRIPTS}
 
 
 # --- real commands --------------------------------------------------------------------------------

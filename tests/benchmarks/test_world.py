@@ -1,28 +1,19 @@
 """The generated world: read as any dataset, labelled in part, no body twice, the same each time."""
 
-import importlib.util
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import REPOSITORY
+from benchmark_scripts import script
 
 from foundation import UsageError, get_dataset
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[ModuleType]:
-    spec = importlib.util.spec_from_file_location("world", REPOSITORY / "benchmarks" / "world.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["world"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["world"]
+def world() -> ModuleType:
+    return script("world")
 
 
 @pytest.fixture(scope="module")
