@@ -68,7 +68,7 @@ ALL: Mapping[str, Any] = {
     "probe": 0,
 }
 PLANS = plans(
-    mini={"methods": METHODS, "scans": [1, 2, 5, 10], "steps": 100, "probe": 300},
+    mini={"methods": METHODS, "scans": [1, 2, 5, 10], "steps": 150, "probe": 360},
     smoke={"methods": ["full", "all"], "scans": [1], "steps": 2, "probe": 2},
     real={"methods": METHODS, "scans": [1, 2, 5, 10], "steps": 150, "probe": 360},
     hours="not measured",

@@ -16,7 +16,7 @@ Protocol
   classes by their prompts.
 - Scans to learn from: nested, by seed; a class that none of them shows counts all the same.
 - Training. Real: the published one, 200 epochs of one crop of each scan; the step that is best on
-  the validation scans is kept. Mini: 150 steps at 2e-3 whatever the number of scans.
+  the validation scans is kept. Mini: 300 steps at 2e-3 whatever the number of scans.
 - Metric: Dice of each class where a test scan shows it, without background, on the scan's own grid;
   the mean over scans, then over classes. Masks are not cleaned up. Scans that any of the weights
   was trained on are left out of all splits and arms, by name, from their record.
@@ -66,7 +66,7 @@ from foundation.tuning import (
 
 WORLD, WEIGHTS, UNTRAINED, ALL = "structures", "weights", " untrained", "all"
 PLANS = plans(
-    mini={"shots": ["1", "5", ALL], "steps": 150, "rate": 2e-3, "voxels": 8192},
+    mini={"shots": ["1", "5", ALL], "steps": 300, "rate": 2e-3, "voxels": 8192},
     smoke={"shots": ["1"], "steps": 2, "rate": 2e-3, "voxels": 512},
     real={"shots": [*map(str, SIZES), ALL], "rate": PUBLISHED.learning_rate},
     hours="not measured",
