@@ -323,6 +323,8 @@ def learn(
         folder: Within that of the run.
     """
     most = {key: run.steps(settings[key]) for key in ("steps", "probe") if key in settings}
+    if run.lab.generated:  # the loss looks at as many voxels as in the training of the weights
+        most["voxels"] = run.lab.plan.settings["loss"]["sample_voxels"]
     tuning = TuningRun(
         base,
         get_method(method, **{**settings, **most}),
