@@ -78,8 +78,13 @@ def test_every_table_is_shown_and_every_record_is_read() -> None:
         for name in re.findall(r"^<!-- records: (\S+) -->$", path.read_text(encoding="utf-8"), re.M)
     }
     tables = {path.stem: path for path in (REPOSITORY / "benchmarks" / "tables").glob("*.yaml")}
-    assert shown == set(tables)
-    used = {name for path in tables.values() for name in read_table(path).records}
+    files = {name: read_table(path).records for name, path in tables.items()}
+    # The table of an experiment waits for its first record.
+    ready = {
+        name for name, given in files.items() if all((REPOSITORY / f).is_file() for f in given)
+    }
+    assert shown == ready
+    used = {name for given in files.values() for name in given}
     folder = REPOSITORY / "benchmarks" / "records"
     assert {f"benchmarks/records/{path.name}" for path in folder.glob("*.jsonl")} <= used
 
