@@ -11,7 +11,7 @@ Protocol
 - New classes: a bone of the middle, one of a pair, and a muscle of a pair, learnt together. The
   weights do not know them. The training scans label nothing else.
 - Scans to learn from: nested, by seed, each of which shows all of the new classes.
-- Start. Weights: Real: -m. Generated: trained on the eight partly labelled datasets of the world,
+- Start. Weights: Real: -m. Generated: trained on the ten partly labelled datasets of the world,
   once for each seed. Scratch: the same network with random weights.
 - Embedding: text (MiniLM, or the weights' own), or a one-hot vector. Generated only: weights that
   were trained with one-hot vectors, with places to spare.

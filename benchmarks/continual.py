@@ -8,7 +8,7 @@
 Protocol
 - Data: as of class_from_prompt.py. Each step has scans of its own, which label the step's classes
   and nothing else. No scan of an earlier step is seen again.
-- Start. Real: the weights of -m. Generated: trained on the eight partly labelled datasets of the
+- Start. Real: the weights of -m. Generated: trained on the ten partly labelled datasets of the
   world, once for each seed.
 - Steps: one after the other, each from the model that the step before left; an adapter of lora is
   merged into it.

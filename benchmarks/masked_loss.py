@@ -5,7 +5,7 @@
     python benchmarks/masked_loss.py 01=BTCV 04=LiTS 05=KiTS … -o OUT     # real data
 
 Protocol
-- Data. Real: the paper's datasets, as many as are given. Generated: eight partly labelled ones.
+- Data. Real: the paper's datasets, as many as are given. Generated: ten partly labelled ones.
 - Arms. masked: a class that a scan's dataset does not label has no part in the loss of that scan,
   as in the paper. background: the same scans, prepared once more with every class of all datasets
   declared as labelled, so that a voxel without a label of a class is a negative of it. That is what

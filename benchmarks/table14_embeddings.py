@@ -5,7 +5,7 @@
     python benchmarks/table14_embeddings.py 01=BTCV 04=LiTS 05=KiTS … -o OUT     # real data
 
 Protocol
-- Data. Real: the paper's datasets, as many as are given. Generated: eight partly labelled ones.
+- Data. Real: the paper's datasets, as many as are given. Generated: ten partly labelled ones.
 - Split. Real: fold 0 of five is held out and measured, with the last weights. Generated: 24
   scans of other bodies, with all classes labelled.
 - Arms: one-hot vectors, MiniLM, CLIP ViT-B/32, BioBERT, BioLinkBERT; each embeds the same
@@ -23,7 +23,7 @@ Protocol
 - Paper: it found CLIP to be the best (grade 2). Its numbers are unknown (U), and so is which output
   of the BERT encoders it took; here it is that of the first token.
 
-Hardware. Real: each arm is one pretraining with the paper's settings, planned for 8 GPUs of 48 GB;
+Hardware. Real: each arm is one pretraining with the paper's settings; the paper had 8 × RTX A5000;
 pretraining_cost.py projects the hours. Mini: two CPU cores.
 """
 

@@ -6,7 +6,7 @@
     … --template "an abdominal CT that shows a {}"
 
 Protocol
-- Data. Real: the paper's datasets, as many as are given. Generated: eight partly labelled ones.
+- Data. Real: the paper's datasets, as many as are given. Generated: ten partly labelled ones.
 - Split. Real: fold 0 of five is held out and measured, with the last weights. Generated: 24
   scans of other bodies, with all classes labelled.
 - Arms: one-hot; V1 "A photo of a [CLS]."; V3 "A computerized tomography of a [CLS]"; each

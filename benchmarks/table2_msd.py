@@ -23,7 +23,7 @@ Protocol
 - The submission: DIR/Task03_Liver/liver_N.nii.gz for each image that the task's dataset.json lists
   under "test"; uint8 with the values of its "labels", on the image's own grid.
 
-Hardware. Real: five pretrainings with the paper's settings, planned for 8 GPUs of 48 GB;
+Hardware. Real: five pretrainings with the paper's settings; the paper had 8 × RTX A5000;
 pretraining_cost.py projects the hours. Mini: two CPU cores.
 """
 

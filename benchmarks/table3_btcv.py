@@ -6,7 +6,7 @@
 
 Protocol
 - Data. Real: BTCV with the labels of its 14 organs, and whatever else is given, which is trained on
-  and not measured. Generated: eight partly labelled datasets; "abdomen", with 13 organs, is
+  and not measured. Generated: ten partly labelled datasets; "abdomen", with 13 organs, is
   measured.
 - Split: five folds of every dataset, one file for all trainings (OUT/folds.json). Each scan is
   measured once, by the model that has not seen it.
@@ -20,7 +20,7 @@ Protocol
 - Paper: mean Dice 86.13 (grade 2: second-hand). Whether over 13 organs (the challenge's) or 14 is
   not known, so both are here. Its values by organ are unknown (U).
 
-Hardware. Real: five pretrainings with the paper's settings, planned for 8 GPUs of 48 GB;
+Hardware. Real: five pretrainings with the paper's settings; the paper had 8 × RTX A5000;
 pretraining_cost.py projects the hours. Mini: two CPU cores.
 """
 

@@ -8,7 +8,7 @@
 Protocol
 - Data. Real: datasets that label a tumour. Patients known to be without it give the specificity:
   describe their scans in a YAML file that names the tumour in `annotated` and that no scan shows.
-  Generated: training on eight partly labelled datasets, 24 test scans of which most show a lesion.
+  Generated: training on ten partly labelled datasets, 24 test scans of which most show a lesion.
 - Split. Real: --test, or fold 0 of five, which is held out. Generated: other bodies.
 - Scans that the weights were trained on are left out by name; see table5_generalisation.py.
 - A class of a scan counts where its dataset labels that class.
@@ -24,8 +24,8 @@ Protocol
 - Paper: sensitivity and specificity by patient, any predicted voxel being a positive. Its numbers,
   and its test data, are unknown (U).
 
-Hardware. Real: one pretraining with the paper's settings, planned for 8 GPUs of 48 GB
-(pretraining_cost.py projects the hours), or minutes a scan for -m. Mini: two CPU cores.
+Hardware. Real: one pretraining with the paper's settings; the paper had 8 × RTX A5000
+(pretraining_cost.py projects the hours). With -m: none. Mini: two CPU cores.
 """
 
 from __future__ import annotations

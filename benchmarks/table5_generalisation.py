@@ -8,7 +8,7 @@
 
 Protocol
 - Data. Real: all scans of 3D-IRCADb and of TotalSegmentator v1, with MODEL, or with one that is
-  trained on the datasets given. Generated: training on eight partly labelled datasets; measured on
+  trained on the datasets given. Generated: training on ten partly labelled datasets; measured on
   "test" and "external", which are other phantoms of one origin, and with --rendered on label maps
   of four people, rendered anew: bodies of another origin.
 - Nothing is adapted, no threshold is tuned. All classes that both sides know are measured. Where
@@ -25,8 +25,8 @@ Protocol
 - TotalSegmentator's labels are machine-made in part: agreement, not accuracy.
 - Paper: its numbers are unknown (U).
 
-Hardware. Real: about a minute a scan on a GPU, so a day for TotalSegmentator; a training before it
-is planned for 8 GPUs of 48 GB (pretraining_cost.py projects the hours). Mini: two CPU cores.
+Hardware. Real: the time of a scan was not measured on a GPU. A training before it had 8 × RTX A5000
+in the paper; pretraining_cost.py projects its hours. Mini: two CPU cores.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ Protocol
   gives the splits. Generated: 12 structures in scans of other bodies than the weights have seen.
 - Tasks, by SuPreM (Li et al., ICLR 2024): organs, vertebrae, cardiac, muscles, ribs.
 - Start: each --start (a name, folder or file of weights; only the backbone is kept, and for text
-  the head), and the same architecture with random weights. Generated: trained on the eight partly
+  the head), and the same architecture with random weights. Generated: trained on the ten partly
   labelled datasets of the world, once for each seed.
 - Head. softmax: the published protocol, without text. text: the text-driven head, told the new
   classes by their prompts.

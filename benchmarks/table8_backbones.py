@@ -6,7 +6,7 @@
     … --only backbone=unet
 
 Protocol
-- Data. Real: the paper's datasets, as many as are given. Generated: eight partly labelled ones.
+- Data. Real: the paper's datasets, as many as are given. Generated: ten partly labelled ones.
 - Split. Real: fold 0 of five is held out and measured. Generated: 24 scans of other bodies, with
   all classes labelled.
 - Arms: all our backbones. Real: in their published widths, which differ in cost. Generated: each as
