@@ -139,6 +139,7 @@ def test_a_structure_is_a_class_of_its_own_beside_what_it_is_a_part_of(
     assert "lung_right" in case.annotated and "aorta" in case.annotated
 
 
+@pytest.mark.slow
 def test_the_world_is_written_as_totalsegmentator_has_it(
     structures: ModuleType, tmp_path: Path
 ) -> None:

@@ -70,6 +70,7 @@ def test_no_two_scans_show_the_same_body(folder: Path) -> None:
     assert len(set(images)) == len(images) > 20
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_world(
     world: ModuleType, folder: Path, tmp_path: Path
 ) -> None:
