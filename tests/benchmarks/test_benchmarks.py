@@ -33,6 +33,7 @@ RUN_ELSEWHERE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", sorted({*SCRIPTS} - SHARED - RUN_ELSEWHERE))
 def test_a_script_says_how_it_is_called(script: str) -> None:
     command = [sys.executable, str(REPOSITORY / "benchmarks" / script), "--help"]
