@@ -37,8 +37,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lab import Arm, Lab, Run, run_script
+from lab import Lab, run_script
 from plots import by_seed, curves
+from runs import Arm, Run
 from sizes import plans
 from structures import (
     Structures,

@@ -35,8 +35,9 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from lab import Lab, Run, run_script
+from lab import Lab, run_script
 from plots import by_seed, curves
+from runs import Run
 from sizes import plans
 from structures import (
     Structures,

@@ -35,9 +35,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from encoders import ENCODERS, ONE_HOT, add_arguments, at_hand, class_embeddings
-from lab import Lab, Run, run_script
+from lab import Lab, run_script
 from numpy.typing import NDArray
 from plots import matrices
+from runs import Run
 from sizes import plans
 from torch import Tensor
 

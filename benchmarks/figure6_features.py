@@ -38,9 +38,10 @@ from typing import Any
 import numpy as np
 import torch
 from encoders import ENCODERS, ONE_HOT, add_arguments, at_hand
-from lab import Arm, Lab, Run, run_script
+from lab import Lab, run_script
 from numpy.typing import NDArray
 from plots import by_seed, scatter
+from runs import Arm, Run
 from sizes import plans
 from torch import Tensor
 from verdicts import figures_of

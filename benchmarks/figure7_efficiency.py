@@ -42,8 +42,9 @@ from costs import (
     universal_model,
     windows,
 )
-from lab import Lab, Run, run_script
+from lab import Lab, run_script
 from plots import bars, by_seed
+from runs import Run
 from sizes import Plan
 from torch import nn
 

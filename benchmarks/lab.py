@@ -22,30 +22,27 @@ import csv
 import itertools
 import json
 import os
-import re
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from runs import Arm, Run, TestSet, slug
 from sizes import Plan
-from verdicts import figures_of, verdict_text
+from verdicts import verdict_text
 from world import World, build_world
 
 from foundation import (
     UniversalCTError,
-    UniversalModel,
     UsageError,
     from_pretrained,
     get_dataset,
-    listed,
-    pretrain,
     replacing,
 )
 from foundation import prepare as prepare_store
@@ -58,30 +55,12 @@ from foundation.evaluation import (
     paired_bootstrap,
     path_sha256,
     read_records,
-    score_dataset,
 )
-from foundation.pretraining import FOLDS, make_folds, read_folds, trained_on
+from foundation.pretraining import make_folds, read_folds
 
 HERE = Path(__file__).resolve().parent
 RECORDS, PICTURES = HERE / "records", HERE / "pictures"
 MAIN_PROCESS = os.environ.get("RANK", "0") == "0"  # of several that train together
-LARGE = "dice/large organs"
-Arm = Mapping[str, str | int | float]
-
-
-@dataclass(frozen=True)
-class TestSet:
-    """Scans to measure on.
-
-    Attributes:
-        dataset: A YAML file, or an id of the paper's.
-        root: Its folder.
-        cases: Ids of the scans; None for all.
-    """
-
-    dataset: str
-    root: str
-    cases: tuple[str, ...] | None = None
 
 
 class Lab:
@@ -216,10 +195,10 @@ class Lab:
             fold: Measure on this fold of the training data instead, where `--test` names none.
         """
         if fold is not None and not self.given.test:
-            return self._fold(fold)
+            return self.held_out(fold)
         if self.generated:
             return [TestSet(*self.world.dataset(name)) for name in like]
-        return [TestSet(*_pair(text)) for text in self.given.test] or self._fold(0)
+        return [TestSet(*_pair(text)) for text in self.given.test] or self.held_out(0)
 
     @cached_property
     def folds(self) -> Path:
@@ -231,7 +210,8 @@ class Lab:
             make_folds(Store(self.store()).manifest["cases"]).write(path)
         return path
 
-    def _fold(self, fold: int) -> list[TestSet]:
+    def held_out(self, fold: int) -> list[TestSet]:
+        """Return the scans of one of the five folds of the data to train on."""
         held_out = read_folds(self.folds).cases(fold)
         found = []
         for dataset, root in self.training(self._like):
@@ -380,13 +360,14 @@ class Lab:
 
     def scores(self, arm: Arm, seed: int | None, name: str = "test") -> Scores:
         """Read the scores that a run kept."""
-        return Scores.read(self._scores_file(arm, seed, name))
+        return Scores.read(self.scores_file(arm, seed, name))
 
     def _has_scores(self, arm: Arm, name: str) -> bool:
-        return all(self._scores_file(arm, seed, name).is_file() for seed in self.seeds)
+        return all(self.scores_file(arm, seed, name).is_file() for seed in self.seeds)
 
-    def _scores_file(self, arm: Arm, seed: int | None, name: str) -> Path:
-        return self.output / "scores" / f"{_slug(arm)}-{seed}-{name}.json"
+    def scores_file(self, arm: Arm, seed: int | None, name: str) -> Path:
+        """Return where a run keeps scores."""
+        return self.output / "scores" / f"{slug(arm)}-{seed}-{name}.json"
 
     # --- what it all says -------------------------------------------------------------------------
 
@@ -497,7 +478,7 @@ class Lab:
         rows: list[dict[str, Any]] = []
         for record in self.records():
             for path in sorted(
-                (self.output / "scores").glob(f"{_slug(record.arm)}-{record.seed}-*.json")
+                (self.output / "scores").glob(f"{slug(record.arm)}-{record.seed}-*.json")
             ):
                 name = path.stem.rpartition("-")[2]
                 arm = {**record.arm, "seed": record.seed, "scores": name}
@@ -516,258 +497,7 @@ class Lab:
         return path
 
 
-@dataclass(frozen=True)
-class Run:
-    """One arm with one seed.
-
-    Attributes:
-        lab: The experiment.
-        arm: What is varied → its value here.
-        seed: Of all chance; None where nothing is drawn.
-        notes: Sentences for the record.
-    """
-
-    lab: Lab
-    arm: Arm
-    seed: int | None
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def folder(self) -> Path:
-        """Of what this run makes."""
-        return self.lab.output / "runs" / f"{_slug(self.arm)}-{self.seed}"
-
-    @property
-    def cpu(self) -> bool:
-        """Whether GPUs are left alone."""
-        return self.lab.generated and not self.lab.given.gpu
-
-    def steps(self, planned: int) -> int:
-        """Return how many steps a training takes: as planned, or `--max-steps`."""
-        most = self.lab.given.max_steps
-        return planned if most is None else min(planned, most)
-
-    def pretrain(
-        self,
-        changes: Mapping[str, Any] | None = None,
-        *,
-        config: str = "unet",
-        like: Sequence[str] | None = None,
-        fold: int | None = None,
-        name: str = "training",
-        store: Path | None = None,
-    ) -> UniversalModel:
-        """Train a model from random weights, or go on where it stopped.
-
-        Args:
-            changes: Dotted key of the configuration → value, over those of the plan.
-            config: The configuration of the real size, which the plan changes.
-            like: Datasets of the world; see `Lab.training`.
-            fold: Held out of the five folds.
-            name: Of the training's folder, where a run has several.
-            store: In place of the lab's, of the same datasets.
-
-        Returns:
-            The model; of a run with a held-out fold and validation the best one.
-        """
-        plan, store = self.lab.plan, store or self.lab.store(like)
-        settings = {**plan.settings, "seed": self.seed or 0, **(changes or {})}
-        if self.lab.generated:
-            stage = {"steps": plan.steps, "patch_size": plan.patch, "batch_size": 2}
-            stage |= {"spacing_mm": self.lab.world.spacing_mm}
-            ids = [get_dataset(dataset).id for dataset, _ in self.lab.training(like)]
-            settings = {
-                "stages": [stage],
-                "sources": [{"kind": "scans", "datasets": ids}],
-                **settings,
-            }
-        else:
-            settings = {"sources": _sources_of(config, store), **settings}
-        if fold is not None:
-            settings |= {"validation.fold": fold, "validation.folds": str(self.lab.folds)}
-        elif self.lab.generated or self.lab.given.test:
-            settings["validation.fold"] = None
-        if self.lab.given.max_steps is not None:
-            settings |= _shortened(config, settings, self.lab.given.max_steps)
-        saved = pretrain(
-            config,
-            store=store,
-            output=self.folder / name,
-            overrides=[*_overrides(settings), *self.lab.given.settings],
-            cpu=self.cpu,
-            progress=not self.lab.generated,
-        )
-        best = saved.parent / "best"
-        return from_pretrained(best if best.is_dir() else saved)
-
-    def pretrain_and_score(self, changes: Mapping[str, Any] | None = None) -> list[Figure]:
-        """Train from random weights and measure Dice; in the real size, on the first fold.
-
-        The last weights are measured: those that are best on the scans that they are measured on
-        look better than they are.
-
-        Args:
-            changes: As of `pretrain`.
-        """
-        fold = None if self.lab.generated else 0
-        model = self.pretrain({"validation.every": 0, **(changes or {})}, fold=fold)
-        return self.figures(self.score(model, self.lab.tests(fold=fold)))
-
-    def figures(self, scores: Scores) -> list[Figure]:
-        """Turn scores into figures; in the generated sizes also the mean over large organs."""
-        found = figures_of(scores)
-        if self.lab.generated:
-            large = self.lab.world.large_organs
-            interval = scores.interval(large) or (None, None)
-            found.append(
-                Figure(LARGE, scores.mean(large), "", *interval, n=len(scores.by_case(large)))
-            )
-        return found
-
-    def unseen(self, test: TestSet, weights: str | Path) -> TestSet:
-        """Leave out the scans that weights were trained on, and note which in the record.
-
-        Args:
-            test: The scans.
-            weights: A name or a folder; see `trained_on`.
-
-        Returns:
-            The other scans.
-
-        Raises:
-            UsageError: The weights were trained on all of them.
-        """
-        dataset, trained = get_dataset(test.dataset), trained_on(weights)
-        if trained is None:
-            self.notes.append(
-                f"{dataset.name}: what the weights were trained on is not recorded, so that "
-                "nothing could be left out."
-            )
-            return test
-        cases = [c for c in dataset.find(test.root) if test.cases is None or c.id in test.cases]
-        seen = trained.among(dataset, cases)
-        if not seen:
-            return test
-        kept = tuple(case.id for case in cases if case.id not in seen)
-        if not kept:
-            raise UsageError(f"The weights were trained on every scan of {dataset.name}.")
-        names = listed([f"{case} ({key})" for case, key in seen.items()], 20)
-        self.notes.append(f"{dataset.name}: left out, since the weights saw them: {names}.")
-        return replace(test, cases=kept)
-
-    def cross_validate(
-        self,
-        classes: Mapping[str, Sequence[str]],
-        *,
-        like: Sequence[str] | None = None,
-        **options: Any,
-    ) -> Scores:
-        """Train once for each fold, and measure the fold with the model that has not seen it.
-
-        The last weights are measured. Those that are best on the fold that they are then measured
-        on, as in the paper, look better than they are.
-
-        Args:
-            classes: Id of each dataset to measure on → the classes that count there.
-            like: As of `pretrain`.
-            **options: As of `score`.
-
-        Returns:
-            The scores of every scan, each from one model.
-        """
-        self.lab.store(like)
-        parts = []
-        for fold in range(FOLDS):
-            named = [(get_dataset(test.dataset).id, test) for test in self.lab._fold(fold)]
-            measured = [(name, test) for name, test in named if name in classes]
-            if not measured:
-                continue  # a tiny dataset has no scan in some folds
-            changes = {"validation.every": 0}
-            model = self.pretrain(changes, like=like, fold=fold, name=f"fold{fold}")
-            for name, test in measured:
-                title = f"fold{fold}.{name}"
-                parts.append(
-                    self.score(model, [test], classes=classes[name], name=title, **options)
-                )
-        if not parts:
-            raise UsageError(f"None of {', '.join(classes)} is among the data. Give it as ID=DIR.")
-        return Scores.joined(parts)
-
-    def score(
-        self,
-        model: Any,
-        tests: Sequence[TestSet] | None = None,
-        *,
-        classes: Sequence[str] | None = None,
-        name: str = "test",
-        tolerance_mm: float | Mapping[str, float] | None = None,
-        **options: Any,
-    ) -> Scores:
-        """Measure a model on scans on their own grid, and keep the scores.
-
-        Args:
-            model: Any network that can be segmented with.
-            tests: The scans; the lab's if not given.
-            classes: All that the model has and a scan labels, if not given.
-            name: Of the scores; `Lab.scores` reads them by it.
-            tolerance_mm: Of the surface Dice, which is not computed if not given.
-            **options: As of `evaluate_dataset`.
-
-        Returns:
-            The scores.
-        """
-        path = self.lab._scores_file(self.arm, self.seed, name)
-        if path.is_file():
-            return Scores.read(path)
-        options.setdefault("overlap", 0.25 if self.lab.generated else 0.5)
-        options.setdefault("device", "cpu" if self.cpu else "auto")
-        scores = Scores.joined(
-            found
-            for test in (self.lab.tests() if tests is None else tests)
-            for _, found in score_dataset(
-                model,
-                get_dataset(test.dataset),
-                test.root,
-                cases=test.cases,
-                classes=classes,
-                tolerance_mm=tolerance_mm,
-                **options,
-            )
-        )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scores.write(path)
-        return scores
-
-
 # --- helpers --------------------------------------------------------------------------------------
-
-
-def _shortened(config: str, settings: Mapping[str, Any], most: int) -> dict[str, Any]:
-    """Settings by which no training takes more than so many steps."""
-    from foundation.pretraining import load_config
-
-    full = load_config(config, _overrides(settings))
-    return {
-        **{f"stages.{i}.steps": min(stage.steps, most) for i, stage in enumerate(full.stages)},
-        "schedule.warm_up": min(full.schedule.warm_up, most // 2),
-    }
-
-
-def _sources_of(config: str, store: Path) -> list[dict[str, Any]]:
-    """The sources of a configuration, without the datasets that the store lacks.
-
-    A dataset that the configuration does not know is drawn as its first ones are.
-    """
-    from foundation.data import Store
-    from foundation.pretraining import load_config
-
-    there = sorted({key.split("/")[0] for key in Store(store).manifest["cases"]})
-    sources = [asdict(each) for each in load_config(config).sources if each.kind == "scans"]
-    known = {name for each in sources for name in each["datasets"]}
-    own = [name for name in there if name not in known]
-    found = [{**s, "datasets": [n for n in s["datasets"] if n in there]} for s in sources]
-    found += [{**source, "datasets": own} for source in sources[:1]]
-    return [source for source in found if source["datasets"]]
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -775,10 +505,6 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-m", "--model", help="measure these weights (a name, folder or file) and train none"
     )
-
-
-def _overrides(settings: Mapping[str, Any]) -> list[str]:
-    return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -790,10 +516,6 @@ def _pair(text: str) -> tuple[str, str]:
 
 def _text(arm: Arm) -> str:
     return ", ".join(f"{key} {value}" for key, value in arm.items()) or "the only arm"
-
-
-def _slug(arm: Arm) -> str:
-    return re.sub(r"[^A-Za-z0-9._+]+", "_", "_".join(map(str, arm.values()))) or "only"
 
 
 def _rounded(value: Any) -> Any:

@@ -30,8 +30,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from lab import Lab, Run, run_script
+from lab import Lab, run_script
 from plots import bars, by_seed
+from runs import Run
 from sizes import plans
 
 from foundation import get_dataset, prepare

@@ -39,8 +39,9 @@ from typing import Any
 
 import torch
 from costs import Memory, alone, parameters, spread
-from lab import MAIN_PROCESS, Lab, Run, run_script
+from lab import MAIN_PROCESS, Lab, run_script
 from plots import bars, by_seed
+from runs import Run
 from sizes import Plan
 from tqdm import tqdm
 

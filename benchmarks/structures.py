@@ -10,20 +10,19 @@ generated ones it is written from the world.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
 from argparse import ArgumentParser
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import yaml
-from lab import Lab, Run, TestSet
+from lab import Lab
+from runs import Run, TestSet
 from world import NEW_STRUCTURES, World
 
 from foundation import (
@@ -241,16 +240,6 @@ def add_model(parser: ArgumentParser) -> None:
     parser.add_argument("-m", "--model", default="universal-ct", help="weights to start from")
 
 
-@dataclass(frozen=True)
-class Start(Run):
-    """The training, on the world, of the weights that the arms of a seed start from."""
-
-    @property
-    def folder(self) -> Path:
-        """As `Run.folder`, apart from the arms'."""
-        return self.lab.output / "start" / f"{self.arm['text']}-{self.seed}"
-
-
 def start_of(run: Run, text: str = "minilm", spare: int = 0) -> UniversalModel:
     """Return the weights to start from: those of -m, or of the world, trained once for each seed.
 
@@ -265,26 +254,11 @@ def start_of(run: Run, text: str = "minilm", spare: int = 0) -> UniversalModel:
     lab = run.lab
     if lab.generated:
         one_hot = {"model.standardise_text": False, "model.spare_places": spare}
-        return _trained(run, {"model.text": text, **(one_hot if text == "one-hot" else {})})
+        return run.pretrain({"model.text": text, **(one_hot if text == "one-hot" else {})})
     model = from_pretrained(lab.given.model)
     if not isinstance(model, UniversalModel):
         raise UsageError(f"{lab.given.model} has no text-driven head; give weights that have one.")
     return model
-
-
-def _trained(run: Run, changes: Mapping[str, Any]) -> UniversalModel:
-    """Train on the world, or load what a script of the same size has trained in the same way."""
-    lab = run.lab
-    # What it depends on but for the code, so that no other training is taken for this one.
-    plan = [lab.plan.steps, lab.plan.patch, dict(lab.plan.settings), lab.given.settings]
-    known = [changes, *plan, run.steps(10**9), run.seed, lab.hashes]
-    name = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
-    shared = lab.output.parent / f"start-{lab.size}" / name
-    if not shared.is_dir():
-        model = Start(lab, {"text": str(changes["model.text"])}, run.seed).pretrain(changes)
-        with suppress(OSError), replacing_folder(shared) as temporary:
-            model.save_pretrained(temporary)  # another process may write it, too
-    return cast(UniversalModel, from_pretrained(shared))
 
 
 def hashes_of(lab: Lab, *models: str) -> dict[str, str]:

@@ -32,8 +32,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from encoders import ENCODERS, ONE_HOT, add_arguments, at_hand
-from lab import Lab, Run, run_script
+from lab import Lab, run_script
 from plots import bars, by_seed
+from runs import Run
 from sizes import plans
 
 from foundation import CLASSES

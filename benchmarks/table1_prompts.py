@@ -28,18 +28,23 @@ its hours on your machine, and the paper had 8 × RTX A5000. Mini: two CPU cores
 from __future__ import annotations
 
 from argparse import ArgumentParser
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
-from lab import Lab, Run, run_script
+from lab import Lab, run_script
 from plots import bars, by_seed
+from runs import Run
 from sizes import plans
 
 from foundation import CLASSES
 from foundation.evaluation import Figure
 
-TEMPLATES = {"V1": "A photo of a {}.", "V3": "A computerized tomography of a {}"}
+ONE_HOT = "one-hot"
+TEMPLATES: Mapping[str, str | None] = {
+    "V1": "A photo of a {}.",
+    "V3": None,
+}  # None: the package's own, which is V3
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -47,22 +52,15 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--template", action="append", default=[], metavar="TEXT with {}")
 
 
-def prompted(template: str | None) -> dict[str, Any]:
-    """Return the settings of a training in which classes are named by a sentence.
-
-    Args:
-        template: With {} for the class; None for one-hot vectors.
-    """
-    if template is None:
-        return {"model.text": "one-hot"}
-    classes = [{"name": c.name, "prompt": template.format(c.term)} for c in CLASSES]
-    return {"model.classes": classes}
-
-
-def measure(run: Run, templates: dict[str, str]) -> Iterable[Figure]:
+def measure(run: Run, templates: Mapping[str, str | None]) -> Iterable[Figure]:
     """Train with one kind of prompt and measure."""
-    changes = {} if run.lab.generated else {"model.text": "clip"}
-    changes |= prompted(templates.get(str(run.arm["prompt"])))
+    changes: dict[str, Any] = {} if run.lab.generated else {"model.text": "clip"}
+    template = templates.get(name := str(run.arm["prompt"]))
+    if name == ONE_HOT:
+        changes["model.text"] = "one-hot"
+    elif template is not None:
+        prompts = [{"name": c.name, "prompt": template.format(c.term)} for c in CLASSES]
+        changes["model.classes"] = prompts
     return run.pretrain_and_score(changes)
 
 
@@ -70,14 +68,14 @@ def main() -> None:
     """Run all arms, compare them, draw the picture."""
     lab = Lab.parse(__doc__, plans(), add_arguments)
     templates = {**TEMPLATES, **{text: text for text in lab.given.template}}
-    for arm in lab.arms({"prompt": ["one-hot", *templates]}):
+    for arm in lab.arms({"prompt": [ONE_HOT, *templates]}):
         lab.measure(arm, partial(measure, templates=templates))
-    v1, v3, one_hot = ({"prompt": name} for name in ("V1", "V3", "one-hot"))
+    v1, v3, one_hot = ({"prompt": name} for name in ("V1", "V3", ONE_HOT))
     lab.verdict("Does the sentence matter (V3 against V1)?", v3, v1)
     lab.verdict("Do text embeddings help (V3 against one-hot)?", v3, one_hot)
     groups = {
         name: {"Dice": by_seed(lab.records(), "dice/mean", {"prompt": name})}
-        for name in ("one-hot", *templates)
+        for name in (ONE_HOT, *templates)
     }
     picture = bars(lab.output / "dice.png", groups, "mean Dice", "Prompts")
     lab.finish([picture])

@@ -37,8 +37,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lab import Lab, Run, add_model, run_script
+from lab import Lab, add_model, run_script
 from plots import bars, by_seed
+from runs import Run
 from sizes import plans
 from verdicts import figures_of
 

@@ -28,8 +28,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from lab import Lab, Run, run_script
+from lab import Lab, run_script
 from plots import bars, by_seed
+from runs import Run
 from sizes import plans
 from verdicts import figures_of
 from world import DATASETS

@@ -33,12 +33,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
-from lab import Lab, Run, add_model, run_script
+from lab import Lab, add_model, run_script
 from plots import bars, by_seed
+from runs import Run
 from sizes import plans
 from verdicts import figures_of
 
-from foundation import CLASSES, UsageError
+from foundation import CLASSES, UsageError, from_pretrained
 from foundation.evaluation import Figure, Finding, bootstrap, summarise
 
 LESIONS = tuple(each.name for each in CLASSES if each.name.endswith(("_tumor", "_cyst")))
@@ -109,8 +110,8 @@ def measure(run: Run) -> Iterable[Figure]:
     """Train, or take the given model, and look for every lesion class that it has."""
     lab = run.lab
     fold = None if lab.generated else 0
-    model = run.pretrain(fold=fold) if lab.model is None else lab.model
-    weights = run.folder / "training" if lab.model is None else lab.given.model
+    weights = run.train(fold=fold) if lab.model is None else lab.given.model
+    model = lab.model or from_pretrained(weights)
     tests = [run.unseen(test, weights) for test in lab.tests(fold=fold)]
     lesions = [name for name in LESIONS if name in model.config.class_names]
     scores = run.score(model, tests, classes=lesions, findings=lesions)

@@ -37,13 +37,14 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
-from lab import Lab, Run, TestSet, add_model, run_script
+from lab import Lab, add_model, run_script
 from plots import bars, by_seed
+from runs import Run, TestSet
 from sizes import plans
 from verdicts import figures_of
 from world import SCALES, render_external
 
-from foundation import UsageError, get_dataset
+from foundation import UsageError, from_pretrained, get_dataset
 from foundation.evaluation import Figure, path_sha256
 
 
@@ -83,9 +84,9 @@ def measure(run: Run, test: TestSet) -> Iterable[Figure]:
     lab = run.lab
     model, weights = lab.model, lab.given.model
     if model is None:
-        once = Run(lab, {"method": run.arm["method"]}, run.seed)
-        model = once.pretrain(fold=None if lab.generated else 0)
-        weights = once.folder / "training"
+        once = Run(lab, {"method": run.arm["method"]}, run.seed, run.notes)
+        weights = once.train(fold=None if lab.generated else 0)
+        model = from_pretrained(weights)
     test = run.unseen(test, weights)
     scores = run.score(model, [test], tolerance_mm=lab.tolerance_mm, hd95=True)
     yield Figure("scans", len(scores.cases))

@@ -35,8 +35,9 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
-from lab import Arm, Lab, Run, run_script
+from lab import Lab, run_script
 from plots import by_seed, curves
+from runs import Arm, Run
 from sizes import plans
 from structures import (
     Structures,

@@ -33,8 +33,9 @@ from typing import Any
 
 import torch
 from costs import device_of, flops, parameters, seconds_of, spread, universal_model
-from lab import Lab, Run, run_script
+from lab import Lab, run_script
 from plots import bars, by_seed
+from runs import Run
 from sizes import plans
 from verdicts import figures_of
 
