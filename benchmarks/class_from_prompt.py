@@ -37,13 +37,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lab import Lab, run_script
+from lab import Lab, add_model, run_script
 from plots import by_seed, curves
 from runs import Arm, Run
 from sizes import plans
 from structures import (
     Structures,
-    add_model,
     few_scans,
     hashes_of,
     learn,
@@ -79,7 +78,7 @@ PLANS = plans(
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add what it starts from, and the classes."""
-    add_model(parser)
+    add_model(parser, "universal-ct")
     parser.add_argument("--classes", nargs="+", default=list(NEW), help="to be learnt")
     text = "numbers of training scans, in place of the plan's"
     parser.add_argument("--scans", nargs="+", type=int, metavar="N", help=text)

@@ -35,13 +35,12 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from lab import Lab, run_script
+from lab import Lab, add_model, run_script
 from plots import by_seed, curves
 from runs import Run
 from sizes import plans
 from structures import (
     Structures,
-    add_model,
     few_scans,
     hashes_of,
     learn,
@@ -76,7 +75,7 @@ PLANS = plans(
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add what it starts from, and what each step adds."""
-    add_model(parser)
+    add_model(parser, "universal-ct")
     text = "classes of each step: steps apart by commas, classes by +"
     parser.add_argument("--steps-of", help=f"{text}; {STEPS} if not given")
     parser.add_argument("--scans", type=int, help="of each step, in place of the plan's")

@@ -500,11 +500,18 @@ class Lab:
 # --- helpers --------------------------------------------------------------------------------------
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Add `-m MODEL`: weights that are measured, where a script can do without a training."""
-    parser.add_argument(
-        "-m", "--model", help="measure these weights (a name, folder or file) and train none"
-    )
+def add_model(parser: argparse.ArgumentParser, start: str | None = None) -> None:
+    """Add `-m MODEL`.
+
+    Args:
+        parser: Of the script.
+        start: Weights that the real size starts from if no others are named. Without them, MODEL is
+            measured as it is, in place of a training.
+    """
+    text = "measure these weights (a name, folder or file) and train none"
+    if start is not None:
+        text = "weights that a real run starts from: a name, folder or file"
+    parser.add_argument("-m", "--model", default=start, help=text)
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,26 @@ def by_seed(
     same = [r for r in records if arm.items() <= dict(r.arm).items()]
     found = [f.value for r in same for f in r.figures if f.name == figure]
     return [value for value in found if value is not None]
+
+
+def by_name(
+    records: Sequence[Record],
+    names: Iterable[str],
+    metrics: Sequence[str],
+    arm: Mapping[str, Any],
+) -> dict[str, dict[str, list[float]]]:
+    """Group the figures of an arm as `bars` takes them: a group for each name, a bar a metric.
+
+    Args:
+        records: To look in.
+        names: Such as classes.
+        metrics: Such as "dice".
+        arm: As of `by_seed`.
+    """
+    return {
+        name: {metric: by_seed(records, f"{metric}/{name}", arm) for metric in metrics}
+        for name in names
+    }
 
 
 def bars(

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from argparse import ArgumentParser
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -233,11 +232,6 @@ def test_sets(lab: Lab, found: Structures, names: Sequence[str]) -> list[TestSet
 
 
 # --- weights --------------------------------------------------------------------------------------
-
-
-def add_model(parser: ArgumentParser) -> None:
-    """Add what a real run starts from."""
-    parser.add_argument("-m", "--model", default="universal-ct", help="weights to start from")
 
 
 def start_of(run: Run, text: str = "minilm", spare: int = 0) -> UniversalModel:

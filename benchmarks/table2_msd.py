@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from lab import Lab, add_model, run_script
-from plots import bars, by_seed
+from plots import bars, by_name
 from runs import Run
 from sizes import plans
 from verdicts import figures_of
@@ -165,15 +165,9 @@ def main() -> None:
     for arm in lab.arms({key: [value] for key, value in ARM.items()}):
         lab.measure(arm, measure)
     names = [name for classes in TASKS.values() for name in classes]
-    groups = {
-        name: {
-            metric: by_seed(lab.records(), f"{metric}/{name}", ARM) for metric in ("dice", "nsd")
-        }
-        for name in ("mean", *names)
-    }
-    lab.finish(
-        [bars(lab.output / "tasks.png", groups, "Dice and surface Dice", "Six tasks of MSD")]
-    )
+    groups = by_name(lab.records(), ("mean", *names), ("dice", "nsd"), ARM)
+    label, title = "Dice and surface Dice", "Six tasks of MSD"
+    lab.finish([bars(lab.output / "tasks.png", groups, label, title)])
 
 
 if __name__ == "__main__":

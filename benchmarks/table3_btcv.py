@@ -29,7 +29,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from lab import Lab, run_script
-from plots import bars, by_seed
+from plots import bars, by_name
 from runs import Run
 from sizes import plans
 from verdicts import figures_of
@@ -64,15 +64,9 @@ def main() -> None:
     for arm in lab.arms({key: [value] for key, value in ARM.items()}):
         lab.measure(arm, measure)
     (organs,) = measured(lab).values()
-    groups = {
-        name: {
-            metric: by_seed(lab.records(), f"{metric}/{name}", ARM) for metric in ("dice", "nsd")
-        }
-        for name in ("mean", *organs)
-    }
-    lab.finish(
-        [bars(lab.output / "organs.png", groups, "Dice and surface Dice", "BTCV, five folds")]
-    )
+    groups = by_name(lab.records(), ("mean", *organs), ("dice", "nsd"), ARM)
+    label, title = "Dice and surface Dice", "BTCV, five folds"
+    lab.finish([bars(lab.output / "organs.png", groups, label, title)])
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from lab import Lab, add_model, run_script
-from plots import bars, by_seed
+from plots import bars, by_name
 from runs import Run
 from sizes import plans
 from verdicts import figures_of
@@ -131,10 +131,7 @@ def main() -> None:
     method = "Universal" if lab.model is None else lab.model.config.name
     for arm in lab.arms({"method": [method]}):
         lab.measure(arm, measure, seeds=None if lab.model is None else [None], weights=lab.weights)
-    groups = {
-        name: {what: by_seed(lab.records(), f"{what}/{name}", {"method": method}) for what in SHOWN}
-        for name in LESIONS
-    }
+    groups = by_name(lab.records(), LESIONS, SHOWN, {"method": method})
     lab.finish([bars(lab.output / "detection.png", groups, "share", "Detection of lesions")])
 
 

@@ -14,7 +14,7 @@ from foundation.adapting.classes import Expectation, add_class
 from foundation.config import ModelConfig
 from foundation.errors import UsageError
 from foundation.networks.branches import Branch, rows_by_branch, trained_rows
-from foundation.networks.head import TextDrivenHead, is_recorded
+from foundation.networks.head import TextDrivenHead, as_volume, is_recorded
 
 if TYPE_CHECKING:
     pass
@@ -142,7 +142,8 @@ class UniversalModel(Model):
             if sampled is None:
                 parts.append(self.head(full, generated))
             else:
-                parts.append(self.head.read(sampled[..., None, None], generated, None).flatten(2))
+                read = self.head.read(as_volume(sampled), generated, None)
+                parts.append(read.flatten(2))
         for index, channels in rows_by_branch(self.config):
             mine = [channel for channel in wanted if channel in channels]
             if mine:

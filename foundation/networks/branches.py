@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from foundation.config import BranchSpec, ModelConfig
 from foundation.networks.backbones import Backbone
-from foundation.networks.head import TextDrivenHead
+from foundation.networks.head import TextDrivenHead, as_volume
 
 _MOST_WIDENED = 4  # times the side decoder's width
 _SIDE_GROUPS = 4  # of its normalisation: the coarsest level may be a single voxel
@@ -135,7 +135,7 @@ class Branch(nn.Module):
             normalised = reader.normalise(full)
             logits = reader.read(normalised, reader.generate(pyramid[-1], embedding))
         else:
-            normalised = reader.sample(full, voxels)[..., None, None]
+            normalised = as_volume(reader.sample(full, voxels))
             logits = reader.read(normalised, reader.generate(pyramid[-1], embedding), None)
         if self.plain is not None:
             plain = self.plain(normalised)
