@@ -46,6 +46,7 @@ from lab import Lab, run_script
 from plots import bars, by_seed
 from runs import Run
 from sizes import Plan
+from tasks import TASKS
 from torch import nn
 
 from foundation import (
@@ -59,14 +60,6 @@ from foundation import (
 )
 from foundation.evaluation import Figure
 
-TASKS = {
-    "liver": ("liver", "liver_tumor"),
-    "lung": ("lung_tumor",),
-    "pancreas": ("pancreas", "pancreas_tumor"),
-    "hepatic vessel": ("hepatic_vessel", "hepatic_vessel_tumor"),
-    "spleen": ("spleen",),
-    "colon": ("colon_tumor",),
-}
 ONE, SIX = "one universal model", "one network a task"
 SPACING_MM = 1.5
 PLANS = {
@@ -95,8 +88,8 @@ def networks(kind: str, backbone: str, window: int) -> list[tuple[int, nn.Module
     if kind == ONE:
         return [(1, universal_model(backbone, [c.name for c in CLASSES], patch))]
     found: list[tuple[int, nn.Module]] = []
-    for count in sorted({len(classes) for classes in TASKS.values()}):
-        same = [classes for classes in TASKS.values() if len(classes) == count]
+    for count in sorted({len(task.classes) for task in TASKS}):
+        same = [task.classes for task in TASKS if len(task.classes) == count]
         config = NetworkConfig(
             name=backbone,
             backbone=backbone,

@@ -359,11 +359,9 @@ class Lab:
         return next(same, None)
 
     def scores(self, arm: Arm, seed: int | None, name: str = "test") -> Scores:
-        """Read the scores that a run kept."""
-        return Scores.read(self.scores_file(arm, seed, name))
-
-    def _has_scores(self, arm: Arm, name: str) -> bool:
-        return all(self.scores_file(arm, seed, name).is_file() for seed in self.seeds)
+        """Read the scores that a run kept; "*" for all of them together."""
+        path = self.scores_file(arm, seed, name)
+        return Scores.joined(Scores.read(each) for each in sorted(path.parent.glob(path.name)))
 
     def scores_file(self, arm: Arm, seed: int | None, name: str) -> Path:
         """Return where a run keeps scores."""
@@ -390,12 +388,12 @@ class Lab:
             second: The arm it is compared with.
             classes: The mean is over these. If not given: in the generated sizes over the large
                 organs, in the real one over all that were measured.
-            scores: Name of the scores.
+            scores: Name of the scores; "*" for all of them together.
         """
-        unknown = [arm for arm in (first, second) if not self._has_scores(arm, scores)]
-        if unknown:
-            print(f"{question} Not asked: {_text(unknown[0])} was not run with every seed.")
-            return
+        for arm in (first, second):
+            if any(self.record(arm, seed) is None for seed in self.seeds):
+                print(f"{question} Not asked: {_text(arm)} was not run with every seed.")
+                return
         both = [[self.scores(arm, seed, scores) for seed in self.seeds] for arm in (first, second)]
         known = list(dict.fromkeys(n for each in both for s in each for n in s.classes))
         if classes is None:

@@ -98,6 +98,8 @@ class Run:
         fold: int | None = None,
         name: str = "training",
         store: Path | None = None,
+        only: Sequence[str] | None = None,
+        share: int = 1,
     ) -> Path:
         """Train a model from random weights, or go on where it stopped.
 
@@ -111,6 +113,8 @@ class Run:
             fold: Held out of the five folds.
             name: Of the training's folder, where a run has several.
             store: In place of the lab's, of the same datasets.
+            only: Ids of the datasets in the store that are drawn from; all if not given.
+            share: Take this part of the steps: 6 for a sixth.
 
         Returns:
             The model's folder; of a run with a held-out fold and validation the best one's.
@@ -120,20 +124,21 @@ class Run:
         if self.lab.generated:
             stage = {"steps": plan.steps, "patch_size": plan.patch, "batch_size": 2}
             stage |= {"spacing_mm": self.lab.world.spacing_mm}
-            ids = [get_dataset(dataset).id for dataset, _ in self.lab.training(like)]
+            ids = only or [get_dataset(dataset).id for dataset, _ in self.lab.training(like)]
             settings = {
                 "stages": [stage],
-                "sources": [{"kind": "scans", "datasets": ids}],
+                "sources": [{"kind": "scans", "datasets": list(ids)}],
                 **settings,
             }
         else:
-            settings = {"sources": _sources_of(config, store), **settings}
+            settings = {"sources": _sources_of(config, store, only), **settings}
         if fold is not None:
             settings |= {"validation.fold": fold, "validation.folds": str(self.lab.folds)}
         elif self.lab.generated or self.lab.given.test:
             settings["validation.fold"] = None
-        if self.lab.given.max_steps is not None:
-            settings |= _shortened(config, settings, self.lab.given.max_steps)
+        if self.lab.given.max_steps is not None or share > 1:
+            most = self.lab.given.max_steps or 10**9
+            settings |= _shortened(config, settings, most, share)
         overrides = [*_overrides(settings), *self.lab.given.settings]
         train = partial(
             pretrain,
@@ -311,19 +316,20 @@ def slug(arm: Arm) -> str:
     return re.sub(r"[^A-Za-z0-9._+]+", "_", "_".join(map(str, arm.values()))) or "only"
 
 
-def _shortened(config: str, settings: Mapping[str, Any], most: int) -> dict[str, Any]:
-    """Settings by which no training takes more than so many steps."""
+def _shortened(config: str, settings: Mapping[str, Any], most: int, share: int) -> dict[str, Any]:
+    """Settings by which a training takes a part of its steps, and at most so many."""
     from foundation.pretraining import load_config
 
     full = load_config(config, _overrides(settings))
+    steps = [max(1, min(stage.steps // share, most)) for stage in full.stages]
     return {
-        **{f"stages.{i}.steps": min(stage.steps, most) for i, stage in enumerate(full.stages)},
-        "schedule.warm_up": min(full.schedule.warm_up, most // 2),
+        **{f"stages.{i}.steps": each for i, each in enumerate(steps)},
+        "schedule.warm_up": min(full.schedule.warm_up // share, sum(steps) // 2),
     }
 
 
-def _sources_of(config: str, store: Path) -> list[dict[str, Any]]:
-    """The sources of a configuration, without the datasets that the store lacks.
+def _sources_of(config: str, store: Path, only: Sequence[str] | None) -> list[dict[str, Any]]:
+    """The sources of a configuration, without the datasets that the store or `only` lacks.
 
     A dataset that the configuration does not know is drawn as its first ones are.
     """
@@ -331,6 +337,7 @@ def _sources_of(config: str, store: Path) -> list[dict[str, Any]]:
     from foundation.pretraining import load_config
 
     there = sorted({key.split("/")[0] for key in Store(store).manifest["cases"]})
+    there = [name for name in there if only is None or name in only]
     sources = [asdict(each) for each in load_config(config).sources if each.kind == "scans"]
     known = {name for each in sources for name in each["datasets"]}
     own = [name for name in there if name not in known]

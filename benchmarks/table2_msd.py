@@ -32,7 +32,7 @@ from __future__ import annotations
 import json
 import sys
 from argparse import ArgumentParser
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from lab import Lab, add_model, run_script
 from plots import bars, by_name
 from runs import Run
 from sizes import plans
+from tasks import CLASSES, TASKS
 from verdicts import figures_of
 
 from foundation import UsageError, get_dataset
@@ -49,22 +50,6 @@ from foundation.evaluation import Figure
 from foundation.imaging import write_label_map
 
 ARM = {"method": "Universal"}
-TASKS: Mapping[str, tuple[str, ...]] = {
-    "10_03": ("liver", "liver_tumor"),
-    "10_07": ("pancreas", "pancreas_tumor"),
-    "10_08": ("hepatic_vessel", "hepatic_vessel_tumor"),
-    "10_06": ("lung_tumor",),
-    "10_09": ("spleen",),
-    "10_10": ("colon_tumor",),
-}
-GENERATED = {
-    "liver": TASKS["10_03"],
-    "pancreas": TASKS["10_07"],
-    "vessels": TASKS["10_08"],
-    "lung": TASKS["10_06"],
-    "abdomen": TASKS["10_09"],
-    "colon": TASKS["10_10"],
-}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -76,7 +61,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 def measure(run: Run) -> Iterable[Figure]:
     """Train five models and measure each on its fold."""
     generated = run.lab.generated
-    classes, like = (GENERATED, list(GENERATED)) if generated else (TASKS, None)
+    classes = {task.generated if generated else task.dataset: task.classes for task in TASKS}
+    like = list(classes) if generated else None
     scores = run.cross_validate(classes, like=like, tolerance_mm=run.lab.tolerance_mm)
     return [*figures_of(scores), *figures_of(scores, metric="nsd")]
 
@@ -151,7 +137,7 @@ def write_submission(lab: Lab) -> None:
     options = {"device": "auto", "progress": False}
     pairs = [(get_dataset(name), root) for name, root in lab.training()]
     for dataset, root in pairs:
-        if dataset.id in TASKS:
+        if dataset.id in {task.dataset for task in TASKS}:
             files = list(submit(lab.model, dataset, root, lab.given.submit, **options))
             print(f"{dataset.name}: {len(files)} predictions", file=sys.stderr)
     print(f"{lab.given.submit}: zip its folders and upload them to the challenge.")
@@ -159,13 +145,12 @@ def write_submission(lab: Lab) -> None:
 
 def main() -> None:
     """Run the folds and draw the tasks; or write a submission."""
-    lab = Lab.parse(__doc__, plans(mini_steps=500), add_arguments)
+    lab = Lab.parse(__doc__, plans(mini_steps=1000), add_arguments)
     if lab.given.submit:
         return write_submission(lab)
     for arm in lab.arms({key: [value] for key, value in ARM.items()}):
         lab.measure(arm, measure)
-    names = [name for classes in TASKS.values() for name in classes]
-    groups = by_name(lab.records(), ("mean", *names), ("dice", "nsd"), ARM)
+    groups = by_name(lab.records(), ("mean", *CLASSES), ("dice", "nsd"), ARM)
     label, title = "Dice and surface Dice", "Six tasks of MSD"
     lab.finish([bars(lab.output / "tasks.png", groups, label, title)])
 

@@ -60,7 +60,7 @@ def measure(run: Run) -> Iterable[Figure]:
 
 def main() -> None:
     """Run the folds, draw the organs."""
-    lab = Lab.parse(__doc__, plans(mini_steps=500))
+    lab = Lab.parse(__doc__, plans(mini_steps=1000))
     for arm in lab.arms({key: [value] for key, value in ARM.items()}):
         lab.measure(arm, measure)
     (organs,) = measured(lab).values()

@@ -108,7 +108,18 @@ def test_no_circle() -> None:
 
 
 # What the scripts of the paper's tables have in common; the real ones read nothing of each other.
-SHARED = {"costs", "encoders", "lab", "plots", "runs", "sizes", "structures", "verdicts", "world"}
+SHARED = {
+    "costs",
+    "encoders",
+    "lab",
+    "plots",
+    "runs",
+    "sizes",
+    "structures",
+    "tasks",
+    "verdicts",
+    "world",
+}
 
 
 @pytest.mark.parametrize("folder", ["finetune", "benchmarks"])

@@ -53,14 +53,30 @@ def test_table_3_on_btcv(tmp_path: Path) -> None:
         assert json.loads((run / "folds.json").read_text())["datasets"] == folds["datasets"]
 
 
+def decathlon(folder: Path) -> list[str]:
+    """Build the six tasks side by side, as they are unpacked; returns the arguments for them."""
+    (folder / "MSD").mkdir()
+    for task in MSD:
+        TREES[task](folder / task)
+        for unpacked in (folder / task).glob(f"Task{task[3:]}_*"):
+            unpacked.rename(folder / "MSD" / unpacked.name)
+    return [f"{task}={folder / 'MSD'}" for task in MSD]
+
+
+@pytest.mark.slow
+def test_one_or_six_on_the_decathlon(tmp_path: Path) -> None:
+    run_real("one_or_six.py", tmp_path / "out", *decathlon(tmp_path))
+    found = {str(record.arm["networks"]): record for record in records(tmp_path / "out")}
+    assert len(found) == 3
+    for record in found.values():
+        assert record.figure("dice/spleen").n == 1, "fold 0 holds one scan of two tasks"
+    trained = {p.name for p in (tmp_path / "out" / "runs").glob("six_as_many_steps_each-*/*")}
+    assert trained == {"10_06", "10_09"}, "a network for each task that can be measured"
+
+
 @pytest.mark.slow
 def test_table_2_on_the_decathlon(tmp_path: Path) -> None:
-    (tmp_path / "MSD").mkdir()
-    for task in MSD:  # side by side, as they are unpacked
-        TREES[task](tmp_path / task)
-        for folder in (tmp_path / task).glob(f"Task{task[3:]}_*"):
-            folder.rename(tmp_path / "MSD" / folder.name)
-    given = [f"{task}={tmp_path / 'MSD'}" for task in MSD]
+    given = decathlon(tmp_path)
     run_real("table2_msd.py", tmp_path / "out", *given)
     (record,) = records(tmp_path / "out")
     for task in MSD:
