@@ -31,6 +31,7 @@ def page_faults(how: str) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
 def test_large_blocks_are_used_again() -> None:
     assert page_faults("keep") < 0.2 * page_faults("default")

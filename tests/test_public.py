@@ -25,6 +25,7 @@ def test_every_public_name_is_there(room: str) -> None:
         module.nothing  # noqa: B018
 
 
+@pytest.mark.slow
 def test_a_plain_install_gives_all_names_and_help() -> None:
     """As after `pip install universal-ct`: no module of an extra can be imported."""
     script = (

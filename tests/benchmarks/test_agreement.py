@@ -36,6 +36,7 @@ def test_other_names_of_labels() -> None:
         renamed("liver")
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_record(tmp_path: Path) -> None:
     case = tmp_path / "case"
     case.mkdir()
@@ -63,6 +64,7 @@ def test_a_run_leaves_a_record(tmp_path: Path) -> None:
     assert "--record" not in measured.command
 
 
+@pytest.mark.slow
 def test_only_embedded_weights_have_a_card_here() -> None:
     command = [sys.executable, SCRIPT, "ct", "labels", "-m", "runs/mine", "--card"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

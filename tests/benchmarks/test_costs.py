@@ -45,6 +45,7 @@ def test_repeats_become_a_median_between_their_ends() -> None:
     assert len(calls) == 4, "the first call is not counted"
 
 
+@pytest.mark.slow
 def test_memory_is_what_was_taken_since() -> None:
     memory = costs.Memory(torch.device("cpu"))
     if memory.before is None:

@@ -30,6 +30,7 @@ def test_centring_removes_what_all_embeddings_share() -> None:
     assert centred[0, 1] < 0
 
 
+@pytest.mark.slow
 def test_embeddings_that_follow_the_groups_are_told_from_those_that_do_not() -> None:
     labels = figure1.groups()
     grouped = torch.eye(labels.max() + 1)[labels] + 0.01 * torch.eye(len(labels), 7)

@@ -23,6 +23,7 @@ def folder(world: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_dataset_is_read_by_its_yaml(world: ModuleType, folder: Path) -> None:
     opened = world.build_world(folder, "smoke", progress=False)
     for part in world.DATASETS:
@@ -33,6 +34,7 @@ def test_every_dataset_is_read_by_its_yaml(world: ModuleType, folder: Path) -> N
     assert set(opened.datasets("train")) & {"test", "structures"} == set()
 
 
+@pytest.mark.slow
 def test_large_organs_are_those_of_the_test_scans(world: ModuleType, folder: Path) -> None:
     opened = world.build_world(folder, "smoke", progress=False)
     assert {"liver", "lung_left"} <= set(opened.large_organs)
@@ -45,6 +47,7 @@ def test_large_organs_are_those_of_the_test_scans(world: ModuleType, folder: Pat
     assert opened.volumes_ml["spleen"] == pytest.approx(np.mean(spleens), abs=0.01)
 
 
+@pytest.mark.slow
 def test_labels_hold_only_what_is_annotated(world: ModuleType, folder: Path) -> None:
     part = next(p for p in world.DATASETS if p.name == "kidney")
     dataset = get_dataset(str(folder / "kidney.yaml"))
@@ -55,6 +58,7 @@ def test_labels_hold_only_what_is_annotated(world: ModuleType, folder: Path) -> 
     assert "kidney_tumor" in meant and meant <= set(part.classes)
 
 
+@pytest.mark.slow
 def test_a_tumour_of_the_right_kidney_lies_in_it(world: ModuleType, folder: Path) -> None:
     for path in (folder / "kidney" / "labels").iterdir():
         image = nib.load(path)
@@ -65,6 +69,7 @@ def test_a_tumour_of_the_right_kidney_lies_in_it(world: ModuleType, folder: Path
                 assert (x_mm > 0) == organ.endswith("_right")
 
 
+@pytest.mark.slow
 def test_no_two_scans_show_the_same_body(folder: Path) -> None:
     images = [np.asanyarray(nib.load(p).dataobj).tobytes() for p in folder.glob("*/images/*")]
     assert len(set(images)) == len(images) > 20

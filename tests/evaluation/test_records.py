@@ -81,6 +81,7 @@ def test_nothing_is_added_to_somebody_elses_file(tmp_path: Path) -> None:
     assert path.read_text() == '{"mine": 1}\n{"mine": 2}\n'
 
 
+@pytest.mark.slow
 def test_processes_append_at_once(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     (tmp_path / "one.json").write_text(record().to_json())

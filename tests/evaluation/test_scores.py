@@ -215,6 +215,7 @@ def test_scores_are_read_strictly(content: str, said: str, tmp_path: Path) -> No
 # --- a model on a store ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_validation_measures_what_an_evaluation_measures(store: Path, tmp_path: Path) -> None:
     model = tiny_model()
     whole = Store(store)

@@ -98,6 +98,7 @@ def test_wrong_requests(recipe: ModuleType, maps: Path, tmp_path: Path) -> None:
         recipe.main([str(maps), str(tmp_path / "out"), "--cases", "two"])
 
 
+@pytest.mark.slow
 def test_smoke(recipe: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     recipe.main(["--smoke"])
     assert capsys.readouterr().out.split() == ["000_phantom_0", "001_phantom_0"]

@@ -115,6 +115,7 @@ def test_what_a_run_leaves(
         assert saved.config.classes[0].prompt == "A computerized tomography of a esophagus"
 
 
+@pytest.mark.slow
 def test_started_again_it_goes_on_to_the_same_weights(
     recipe: ModuleType, learn: Learn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -97,9 +97,15 @@ def test_what_a_method_leaves(
 
 @pytest.mark.parametrize(
     ("method", "in_probe", "at"),
-    [("head", True, 7), ("lora", False, 7), ("full", True, 2), ("full", False, 7),
-     ("continual", False, 7)],
-)  # fmt: skip
+    [
+        ("head", True, 7),
+        ("lora", False, 7),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in (("full", True, 2), ("full", False, 7), ("continual", False, 7))
+        ),
+    ],
+)
 def test_a_killed_tuning_ends_as_the_unbroken_one(
     method: str,
     in_probe: bool,
@@ -149,6 +155,7 @@ def test_old_classes_that_no_scan_labels_are_compared_with_the_model_before(
     assert "| spleen | " in card.partition("This is agreement, not accuracy")[2]
 
 
+@pytest.mark.slow
 def test_head_learns_what_the_features_show(
     base: UniversalModel, scans: Path, tmp_path: Path
 ) -> None:
@@ -232,6 +239,7 @@ def test_old_classes_that_a_scan_does_not_label_are_masked_absent_or_pseudo_labe
 # --- a class that the model has -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "learning_rate"), [("lora", 0.01), ("full", 0.002), ("continual", 0.005)]
 )
@@ -265,6 +273,7 @@ def test_a_known_class_is_tuned_further(
             assert torch.equal(loaded(image), base(image)), "the old model comes back"
 
 
+@pytest.mark.slow
 def test_head_gives_a_known_class_a_branch_that_computes_it(
     base: UniversalModel, scans: Path, tmp_path: Path
 ) -> None:

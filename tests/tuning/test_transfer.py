@@ -230,6 +230,7 @@ def test_a_killed_training_ends_as_the_unbroken_one(
         train(network(head), data, head, tmp_path / "broken", learning_rate=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["softmax", "sigmoid"])
 def test_it_learns_what_the_scans_show(head: Any, data: TuningData, tmp_path: Path) -> None:
     plain = network(head)
