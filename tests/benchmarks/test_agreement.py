@@ -32,6 +32,15 @@ def test_labels_are_joined_to_classes(tmp_path: Path) -> None:
         assert found == expected | more
 
 
+def test_a_cyst_of_one_side_is_the_whole_cyst(tmp_path: Path) -> None:
+    label_map = np.array([0, 1, 1, 2, 0, 0, 0, 0], np.uint8).reshape(2, 2, 2)
+    nib.save(nib.Nifti1Image(label_map, np.eye(4)), tmp_path / "labels.nii.gz")
+    names = {"1": "kidney_left", "2": "kidney_cyst_left"}  # of the right one nothing is listed
+    (tmp_path / "labels.json").write_text(json.dumps(names))
+    reference = reference_of(tmp_path / "labels.nii.gz")
+    assert np.flatnonzero(reference.mask("kidney_cyst")).tolist() == [3]
+
+
 def test_other_names_of_labels() -> None:
     assert renamed("a=liver, b=spleen") == {"a": "liver", "b": "spleen"}
     assert renamed("") == {}
