@@ -29,6 +29,16 @@ Layout = Literal["multilabel", "per_class", "both"]
 LAYOUTS = ("multilabel", "per_class", "both")
 
 
+def check_layout(layout: str) -> None:
+    """Refuse what is no layout.
+
+    Raises:
+        UsageError: See above.
+    """
+    if layout not in LAYOUTS:
+        raise UsageError(f"Unknown layout {layout!r}. Choose from: {', '.join(LAYOUTS)}.")
+
+
 @dataclass(frozen=True)
 class _PackedMask:
     """A mask cropped to its box, eight voxels a byte: every class of a CT fits in memory."""
@@ -196,6 +206,8 @@ class Segmentation:
         layout: Layout = "multilabel",
         preview: bool = False,
         seconds: float | None = None,
+        peak_memory_mib: float | None = None,
+        ct_sha256: str | None = None,
     ) -> list[Path]:
         """Write the masks as NIfTI on the CT's grid, a table of volumes, and a sidecar.
 
@@ -211,6 +223,9 @@ class Segmentation:
                 for, found or not; "both".
             preview: Also write a picture, `preview.png`.
             seconds: What the segmentation took, for the sidecar.
+            peak_memory_mib: The most memory that the process has had, for the sidecar.
+            ct_sha256: Of the CT's file, for the sidecar: `segment_folder` knows by it whether a
+                result is of the same CT.
 
         Returns:
             The files, the sidecar last.
@@ -220,8 +235,7 @@ class Segmentation:
                 are not a result of ours.
             OSError: A file cannot be written; the error names it.
         """
-        if layout not in LAYOUTS:
-            raise UsageError(f"Unknown layout {layout!r}. Choose from: {', '.join(LAYOUTS)}.")
+        check_layout(layout)
         places = ResultFiles.of(Path(path))
         doubts = [*self.warnings]
         hidden: dict[str, int] = {}
@@ -248,9 +262,14 @@ class Segmentation:
                 label_map=None if layout == "per_class" else places.label_map.name,
                 labels=self._labels(hidden, own),
                 files=result.names(),
-                options={"threshold": self.threshold, "layout": layout, **self.options},
+                options={
+                    **{"threshold": self.threshold, "layout": layout, "preview": preview},
+                    **self.options,
+                },
                 warnings=tuple(map(_text, doubts)),
                 seconds=seconds,
+                peak_memory_mib=peak_memory_mib,
+                ct_sha256=ct_sha256,
             )
             with result.file(places.sidecar) as file:
                 sidecar.write(file)

@@ -59,8 +59,9 @@ class Sidecar:
         universal_ct: Version of the package that wrote it.
         ct: Name of the CT's file; None for an array.
         model: Name of the model.
-        model_sha256: Of its weights, where it has one.
-        options: What the CT was segmented with: overlap, threshold, postprocess, layout.
+        model_sha256: Of its weights: of their file, or of their values where they came from none;
+            null where `segment_volume` was called alone with such weights.
+        options: What the CT was segmented with: overlap, threshold, postprocess, layout, …
     """
 
     universal_ct: str

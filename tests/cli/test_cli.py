@@ -247,7 +247,7 @@ def test_a_dataset_folder_with_one_broken_ct(
     broken.parent.mkdir()
     broken.write_bytes((tmp_path / "data" / "s1" / "ct.nii.gz").read_bytes()[:300])
     missing = tmp_path / "gone.nii.gz"
-    assert segment(tmp_path / "data", missing, "-o", tmp_path / "out", "--json") == 1
+    assert segment(tmp_path / "data", missing, "-o", tmp_path / "out", "--json") == 3
     said = capsys.readouterr()
     status = {each["case"]: each["status"] for each in json.loads(said.out)["results"]}
     assert status == {"s1": "done", "s2": "failed", "s3": "done", "gone": "failed"}

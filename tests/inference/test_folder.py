@@ -11,7 +11,9 @@ from tiny import tiny_model
 
 from foundation.errors import UsageError
 from foundation.imaging.sidecar import Sidecar
-from foundation.inference.folder import Outcome, find_cases, segment_cases, segment_folder
+from foundation.inference.cases import find_cases
+from foundation.inference.folder import segment_cases, segment_folder
+from foundation.inference.outcomes import Outcome
 from foundation.model import UniversalModel
 
 
@@ -50,7 +52,9 @@ def test_a_folder_of_cts_from_python(model: UniversalModel, tmp_path: Path) -> N
         *("liver.nii.gz", "preview.png", "volumes.csv", "segmentation.json")
     }
     assert found[1].error and "not a readable NIfTI file" in found[1].error
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a", "c"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *("a", "c", "universal-ct.jsonl", "universal-ct.log")
+    }
     assert Sidecar.read(Path(found[0].files[-1])).model == "tiny"
 
 
