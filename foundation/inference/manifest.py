@@ -211,11 +211,10 @@ def without_names(text: str, case: Case) -> str:
     known |= {str(output.absolute()): "<output>", ct.name: "<ct>", output.name: "<output>"}
     stem = nifti_stem(ct)
     known |= {case.name: "<case>", **({stem: "<case>"} if stem else {})}
-    for name in sorted(known, key=len, reverse=True):
-        if name.strip("./\\"):
-            # Not within a word, or a case that is called "a" would leave no word whole.
-            text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", known[name], text)
-    return _PATH.sub("<path>", text)
+    found = [re.escape(name) for name in sorted(known, key=len, reverse=True) if name.strip("./\\")]
+    # Not within a word, or a case that is called "a" would leave no word whole.
+    pattern = rf"(?<!\w)(?:{'|'.join(found)})(?!\w)"
+    return _PATH.sub("<path>", re.sub(pattern, lambda name: known[name.group()], text))
 
 
 def peak_memory_mib() -> float | None:
