@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,8 @@ from foundation.cli.shared import (
 from foundation.interrupt import stopping_when_safe
 
 if TYPE_CHECKING:
-    from foundation.inference.folder import Existing
+    from foundation.inference.cases import Case
+    from foundation.inference.folder import Existing, Running
     from foundation.inference.outcomes import Outcome
 
 _MORE = """exit codes: 0 all done, 3 some failed, 1 none done, 2 wrong usage; 130 and 143 stopped by
@@ -66,6 +67,11 @@ def add_arguments(verbs: Any) -> None:
     add("--manifest", metavar="FILE", help=text)
     text = "note names and paths too, which may name patients; not done by default"
     add("--names", action="store_true", help=text)
+    text = "in jobs that share OUT, by submitit or Ray, of which any may die"
+    add("--cluster", choices=("slurm", "local", "ray"), help=text)
+    add("--jobs", type=int, default=1, metavar="N", help="how many (default: %(default)s)")
+    text = "as submitit or Ray calls it: slurm_partition=gpu, timeout_min=600, num_gpus=1"
+    add("--job-option", action="append", default=[], metavar="NAME=VALUE", help=text)
     add_json(verb)
 
 
@@ -75,10 +81,11 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UsageError: See `find_cases`, `part_of` and `still_to_do`; or an unknown class, device or
             option.
+        MissingExtraError: The library of `--cluster` is not installed.
         Interrupted: A signal came; what is done was reported.
     """
     from foundation.inference.cases import find_cases
-    from foundation.inference.folder import Running, segment_cases, still_to_do
+    from foundation.inference.folder import Running, still_to_do
     from foundation.inference.manifest import Manifest, manifest_path
     from foundation.inference.outcomes import exit_code
 
@@ -96,41 +103,70 @@ def run(args: argparse.Namespace) -> int:
     )
     cases = running.chosen(found)
     still_to_do(cases, existing)
-    classes = None if args.classes is None else split_names(args.classes)
-    _check_known_classes(args.model, classes)
-    network = None
-    device = args.device
-    if any(case.ct.exists() for case in cases):  # not loaded for the sake of a mistyped path
+    _check_known_classes(args.model, _classes(args))
+    report = Report(args, len(cases))
+    if args.cluster:
+        from foundation.cli.cluster import in_jobs
+
+        outcomes = in_jobs(args, cases)
+    else:
+        outcomes = segmented(args, running, found)
+    try:
+        for outcome in outcomes:
+            report.add(outcome)
+    finally:  # after a signal too: what is done is told
+        report.end()
+    return exit_code(report.outcomes)
+
+
+def segmented(
+    args: argparse.Namespace, running: Running, found: Sequence[Case]
+) -> Iterator[Outcome]:
+    """Segment cases in this process, and stop when a signal has come.
+
+    Args:
+        args: Of the command.
+        running: How the batch runs.
+        found: All cases, also those of other parts.
+
+    Yields:
+        What became of each CT of this part.
+
+    Raises:
+        UsageError: See `run`.
+        Interrupted: See `run`.
+    """
+    from foundation.inference.folder import segment_cases
+
+    network, device, classes = None, args.device, _classes(args)
+    if any(case.ct.exists() for case in running.chosen(found)):  # not for a mistyped path
         from foundation.hub.load import from_pretrained
         from foundation.inference.predict import resolve_classes
 
         network = from_pretrained(args.model)
         resolve_classes(classes, network.classes)
         device = ready_device(device)
-    report = _Report(args, len(cases))
-    notice = "" if args.quiet else _NOTICE
-    try:
-        # A doubt about each CT is told, also where its words are those about another.
-        with warnings.catch_warnings(), stopping_when_safe(notice):
-            warnings.simplefilter("always")
-            for outcome in segment_cases(
-                network,
-                found,
-                running,
-                classes=classes,
-                device=device,
-                overlap=args.overlap,
-                layout=args.format.replace("-", "_"),
-                preview=args.preview,
-                progress=not args.quiet,
-            ):
-                report.add(outcome)
-    finally:  # after a signal too: what is done is told
-        report.end()
-    return exit_code(report.outcomes)
+    # A doubt about each CT is told, also where its words are those about another.
+    with warnings.catch_warnings(), stopping_when_safe("" if args.quiet else _NOTICE):
+        warnings.simplefilter("always")
+        yield from segment_cases(
+            network,
+            found,
+            running,
+            classes=classes,
+            device=device,
+            overlap=args.overlap,
+            layout=args.format.replace("-", "_"),
+            preview=args.preview,
+            progress=not args.quiet,
+        )
 
 
-class _Report:
+def _classes(args: argparse.Namespace) -> list[str] | None:
+    return None if args.classes is None else split_names(args.classes)
+
+
+class Report:
     """What is told of a batch: a line for each case, and at the end JSON or the numbers."""
 
     def __init__(self, args: argparse.Namespace, total: int) -> None:
