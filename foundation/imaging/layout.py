@@ -30,6 +30,7 @@ class ResultFiles:
         masks: A folder with one NIfTI file for each class that has one.
         volumes: CSV.
         preview: PNG.
+        hidden: NPZ, see `foundation.imaging.hidden`.
     """
 
     base: Path
@@ -38,6 +39,7 @@ class ResultFiles:
     masks: Path
     volumes: Path
     preview: Path
+    hidden: Path
 
     @classmethod
     def of(cls, base: Path) -> ResultFiles:
@@ -48,7 +50,8 @@ class ResultFiles:
         """
         stem = nifti_stem(base)
         if stem is not None:
-            ends = (".segmentation.json", "_segmentations", ".volumes.csv", ".preview.png")
+            ends = [".segmentation.json", "_segmentations", ".volumes.csv", ".preview.png"]
+            ends += [".hidden.npz"]
             return cls(base, base, *(base.with_name(f"{stem}{end}") for end in ends))
         # A folder's name may hold dots: only what is surely meant as a file is refused.
         meant_as_file = base.suffix.lower() in _OTHER_FILES and not base.is_dir()
@@ -59,8 +62,9 @@ class ResultFiles:
     @classmethod
     def inside(cls, folder: Path) -> ResultFiles:
         """Return the places in a folder, whatever its name."""
-        names = ("segmentation.nii.gz", "segmentation.json", "segmentations")
-        return cls(folder, *(folder / name for name in (*names, "volumes.csv", "preview.png")))
+        names = ["segmentation.nii.gz", "segmentation.json", "segmentations"]
+        names += ["volumes.csv", "preview.png", "hidden.npz"]
+        return cls(folder, *(folder / name for name in names))
 
     @property
     def root(self) -> Path:
@@ -115,7 +119,7 @@ class ResultFiles:
         Raises:
             UsageError: A file in the place of one of ours is named by no result of ours.
         """
-        places = [self.label_map, self.sidecar, self.volumes, self.preview]
+        places = [self.label_map, self.sidecar, self.volumes, self.preview, self.hidden]
         try:
             places += sorted(self.masks.iterdir())
         except OSError:  # not there, or a file

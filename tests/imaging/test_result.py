@@ -164,7 +164,7 @@ def test_a_picture_that_cannot_be_drawn_costs_no_masks(
     "name",
     [
         *("segmentation.nii.gz", "segmentation.json", "volumes.csv", "preview.png"),
-        *("segmentations/liver.nii.gz", "segmentations"),
+        *("segmentations/liver.nii.gz", "segmentations", "hidden.npz"),
     ],
 )
 def test_files_of_others_are_never_replaced(name: str, tmp_path: Path) -> None:
