@@ -17,7 +17,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foundation.cli.shared import say
+from foundation.cli.batch import running_of, segmented
+from foundation.cli.shared import messages, say
 from foundation.errors import UniversalCTError, UsageError, import_extra
 
 if TYPE_CHECKING:
@@ -93,21 +94,11 @@ def work(values: Mapping[str, Any], part: str) -> Result:
         `outcomes` of its cases; `error`, where the part cannot be done at all, and whether that is
         the request's fault, `usage`.
     """
-    from foundation.cli.segment import segmented
-    from foundation.cli.shared import messages
     from foundation.inference.cases import find_cases
-    from foundation.inference.folder import Running
-    from foundation.inference.manifest import Manifest, manifest_path
 
     args = argparse.Namespace(**{**values, "part": part})
     try:
-        where = args.manifest or manifest_path(args.output)
-        running = Running(
-            existing="overwrite" if args.overwrite else "skip",
-            retry=args.retry,
-            part=part,
-            manifest=Manifest(where, names=args.names) if where else None,
-        )
+        running = running_of(args)
         with messages(args):
             outcomes = [*segmented(args, running, find_cases(args.ct, args.output))]
     except (UniversalCTError, OSError) as error:

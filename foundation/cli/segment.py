@@ -4,33 +4,21 @@ from __future__ import annotations
 
 import argparse
 import os
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from foundation.cli.shared import (
-    add_device,
-    add_json,
-    add_model,
-    add_verb,
-    print_json,
-    ready_device,
-    say,
-    split_names,
-)
-from foundation.interrupt import stopping_when_safe
+from foundation.cli import cluster
+from foundation.cli.batch import running_of, segmented, wanted_classes
+from foundation.cli.shared import add_device, add_json, add_model, add_verb, print_json, say
 
 if TYPE_CHECKING:
-    from foundation.inference.cases import Case
-    from foundation.inference.folder import Existing, Running
     from foundation.inference.outcomes import Outcome
 
 _MORE = """exit codes: 0 all done, 3 some failed, 1 none done, 2 wrong usage; 130 and 143 stopped by
 SIGINT and SIGTERM, with what is finished kept. --skip-existing goes on where a run ended: it leaves
 what was made from the same CT, weights, classes, options and version, and reports results that were
 made otherwise."""
-_NOTICE = "Stopping after this window; Ctrl-C again ends at once."
 
 
 def add_arguments(verbs: Any) -> None:
@@ -85,85 +73,24 @@ def run(args: argparse.Namespace) -> int:
         Interrupted: A signal came; what is done was reported.
     """
     from foundation.inference.cases import find_cases
-    from foundation.inference.folder import Running, still_to_do
-    from foundation.inference.manifest import Manifest, manifest_path
+    from foundation.inference.folder import still_to_do
     from foundation.inference.outcomes import exit_code
 
-    existing: Existing = (
-        "overwrite" if args.overwrite else "skip" if args.skip_existing else "refuse"
-    )
     found = find_cases(args.ct, args.output)
-    where = args.manifest or manifest_path(args.output)
-    running = Running(
-        existing=existing,
-        retry=args.retry,
-        part=args.part,
-        manifest=Manifest(where, names=args.names) if where else None,
-        debug=args.debug,
-    )
+    running = running_of(args)
     cases = running.chosen(found)
-    still_to_do(cases, existing)
-    _check_known_classes(args.model, _classes(args))
+    still_to_do(cases, running.existing)
+    _check_known_classes(args.model, wanted_classes(args))
     report = Report(args, len(cases))
-    if args.cluster:
-        from foundation.cli.cluster import in_jobs
-
-        outcomes = in_jobs(args, cases)
-    else:
-        outcomes = segmented(args, running, found)
+    in_jobs = cluster.in_jobs(args, cases) if args.cluster else None
     try:
-        for outcome in outcomes:
+        for outcome in in_jobs or segmented(args, running, found):
             report.add(outcome)
-    finally:  # after a signal too: what is done is told
-        report.end()
+    except KeyboardInterrupt:
+        report.end()  # what is done, and what is left
+        raise
+    report.end()
     return exit_code(report.outcomes)
-
-
-def segmented(
-    args: argparse.Namespace, running: Running, found: Sequence[Case]
-) -> Iterator[Outcome]:
-    """Segment cases in this process, and stop when a signal has come.
-
-    Args:
-        args: Of the command.
-        running: How the batch runs.
-        found: All cases, also those of other parts.
-
-    Yields:
-        What became of each CT of this part.
-
-    Raises:
-        UsageError: See `run`.
-        Interrupted: See `run`.
-    """
-    from foundation.inference.folder import segment_cases
-
-    network, device, classes = None, args.device, _classes(args)
-    if any(case.ct.exists() for case in running.chosen(found)):  # not for a mistyped path
-        from foundation.hub.load import from_pretrained
-        from foundation.inference.predict import resolve_classes
-
-        network = from_pretrained(args.model)
-        resolve_classes(classes, network.classes)
-        device = ready_device(device)
-    # A doubt about each CT is told, also where its words are those about another.
-    with warnings.catch_warnings(), stopping_when_safe("" if args.quiet else _NOTICE):
-        warnings.simplefilter("always")
-        yield from segment_cases(
-            network,
-            found,
-            running,
-            classes=classes,
-            device=device,
-            overlap=args.overlap,
-            layout=args.format.replace("-", "_"),
-            preview=args.preview,
-            progress=not args.quiet,
-        )
-
-
-def _classes(args: argparse.Namespace) -> list[str] | None:
-    return None if args.classes is None else split_names(args.classes)
 
 
 class Report:
