@@ -63,20 +63,26 @@ def in_jobs(args: argparse.Namespace, cases: Sequence[Case]) -> Iterator[Outcome
     with _folder(Path(args.output)) as folder:
         submit = _by_ray(options) if args.cluster == "ray" else _by_submitit(args, folder, options)
         for _ in range(_ROUNDS):
-            died = []
+            died, refused = [], []
             for part, result in submit(values, left):
-                if result is None:
+                if result is None or result["error"]:
                     died.append(part)
+                    refused += [result] if result else []
                     continue
-                if result["error"]:
-                    raise (UsageError if result["usage"] else UniversalCTError)(result["error"])
                 for each in result["outcomes"]:
                     known[each["case"]] = Outcome(**each)
                     yield known[each["case"]]
-            left = died
-            if not left:
+            if not died:
                 break
-            say(f"{len(left)} of {count} jobs died: {', '.join(left)}.")
+            if (
+                len(refused) == len(left) and not known
+            ):  # it is not one machine that lacks something
+                first = refused[0]
+                raise (UsageError if first["usage"] else UniversalCTError)(first["error"])
+            say(f"{len(died)} of {count} jobs died: {', '.join(died)}.")
+            for result in refused:
+                say(f"error: {result['error']}")
+            left = died
     for case in cases:
         if case.name not in known:
             text = f"its job died {_ROUNDS} times. Add --skip-existing to go on where it was."

@@ -108,6 +108,6 @@ class Sidecar:
 def find_sidecar(path: Path) -> Sidecar | None:
     """Return the sidecar at a path; None where no segmentation of ours has one there."""
     try:
-        return Sidecar.read(path)
+        return Sidecar.read(path) if path.exists() else None
     except UsageError:
         return None

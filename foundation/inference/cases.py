@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -43,10 +44,11 @@ class Case:
 def find_cases(inputs: Sequence[str | Path], output: str | Path) -> list[Case]:
     """Find the CTs that files and folders stand for, each with its own place under `output`.
 
-    A folder stands for its `ct.nii.gz`, or else for the NIfTI files in it and the `ct.nii.gz` of
-    its subfolders. A case is called by its file, or by its folder where the file is called `ct`;
-    nnU-Net's channel suffix `_0000` is dropped, and `_` stands for what Windows allows in no name,
-    so that results can be copied there. A file that does not exist is a case that fails.
+    A folder stands for its `ct.nii.gz`, or else for the NIfTI files in it, but for results of ours,
+    and the `ct.nii.gz` of its subfolders. A case is called by its file, or by its folder where the
+    file is called `ct`; nnU-Net's channel suffix `_0000` is dropped, and `_` stands for what
+    Windows allows in no name, so that results can be copied there. A file that does not exist is a
+    case that fails.
 
     Args:
         inputs: Files and folders.
@@ -64,12 +66,12 @@ def find_cases(inputs: Sequence[str | Path], output: str | Path) -> list[Case]:
     found: dict[Path, str] = {}
     for given in map(Path, inputs):
         for ct in _in_folder(given) if given.is_dir() else [given]:
-            found.setdefault(ct.resolve(), str(ct))
+            found.setdefault(_real(ct), str(ct))
     cts = [Path(ct) for ct in found.values()]
     if nifti_stem(output) is not None:
         if len(cts) > 1 or any(Path(given).is_dir() for given in inputs):
             raise UsageError(f"{output} is one file for {len(cts)} CT(s); give -o a folder.")
-        if output.resolve() in found:
+        if _real(output) in found:
             raise UsageError(f"{output} is the CT itself. Give another name to its segmentation.")
         return [Case(_case_name(cts[0]), cts[0], output)]
     if output.exists() and not output.is_dir():
@@ -119,7 +121,9 @@ def _in_folder(folder: Path) -> list[Path]:
     if own:
         return [own]
     entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    ours = ResultFiles.inside(folder).earlier()
     files = [path for path in entries if path.is_file() and nifti_stem(path)]
+    files = [path for path in files if path not in ours and not ResultFiles.of(path).done]
     inside = [ct for path in entries if path.is_dir() and (ct := _case_file(path))]
     if not files and not inside:
         raise UsageError(
@@ -129,14 +133,19 @@ def _in_folder(folder: Path) -> list[Path]:
     return files + inside
 
 
+def _real(path: Path) -> Path:
+    """Where links lead to; unlike `resolve`, also for a link that leads to itself."""
+    return Path(os.path.realpath(path))
+
+
 def _case_file(folder: Path) -> Path | None:
     return next((folder / name for name in _CASE_FILES if (folder / name).is_file()), None)
 
 
 def _case_name(ct: Path) -> str:
     name = ct.name
-    if name in _CASE_FILES and ct.resolve().parent.name:
-        name = ct.resolve().parent.name
+    if name in _CASE_FILES and _real(ct).parent.name:
+        name = _real(ct).parent.name
     while (stem := nifti_stem(Path(name))) is not None:  # also of a.nii.nii.gz
         name = stem
     return name.removesuffix("_0000") or name
