@@ -11,6 +11,7 @@ import errno
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -230,6 +231,7 @@ class _Batch:
             return self._noted(case, _failed(case, f"not tried, because of {self.no_room}"))
         if not case.ct.exists():
             return self._noted(case, _failed(case, _missing(case)))
+        start = time.monotonic()
         try:
             with claimed(case.files.claim) as taken:
                 if taken is None:
@@ -244,7 +246,15 @@ class _Batch:
             reason = str(error) if expected else f"{type(error).__name__}: {error} (see --debug)"
             if isinstance(error, OSError) and error.errno in _NO_ROOM:
                 self.no_room = reason
-            return self._noted(case, _failed(case, reason))
+            failed = replace(
+                _failed(case, reason),
+                seconds=round(time.monotonic() - start, 1),
+                peak_memory_mib=peak_memory_mib(),
+            )
+            with suppress(OSError):  # which content it was that failed
+                if case.ct.is_file():
+                    failed = replace(failed, ct_sha256=file_sha256(case.ct))
+            return self._noted(case, failed)
 
     def _make(self, case: Case) -> Outcome:
         manifest = self.run.manifest

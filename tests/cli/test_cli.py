@@ -468,6 +468,11 @@ def test_no_run_notes_a_name_unless_asked_for(segment: Segment, tmp_path: Path) 
     out = tmp_path / "out"
     assert segment(data, "-o", out, "-q") == 3
     told = [(out / name).read_text() for name in sorted(RUN_FILES)]
+    events = [json.loads(line) for line in told[0].splitlines()]
+    (failed,) = [each for each in events if each.get("status") == "failed"]
+    content = (data / "Castorp_Hans_1907.nii.gz").read_bytes()
+    assert failed["ct_sha256"] == hashlib.sha256(content).hexdigest()
+    assert failed["peak_memory_mib"] > 50 and failed["seconds"] >= 0
     assert all("not a readable NIfTI file" in text for text in told)
     for text in told:
         assert not [word for word in ("Castorp", "Hans", "Ziemssen", str(tmp_path)) if word in text]
