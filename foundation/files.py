@@ -83,8 +83,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def append_text(path: Path, text: str) -> None:
-    """Append lines to a file, so that each is whole and on the disk when this returns.
+def append_text(path: Path, text: str, *, sync: bool = True) -> None:
+    """Append lines to a file, so that each is whole.
 
     Several processes may append to one file: a lock keeps their lines apart, also on NFS, where
     appending alone does not. A line that a killed process has left unfinished is ended first.
@@ -92,6 +92,7 @@ def append_text(path: Path, text: str) -> None:
     Args:
         path: The file. Missing parent folders are made.
         text: Whole lines.
+        sync: Return when they are on the disk, and not only in the system's memory.
 
     Raises:
         OSError: It cannot be written; the error names the file. A part of a line is taken back.
@@ -107,7 +108,8 @@ def append_text(path: Path, text: str) -> None:
             try:
                 # Unbuffered, or closing the file would try again what has failed.
                 _write_all(file.fileno(), text.encode("utf-8", "replace"))
-                os.fsync(file.fileno())
+                if sync:
+                    os.fsync(file.fileno())
             except OSError:
                 if alone:
                     os.ftruncate(file.fileno(), size)

@@ -182,7 +182,7 @@ class Manifest:
         line = json.dumps({"time": now, "run": self.run, **content})
         append_text(self.path, line + "\n")
         words = words.replace("\n", " ")
-        append_text(self.log, f"{now} {self.run} {words}\n")
+        append_text(self.log, f"{now} {self.run} {words}\n", sync=False)
 
     def _try(self, content: dict[str, Any], words: str) -> None:
         try:
