@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
+from foundation.data.reading import read_label_map
 from foundation.errors import UsageError
 from foundation.evaluation.records import Figure
 from foundation.evaluation.scores import score_masks
@@ -46,9 +46,10 @@ def reference_masks(labels: Path, also: Mapping[str, str] | None = None) -> dict
 
     Raises:
         UsageError: `labels.json` is missing or is no JSON.
+        VolumeError: The label map cannot be read.
     """
     names = read_file(labels.parent / LABELS)
-    label_map = np.asanyarray(nib.load(labels).dataobj)  # type: ignore[attr-defined]
+    label_map, _ = read_label_map(labels)
     known = [each.name for each in CLASSES]
     values: dict[str, list[int]] = {}
     for value, label in names.items():

@@ -10,7 +10,8 @@ import pytest
 
 from foundation.errors import VolumeError
 from foundation.imaging.frame import Frame, interval_weights
-from foundation.imaging.volumes import Volume, VolumeWarning, read_ct, write_label_map, write_mask
+from foundation.imaging.volumes import Volume, VolumeWarning, read_ct
+from foundation.imaging.writing import write_label_map, write_mask
 
 SHAPE = (7, 6, 5)
 AFFINE = np.diag([-0.8, 1.5, 3.0, 1.0]) + np.eye(4, k=3) * 12.5
