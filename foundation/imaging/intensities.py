@@ -24,14 +24,21 @@ _AIR = (-1100, -700)  # where the peak of air, or of lung without it, may lie
 _TISSUE = (-150, 200)  # where there must be voxels …
 _TISSUE_PEAK = (-130, 170)  # … and where their peak may lie
 _BODY_SHARE = 0.001  # of the voxels at least are soft tissue: a wrist in a wide field of view
+_NO_LUNG_SHARE = 0.2  # of the voxels in one peak are no lung, which is of many densities, but air …
+_HIGHEST_OPEN_AIR = -870  # … that lies below this
+_REPAIRED_AIR_SHARE = 0.01  # a change that brings back less air or soft tissue explains nothing
+_REPAIRED_BODY_SHARE = 0.05
+_REPAIRED_BONE_SHARE = 0.05  # … at most
 _PEAK_SHARE = 0.05  # of the voxels in a peak that stands where none may be
+_TISSUE_PEAK_SHARE = 0.1  # … of tissue: a vessel full of contrast may fill a small scan
+_TISSUE_PEAK_RATIO = 5  # … beside less soft tissue than that
 _BEYOND_SHARE = 0.01  # of the voxels at most lie above 3000 HU
 _DEEP_SHARE = 0.02  # … and at most below -1200, beside padding
 _SAME_SHARE = 0.995  # of the voxels at most have one value
 _PADDED_SHARE = 0.3  # around a round field of view, padding is at most 22 %
 _PADDING_SHARE = 0.0005  # of the voxels at least have a value that is padding
 _LEAST_LIKENESS = 0.2  # correlation of neighbours along the first axis
-_FEWEST = 1000  # voxels below which a histogram says nothing
+_FEWEST = 4096  # voxels below which a histogram says nothing
 _REPAIRS: tuple[tuple[str, float, float], ...] = (
     ("an intercept of -1024 that was applied twice", 1.0, 1024.0),
     ("a missing intercept of -1024", 1.0, -1024.0),
@@ -96,10 +103,13 @@ def doubt_about(sample: Sample) -> str:
             "type or shape than they were written with."
         )
     found = _Histogram.of(sample.values)
+    if found.padded_mr:
+        return "nothing lies between air and water: an MR that was padded with -1000."
     reason = found.fault()
     if reason:
         for cause, slope, intercept in _REPAIRS:
-            if not _Histogram.of(sample.values * np.float32(slope) + np.float32(intercept)).fault():
+            repaired = _Histogram.of(sample.values * np.float32(slope) + np.float32(intercept))
+            if repaired.is_a_body and not repaired.fault():
                 return f"{reason}: {cause}."
         return f"{reason}: not HU, or no CT of a body."
     clipped = float(np.mean(sample.values == high))
@@ -154,13 +164,27 @@ class _Histogram:
         """Voxels beside padding."""
         return max(1, int(self.counts.sum()))
 
+    @property
+    def is_a_body(self) -> bool:
+        """Whether there is soft tissue, some air or what stands for it, and not too much bone."""
+        padded = any(_AIR[0] <= value <= _AIR[1] for value in self.padding)
+        air = padded or self.share(*_AIR) >= _REPAIRED_AIR_SHARE
+        bone = self.share(700, _LIMIT) <= _REPAIRED_BONE_SHARE
+        return air and bone and self.share(*_TISSUE) >= _REPAIRED_BODY_SHARE
+
+    @property
+    def padded_mr(self) -> bool:
+        """Whether nothing lies between air and water, where a body has fat, lung and rims."""
+        inside = self.share(-890, _LIMIT)
+        return self.share(-890, -20) < 0.002 * inside and self.share(150, 3000) > 0.2 * inside
+
     def share(self, low: float, high: float) -> float:
         """The share of the voxels, without padding, from `low` to `high` HU."""
         return float(self._part(low, high).sum()) / self.rest
 
     def peak(self, low: float, high: float) -> tuple[int, float]:
         """The middle of the fullest _WIDTH HU from `low` to `high`, and their share."""
-        part = self._part(low, high)
+        part = self._part(low, max(low + _WIDTH, high))
         sums = np.convolve(part, np.ones(_WIDTH, np.int64), "same")
         at = int(sums.argmax())
         return int(low) + at, float(sums[at]) / self.rest
@@ -176,7 +200,8 @@ class _Histogram:
             share = self.share(3000, _LIMIT)
             return f"{share:.0%} of the voxels lie above 3000 HU"
         at, share = self.peak(-_LIMIT, -300)
-        if share > _PEAK_SHARE and not _AIR[0] <= at <= _AIR[1]:
+        highest = _AIR[1] if share < _NO_LUNG_SHARE else _HIGHEST_OPEN_AIR
+        if share > _PEAK_SHARE and not _AIR[0] <= at <= highest:
             return f"air lies near {at} HU in place of -1000"
         if self.padded > _PADDED_SHARE and self.share(-1100, -900) < _BODY_SHARE:
             return f"{self.padded:.0%} of the voxels are padding, and none is air"
@@ -191,13 +216,12 @@ class _Histogram:
         tissue = self.share(*_TISSUE)
         if tissue < _BODY_SHARE:
             return f"no body was found: {tissue:.2%} of the voxels are soft tissue"
-        at, share = self.peak(-280, 700)
-        if share > _PEAK_SHARE and not _TISSUE_PEAK[0] <= at <= _TISSUE_PEAK[1]:
+        # Voxels at the very end of the scale are no peak: all that was brighter lies there.
+        last = int(np.flatnonzero(self.counts)[-1]) - _LIMIT - 1
+        at, share = self.peak(-280, min(700, last))
+        _, inside = self.peak(*_TISSUE_PEAK)
+        if share > max(_TISSUE_PEAK_SHARE, _TISSUE_PEAK_RATIO * inside):
             return f"soft tissue lies near {at} HU in place of -120 to 150"
-        # Between air and water, a body has fat, lung and the rims of both; an MR has nothing.
-        inside = self.share(-890, _LIMIT)
-        if self.share(-890, -20) < 0.002 * inside and self.share(150, _LIMIT) > 0.2 * inside:
-            return "nothing lies between air and water: an MR that was padded with -1000?"
         return ""
 
     def _part(self, low: float, high: float) -> NDArray[np.int64]:

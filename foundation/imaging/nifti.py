@@ -183,6 +183,8 @@ def open_nifti(path: Path) -> NiftiFile:
             raw = stream.read(_LONGEST_HEADER)
     except PermissionError as error:
         raise _forbidden(path) from error
+    except gzip.BadGzipFile as error:
+        raise VolumeError(f"{path} is not a readable NIfTI file: {error}. {SUPPORTED}") from error
     except _DAMAGED as error:
         raise _damaged(path, error) from error
     kind: Any = next((each for each in _KINDS if each.may_contain_header(raw)), None)
@@ -230,8 +232,10 @@ def scaled(numbers: NDArray[Any], slope: float, intercept: float) -> NDArray[np.
     if (slope, intercept) == (1, 0):
         return np.asarray(numbers, np.float32)
     values = numbers.astype(np.float64)
-    values *= slope
-    values += intercept
+    if slope != 1:
+        values *= slope
+    if intercept != 0:  # nor would −0 stay −0
+        values += intercept
     return values.astype(np.float32)
 
 
