@@ -191,14 +191,14 @@ class _Histogram:
 
     def fault(self) -> str:
         """What is not as in a CT of a person; "" if all is."""
+        if self.share(3000, _LIMIT) > _BEYOND_SHARE:
+            share = self.share(3000, _LIMIT)
+            return f"{share:.0%} of the voxels lie above 3000 HU"
         value = int(self.counts.argmax()) - _LIMIT
         if self.rest <= (1 - _SAME_SHARE) * self.total:
             return f"nearly every voxel is {self.padding[-1]}"
         if self.counts[value + _LIMIT] >= _SAME_SHARE * self.rest:
             return f"nearly every voxel is {value}"
-        if self.share(3000, _LIMIT) > _BEYOND_SHARE:
-            share = self.share(3000, _LIMIT)
-            return f"{share:.0%} of the voxels lie above 3000 HU"
         at, share = self.peak(-_LIMIT, -300)
         highest = _AIR[1] if share < _NO_LUNG_SHARE else _HIGHEST_OPEN_AIR
         if share > _PEAK_SHARE and not _AIR[0] <= at <= highest:
