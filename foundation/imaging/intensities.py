@@ -105,13 +105,8 @@ def doubt_about(sample: Sample) -> str:
     found = _Histogram.of(sample.values)
     if found.padded_mr:
         return "nothing lies between air and water: an MR that was padded with -1000."
-    reason = found.fault()
-    if reason:
-        for cause, slope, intercept in _REPAIRS:
-            repaired = _Histogram.of(sample.values * np.float32(slope) + np.float32(intercept))
-            if repaired.is_a_body and not repaired.fault():
-                return f"{reason}: {cause}."
-        return f"{reason}: not HU, or no CT of a body."
+    if reason := found.fault():
+        return f"{reason}: {_cause(sample) or 'not HU, or no CT of a body'}."
     clipped = float(np.mean(sample.values == high))
     # Below the cut the body's other tissue goes on; where it does not, the body is of one piece.
     if high < CLIPPED_BELOW_HU and CLIPPED_SHARE <= clipped < found.share(high - 200, high) / 2:
@@ -131,7 +126,18 @@ def _without_air(sample: Sample) -> str:
         return f"{run}, with many voxels at either end: already windowed, not full HU."
     if low >= 0:
         return f"{run}, never negative: an MR, or a CT stored without its intercept of -1024."
-    return f"{run}, without any air: an MR, or a crop from inside the body."
+    known = len(sample.values) >= _FEWEST and _Histogram.of(sample.values).fault()
+    cause = _cause(sample) if known else ""
+    return f"{run}, without any air: {cause or 'an MR, or a crop from inside the body'}."
+
+
+def _cause(sample: Sample) -> str:
+    """What may have happened to a CT of a body, so that it now has these intensities."""
+    for cause, slope, intercept in _REPAIRS:
+        repaired = _Histogram.of(sample.values * np.float32(slope) + np.float32(intercept))
+        if repaired.is_a_body and not repaired.fault():
+            return cause
+    return ""
 
 
 def _likeness(sample: Sample) -> float:
