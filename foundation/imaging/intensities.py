@@ -27,6 +27,7 @@ _BODY_SHARE = 0.001  # of the voxels at least are soft tissue: a wrist in a wide
 _NO_LUNG_SHARE = 0.2  # of the voxels in one peak are no lung, which is of many densities, but air …
 _HIGHEST_OPEN_AIR = -870  # … that lies below this
 _REPAIRED_AIR_SHARE = 0.01  # a change that brings back less air or soft tissue explains nothing
+_INVERTED_BONE_HU = -150  # of a CT with an inverted sign, bone at least lies below
 _REPAIRED_BODY_SHARE = 0.05
 _REPAIRED_BONE_SHARE = 0.05  # … at most
 _PEAK_SHARE = 0.05  # of the voxels in a peak that stands where none may be
@@ -41,9 +42,9 @@ _LEAST_LIKENESS = 0.2  # correlation of neighbours along the first axis
 _FEWEST = 4096  # voxels below which a histogram says nothing
 _REPAIRS: tuple[tuple[str, float, float], ...] = (
     ("an intercept of -1024 that was applied twice", 1.0, 1024.0),
-    ("a missing intercept of -1024", 1.0, -1024.0),
     ("HU times ten", 0.1, 0.0),
     ("an inverted sign", -1.0, 0.0),
+    ("a missing intercept of -1024", 1.0, -1024.0),
 )
 
 
@@ -134,6 +135,8 @@ def _without_air(sample: Sample) -> str:
 def _cause(sample: Sample) -> str:
     """What may have happened to a CT of a body, so that it now has these intensities."""
     for cause, slope, intercept in _REPAIRS:
+        if slope < 0 and sample.low > _INVERTED_BONE_HU:
+            continue  # air and tissue of a CT without its intercept look alike either way
         repaired = _Histogram.of(sample.values * np.float32(slope) + np.float32(intercept))
         if repaired.is_a_body and not repaired.fault():
             return cause
