@@ -32,6 +32,7 @@ SUPPORTED = (
 )
 _KINDS = (nib.Nifti1Header, nib.Nifti2Header)
 _LONGEST_HEADER = 544
+_EXACT = 1 << 23  # float32 holds whole numbers of twice that
 _BLOCK = 1 << 22  # bytes read at a time
 _WORKING_BYTES = 2  # a voxel, of the label map that follows
 _MOST_DEFLATED = 1040  # deflate makes at most 1032 bytes of one
@@ -231,6 +232,11 @@ def scaled(numbers: NDArray[Any], slope: float, intercept: float) -> NDArray[np.
     """
     if (slope, intercept) == (1, 0):
         return np.asarray(numbers, np.float32)
+    short = numbers.dtype.kind in "iu" and numbers.dtype.itemsize <= 2
+    if short and slope == 1 and intercept.is_integer() and abs(intercept) < _EXACT:
+        values = numbers.astype(np.float32)  # which holds these sums exactly
+        values += np.float32(intercept)
+        return values
     values = numbers.astype(np.float64)
     if slope != 1:
         values *= slope

@@ -16,7 +16,6 @@ from tiny import tiny_model
 
 from foundation.cli.main import main
 from foundation.hub.saved import save_pretrained
-from foundation.imaging import memory
 from foundation.model import UniversalModel
 
 AFFINE = np.diag([-6.0, -6.0, 6.0, 1.0])
@@ -100,7 +99,7 @@ def test_a_scan_larger_than_memory_is_refused_with_the_numbers(
     segment: Segment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ct = write(tmp_path / "scan.nii.gz", blob(body()))
-    monkeypatch.setattr(memory, "available_bytes", lambda: 50_000)
+    monkeypatch.setattr("foundation.imaging.memory.available_bytes", lambda: 50_000)
     code, (found,), _ = segment(ct)
     assert code == 1
     assert "30×26×28 voxels) needs about 8.74e-05 GB of memory; 5e-05 GB are" in found["error"]
