@@ -15,7 +15,7 @@ from foundation.imaging.nifti import SUPPORTED
 SPACING_LIMITS_MM = (0.02, 50.0)
 SPACING_SHARE = 0.01  # two spacings that differ by more are two
 TURN_DEGREES = 1.0  # … and two directions
-SHIFT_MM = 5.0  # … and two places of the middle
+SHIFT_MM = 2.0  # … and two places of the middle
 
 
 def checked_affine(given: ArrayLike | None, label: str) -> NDArray[np.float64]:
