@@ -13,6 +13,7 @@ from foundation.errors import VolumeError
 from foundation.imaging.nifti import SUPPORTED
 
 SPACING_LIMITS_MM = (0.02, 50.0)
+FARTHEST_MM = 1e5  # from the origin of a scanner's room
 SPACING_SHARE = 0.01  # two spacings that differ by more are two
 TURN_DEGREES = 1.0  # … and two directions
 SHIFT_MM = 2.0  # … and two places of the middle
@@ -29,7 +30,8 @@ def checked_affine(given: ArrayLike | None, label: str) -> NDArray[np.float64]:
         The affine.
 
     Raises:
-        VolumeError: It is missing, not finite or singular, or its spacing is not that of a CT.
+        VolumeError: It is missing, not finite or singular, or its spacing or its place is not
+            that of a CT.
     """
     if given is None:
         raise VolumeError(f"{label} has no affine: where its voxels lie is unknown. {SUPPORTED}")
@@ -48,6 +50,11 @@ def checked_affine(given: ArrayLike | None, label: str) -> NDArray[np.float64]:
         raise VolumeError(
             f"{label} has a singular affine: two of its axes point the same way. "
             "Correct its header, or convert it again from the original."
+        )
+    if np.abs(affine[:3, 3]).max() > FARTHEST_MM:
+        raise VolumeError(
+            f"{label} lies at {affine[:3, 3].tolist()} mm, more than {FARTHEST_MM / 1000:g} m from "
+            "the origin. Correct its header, or convert it again from the original."
         )
     return affine
 

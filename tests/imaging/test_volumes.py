@@ -352,6 +352,10 @@ def test_impossible_grids():
         read_ct((hu(), np.diag([1, np.nan, 1, 1])))
     with pytest.raises(VolumeError, match=r"\(4, 4\)"):
         read_ct((hu(), np.eye(3)))
+    far = np.eye(4)
+    far[1, 3] = 3e21
+    with pytest.raises(VolumeError, match="more than 100 m from the origin"):
+        read_ct((hu(), far))
 
 
 @pytest.mark.parametrize(
