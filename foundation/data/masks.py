@@ -181,7 +181,9 @@ def meaning_of(labels: Iterable[str]) -> dict[str, tuple[str, ...]]:
     for label in labels:
         own = own_name(label)
         known = known_classes(label, NAMES)
-        parts = parts_of(known[0]) if known and TOTALSEGMENTATOR.get(label, label) != label else ()
+        named = known and TOTALSEGMENTATOR.get(label, label) != label
+        # A lesion of one side is the whole of what there is: only organs have parts.
+        parts = parts_of(known[0]) if named and known[0] not in PARENTS else ()
         if len(parts) > 1:
             found[label] = (own, *known) if set(parts) <= there else (own,)
         else:
