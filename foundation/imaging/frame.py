@@ -140,7 +140,8 @@ class Frame:
             reach.append(slice(first, stop))
             weights.append(full[first:stop])
         size = tuple(part.stop - part.start for part in reach)
-        array = np.zeros(size, np.float32 if threshold is None else bool)
+        # The first axis fastest, as in files: each plane is written in one piece.
+        array = np.zeros(size, np.float32 if threshold is None else bool, order="F")
         for z in range(size[2]):
             used = np.flatnonzero(weights[2][z])
             if not used.size:
