@@ -60,4 +60,4 @@ def verdict_text(
         answer = f"{better} is better than {other}."
     else:
         answer = f"No difference was found between {first} and {second}."
-    return f"{answer} {measured} ({size}{seen})."
+    return f"{answer[:1].upper()}{answer[1:]} {measured} ({size}{seen})."
