@@ -8,12 +8,14 @@ process has left of that.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from foundation.errors import UsageError
 
@@ -150,3 +152,48 @@ def path_sha256(path: str | os.PathLike[str]) -> str:
     files = {each.relative_to(path).as_posix(): each for each in path.rglob("*") if each.is_file()}
     lines = (f"{file_sha256(files[name])}  {name}\n" for name in sorted(files))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+SEAL = "sha256"  # the key of a sealed text's own sum
+
+
+def sealed_json(content: Mapping[str, Any]) -> str:
+    """Write keys and values as JSON with a sum of their own, which `read_sealed` checks.
+
+    Args:
+        content: Plain values; its keys are sorted.
+
+    Returns:
+        The text, which ends with a line break.
+    """
+    plain = json.loads(json.dumps(content))  # in the form that it is read back in
+    return json.dumps({**plain, SEAL: _seal(plain)}, indent=1, sort_keys=True) + "\n"
+
+
+def read_sealed(text: str) -> dict[str, Any]:
+    """Read what `sealed_json` wrote, or JSON that was never sealed.
+
+    Args:
+        text: Of the file.
+
+    Returns:
+        The keys and values, without the seal.
+
+    Raises:
+        ValueError: It is no JSON of keys and values, or its values are not those that were sealed.
+    """
+    try:
+        content = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it has too many brackets") from error
+    if not isinstance(content, dict):
+        raise ValueError("it does not hold keys and values")
+    seal = content.pop(SEAL, None)
+    if seal is not None and seal != _seal(content):
+        raise ValueError(f"its values are not those that it was written with ({SEAL} differs)")
+    return content
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from foundation import taxonomy
+from foundation.config import check_overlap
 from foundation.errors import UsageError
 from foundation.imaging.body import body_box, midline_from_ct
 from foundation.imaging.frame import Frame
@@ -57,7 +58,7 @@ def segment_volume(
         classes: Names or aliases; only these are computed. All of the network's if not given.
         device: "auto", "cpu", "cuda", "cuda:1", "mps"; the network moves there. Not given: it stays
             where it is.
-        overlap: Share of a window that its neighbour covers, in [0, 1); the weights' own if not
+        overlap: Share of a window that its neighbour covers, from 0 to 0.9; the weights' own if not
             given.
         postprocess: Apply the rules of `foundation.inference.postprocess`.
         progress: Show a bar on standard error, where that is a terminal.
@@ -67,14 +68,14 @@ def segment_volume(
 
     Raises:
         VolumeError: The CT cannot be read (see `read_ct`).
-        UsageError: Unknown class, overlap outside [0, 1), a device that is not there, or a network
-            that gives other logits than its configuration tells.
+        UsageError: Unknown class, overlap not from 0 to 0.9, a device that is not there, or a
+            network that gives other logits than its configuration tells.
+        WeightsError: The network gives values that are not finite.
     """
     config = network.config
     names = resolve_classes(classes, config.class_names)
     overlap = config.preprocessing.overlap if overlap is None else overlap
-    if not 0 <= overlap < 1:
-        raise UsageError(f"overlap is {overlap}; give a share in [0, 1), e.g. 0.5.")
+    check_overlap(overlap)
     target = _device_of(network) if device is None else choose_device(device)
     volume = read_ct(ct)
     frame = frame_of(volume, config.preprocessing)
