@@ -17,9 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from foundation.errors import UsageError
+from foundation.errors import UniversalCTError, UsageError
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
+MOST_TEXT_BYTES = 10_000_000  # of a description; the longest of ours has 200 kB
 
 
 def nifti_stem(path: Path) -> str | None:
@@ -111,6 +112,30 @@ def _beside(folder: str | os.PathLike[str]) -> tuple[Path, Path, Path]:
     """The folder itself, and the names beside it under which one is written and moved aside."""
     place = Path(os.path.realpath(folder))  # of a link, what it leads to
     return place, place.with_name(f".{place.name}.new"), place.with_name(f".{place.name}.old")
+
+
+def read_text(path: Path, *, error: type[UniversalCTError] = UsageError) -> str:
+    """Read a file of text that may come from anybody.
+
+    Args:
+        path: The file.
+        error: The class of the exception.
+
+    Returns:
+        Its text.
+
+    Raises:
+        UsageError: It cannot be read, is no UTF-8, or has more than `MOST_TEXT_BYTES`. Raised as
+            `error` where that is given.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(MOST_TEXT_BYTES + 1)
+        if len(content) > MOST_TEXT_BYTES:
+            raise error(f"{path} has more than {MOST_TEXT_BYTES} bytes; it is no description.")
+        return content.decode("utf-8").replace("\r\n", "\n")
+    except (OSError, UnicodeDecodeError) as wrong:
+        raise error(f"{path} cannot be read as text: {wrong}.") from wrong
 
 
 def file_sha256(path: Path) -> str:

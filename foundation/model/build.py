@@ -22,33 +22,44 @@ if TYPE_CHECKING:
 from foundation.model.base import Model
 from foundation.model.plain import PlainModel
 from foundation.model.universal import PROMPTS, UniversalModel
+from foundation.networks.backbones import BUILDING
 
 _Module = TypeVar("_Module", bound=nn.Module)
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def build_model(
-    config: NetworkConfig, state: Mapping[str, Tensor], prompt_embedding: Tensor | None, source: str
+    config: NetworkConfig,
+    state: Mapping[str, Tensor],
+    prompt_embedding: Tensor | None,
+    source: str,
+    *,
+    read: Callable[[], Mapping[str, Tensor]] | None = None,
 ) -> Model:
     """Build the model of `config` with exactly the given weights, in evaluation mode.
 
     Args:
         config: A `ModelConfig` for a text-driven model; without text it has a plain head.
-        state: Its weights, with or without the prompts. Those that are float32 on the CPU become
-            the model's own and are not copied.
+        state: Its weights, with or without the prompts. Where they are float32 they become the
+            model's own and are not copied.
         prompt_embedding: (K, D), for a text-driven model.
         source: Name of the weights in errors.
+        read: Reads the weights once `state`, which is then on the meta device, has been found to
+            fit; None where `state` holds the weights themselves.
 
     Raises:
         WeightsError: The configuration builds no model; or keys are missing or unexpected, or
             shapes or types of number differ, or values are not finite; it lists them.
     """
     model = check_fit(config, state, source)
+    weights = dict(state if read is None else read())
     if isinstance(model, UniversalModel):
         if prompt_embedding is None:
             raise WeightsError(f"{source} has no prompt embeddings, which its classes need.")
-        state = {**state, PROMPTS: prompt_embedding}
-    return fill(lambda: _new(config), model, state, source).eval()
+        expected = tuple(model.prompt_embedding.shape)
+        check_state({PROMPTS: expected}, {PROMPTS: prompt_embedding}, source)
+        weights[PROMPTS] = prompt_embedding
+    return fill(lambda: _new(config), model, weights, source).eval()
 
 
 def check_fit(config: NetworkConfig, state: Mapping[str, Tensor], source: str) -> Model:
@@ -68,9 +79,13 @@ def check_fit(config: NetworkConfig, state: Mapping[str, Tensor], source: str) -
     """
     try:
         model = without_memory(lambda: _new(config))
-    except UsageError as error:
+    except (UsageError, *BUILDING) as error:
         raise WeightsError(f"The configuration of {source} builds no model: {error}") from error
     expected = dict(model.state_dict())
+    if empty := [key for key, tensor in expected.items() if not tensor.numel()]:
+        raise WeightsError(
+            f"The configuration of {source} builds no model: {listed(empty)} would have no values."
+        )
     if isinstance(model, UniversalModel) and PROMPTS not in state:
         del expected[PROMPTS]
     check_state({key: tuple(tensor.shape) for key, tensor in expected.items()}, state, source)
@@ -91,7 +106,11 @@ class _NoMemory(TorchFunctionMode):
     makers = (torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn, torch.full)
 
     def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         given = dict(kwargs or {})
         if func in self.makers and given.get("device") is None:
@@ -130,11 +149,14 @@ def fill(
     Raises:
         WeightsError: A value is not finite.
     """
-    own = empty.state_dict()
-    single = {
-        key: value.float() if own[key].is_floating_point() else value
-        for key, value in state.items()
-    }
+    own, storages = empty.state_dict(), set()
+    single = {}
+    for key, value in state.items():
+        value = (value.float() if own[key].is_floating_point() else value).contiguous()
+        place = value.untyped_storage().data_ptr()
+        # Two tensors of a checkpoint may share memory; two of a network must not.
+        single[key] = value.clone() if place in storages else value
+        storages.add(place)
     check_finite(single, source)
     if _has_more(empty, state):
         network = make()
@@ -159,12 +181,9 @@ def _attributes(module: nn.Module) -> Iterator[Tensor]:
         for name, value in vars(part).items():
             if name in ("_parameters", "_buffers", "_modules"):
                 continue
-            inside = value.values() if isinstance(value, dict) else value
-            yield from (
-                each
-                for each in (inside if isinstance(inside, list | tuple) else [*[inside]])
-                if isinstance(each, Tensor)
-            )
+            several = value.values() if isinstance(value, dict) else value
+            inside = several if isinstance(value, dict | list | tuple) else (value,)
+            yield from (each for each in inside if isinstance(each, Tensor))
 
 
 def weights_of(model: Model) -> dict[str, Tensor]:
