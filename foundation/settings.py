@@ -200,7 +200,7 @@ def check_yaml(text: str) -> None:
             raise _too_much(f"more than {MOST_VALUES} values, with what aliases stand for", event)
 
 
-def _too_much(what: str, event: Any) -> Exception:
+def _too_much(what: str, event: Any) -> Any:
     import yaml
 
     return yaml.constructor.ConstructorError(None, None, what, event.start_mark)

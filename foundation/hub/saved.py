@@ -361,6 +361,10 @@ _DTYPES = {
 }  # of the format; those that no network of ours has are left out
 
 
+# What was read of an open file counts as memory until it is closed.
+_READ_BYTES = 32_000_000
+
+
 def read_header(path: Path) -> dict[str, Tensor]:
     """Read names, shapes and types of the tensors of a safetensors file, and none of its values.
 
@@ -400,12 +404,17 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: It is not one.
     """
-    tensors = {}
-    with _opened(path) as file:
-        for name in file.keys():  # noqa: SIM118 - it is no dictionary
-            tensor = file.get_tensor(name)
-            kind = torch.float32 if tensor.is_floating_point() else tensor.dtype
-            tensors[name] = tensor.to(kind, copy=True)
+    tensors: dict[str, Tensor] = {}
+    names = list(read_header(path))
+    while names:
+        read = 0
+        with _opened(path) as file:
+            while names and read < _READ_BYTES:
+                tensor = file.get_tensor(name := names.pop())
+                kind = torch.float32 if tensor.is_floating_point() else tensor.dtype
+                tensors[name] = tensor.to(kind, copy=True)
+                read += tensor.nbytes
+                del tensor
     return tensors
 
 

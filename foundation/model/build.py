@@ -168,8 +168,8 @@ def fill(
 
 def _has_more(module: nn.Module, state: Mapping[str, Tensor]) -> bool:
     """Whether something without memory would stay, or two names would no longer be one tensor."""
-    named = dict(module.named_parameters(remove_duplicate=False))
-    named |= dict(module.named_buffers(remove_duplicate=False))
+    named: dict[str, Tensor] = dict(module.named_buffers(remove_duplicate=False))
+    named.update(module.named_parameters(remove_duplicate=False))
     tied = len({id(tensor) for tensor in named.values()}) < len(named)
     unsaved = any(tensor.is_meta and name not in state for name, tensor in named.items())
     return tied or unsaved or any(tensor.is_meta for tensor in _attributes(module))
