@@ -27,7 +27,7 @@ Activation = Literal["sigmoid", "softmax"]
 BranchKind = Literal["prompt", "head", "side"]
 # A configuration may come from anybody. What no network needs is refused before it costs memory or
 # time: a window of a billion voxels, an overlap at which a CT takes years.
-SPACING_LIMITS_MM = (0.01, 100.0)
+SPACING_LIMITS_MM = (0.1, 50.0)
 MOST_PATCH = 4096  # voxels along an axis; a window is never larger than the CT
 MOST_OVERLAP = 0.9  # a voxel is then computed a thousand times
 MOST_HU = 1e6
