@@ -72,7 +72,6 @@ PLANS = plans(
     mini={"methods": METHODS, "scans": [1, 2, 5, 10], "steps": 100, "probe": 300},
     smoke={"methods": ["full", "all"], "scans": [1], "steps": 2, "probe": 2},
     real={"methods": METHODS, "scans": [1, 2, 5, 10], "steps": 150, "probe": 360},
-    hours="not measured",
 )
 
 
@@ -129,11 +128,12 @@ def measure(run: Run, found: Structures) -> Iterable[Figure]:
 
 def main() -> None:
     """Run all arms, compare them, draw the curves."""
-    lab = Lab.parse(__doc__, PLANS, add_arguments, prepares=False)
+    lab = Lab.parse(__doc__, PLANS, add_arguments, axes=["scans"], prepares=False)
     found = open_structures(lab, [lab.given.model])
     weights, note = hashes_of(lab, lab.given.model), found.note
     for arm in all_arms(lab):
-        lab.measure(arm, partial(measure, found=found), weights=weights, note=note)
+        used = weights if arm["start"] == "weights" else {}
+        lab.measure(arm, partial(measure, found=found), weights=used, note=note)
     for scans in counts(lab):
         full = {"start": "weights", "embedding": "text", "method": "full", "scans": scans}
         every = {**full, "method": "all"}

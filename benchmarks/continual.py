@@ -69,7 +69,6 @@ PLANS = plans(
     mini={"of": STEPS, "scans": 3, "steps": 50, "probe": 150},
     smoke={"of": "sacrum,hip_left", "scans": 1, "steps": 1, "probe": 1},
     real={"of": STEPS, "scans": 5, "steps": 150, "probe": 360},
-    hours="not measured",
 )
 
 

@@ -63,12 +63,13 @@ def class_embeddings(name: str) -> Tensor:
     return embed_classes([each.term for each in CLASSES], TEXT_ENCODERS[ENCODERS[name]])
 
 
-def at_hand(lab: Lab, names: Sequence[str]) -> list[str]:
+def at_hand(lab: Lab, names: Sequence[str], others: Sequence[str] = ()) -> list[str]:
     """Find the encoders whose weights can be had here, and say which cannot.
 
     Args:
         lab: The experiment.
         names: Of `ENCODERS`.
+        others: Names of further arms, which need no encoder.
 
     Returns:
         Those that can be had.
@@ -78,10 +79,10 @@ def at_hand(lab: Lab, names: Sequence[str]) -> list[str]:
             names another.
     """
     wanted = dict(text.split("=", 1) for text in lab.given.only if "=" in text).get("text")
-    if wanted is not None and wanted not in names:
+    if wanted is not None and wanted not in [*names, *others]:
         raise UsageError(f"--only text={wanted}: there is no such arm; give {', '.join(names)}.")
     found = []
-    for name in [wanted] if wanted else names:
+    for name in [each for each in names if wanted in (None, each)]:
         try:
             class_embeddings(name)
         except (HubError, MissingExtraError) as error:

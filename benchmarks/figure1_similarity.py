@@ -1,4 +1,4 @@
-"""Figure 1: do the embeddings of the classes know anatomy? Their cosines, raw and centred.
+"""Figure 1: are embeddings of one anatomical group closer than others? Cosines, raw and centred.
 
     python benchmarks/figure1_similarity.py --smoke
     python benchmarks/figure1_similarity.py --mini
@@ -211,7 +211,7 @@ def main() -> None:
     """Measure all embeddings and draw their matrices."""
     every = {"text": list(ENCODERS)}
     sizes = plans(smoke={"text": [ONE_HOT, "MiniLM"]}, mini=every, real=every)
-    lab = Lab.parse(__doc__, sizes, add_options, reads_data=False)
+    lab = Lab.parse(__doc__, sizes, add_options, axes=["embeddings"], reads_data=False)
     given = {}
     for text in lab.given.embeddings:
         name, equals, path = text.partition("=")
@@ -220,7 +220,8 @@ def main() -> None:
                 f"--embeddings {text} is not NAME=PATH with a name beside {', '.join(ENCODERS)}."
             )
         given[name] = read_embeddings(Path(path))
-    found = {name: class_embeddings(name) for name in at_hand(lab, lab.plan.options["text"])}
+    names = at_hand(lab, lab.plan.options["text"], [*given])
+    found = {name: class_embeddings(name) for name in names}
     found |= given
     shown = {}
     order = sorted(range(len(CLASSES)), key=lambda index: groups()[index])

@@ -1,7 +1,7 @@
 """Figure 6: do text embeddings order the decoder's features by class? t-SNE, and two scores.
 
     python benchmarks/figure6_features.py --smoke
-    python benchmarks/figure6_features.py --mini [--trained runs/benchmarks/table14_embeddings-mini]
+    python benchmarks/figure6_features.py --mini
     python benchmarks/figure6_features.py 01=BTCV 04=LiTS 05=KiTS … -o OUT        # real data
     … --store STORE --trained OUT14     # take the trainings of table14_embeddings.py instead
 
@@ -10,8 +10,8 @@ Protocol
   others, or --text. Trainings, data and scans to measure on are those of table14_embeddings.py.
 - Features of the decoder; of which layer the paper's are is not known (U). "full": those of full
   resolution as the head reads them, after its normalisation. "projected": the 8 channels into which
-  the head projects them, to which the generated layers of every class are applied. Text enters
-  after both and shapes them by training alone.
+  the head projects them, to which the generated layers of every class are applied. The text is
+  used after both layers. It can change their features only through training.
 - Voxels: in each scan, for each class that it shows, a patch around a random voxel, and up to 12
   voxels of the class in it; the same in all arms and seeds. A voxel of several classes counts for
   the one that is smallest in the scan, e.g. the tumour and not its organ.
@@ -20,10 +20,11 @@ Protocol
   a voxel is to its own class than to the next one, -1 to 1. Both are means over voxels, then scans,
   then classes, with a bootstrap over scans; arms are compared over seeds and scans.
 - The picture is t-SNE of "full" with the first seed (perplexity 30). Its distances are no measure.
-- No verdict where the better arm's Dice stays below 0.5.
+- No verdict where the better arm's Dice stays below 0.5 (in the generated sizes, of large organs).
 - Paper: it shows a picture; no number of it is known (U).
 
-Hardware. As table14_embeddings.py; with --trained, a GPU for minutes. Mini: two CPU cores.
+Hardware. As table14_embeddings.py; with --trained, a GPU for minutes. Mini: two CPU cores; the
+trainings are shared with table14_embeddings.py.
 """
 
 from __future__ import annotations
@@ -41,10 +42,9 @@ from encoders import ENCODERS, ONE_HOT, add_arguments, at_hand
 from lab import Lab, run_script
 from numpy.typing import NDArray
 from plots import by_seed, scatter
-from runs import Arm, Run
+from runs import LARGE, Arm, Run
 from sizes import plans
 from torch import Tensor
-from verdicts import figures_of
 
 from foundation import (
     CLASSES,
@@ -54,7 +54,6 @@ from foundation import (
     from_pretrained,
     get_dataset,
     import_extra,
-    prepare,
     replacing,
 )
 from foundation.data import Store, StoredCase
@@ -112,6 +111,8 @@ def existing(run: Run) -> Path | None:
     """
     if run.lab.given.trained is None:
         return None
+    if run.lab.generated:
+        raise UsageError("Trainings of the generated sizes are shared anyway: leave --trained out.")
     folder = run.lab.given.trained / "runs" / run.folder.name / "training"
     if (folder / "model").is_dir():
         return Path(folder / "model")
@@ -128,19 +129,13 @@ def test_cases(lab: Lab, spacing_mm: float) -> list[StoredCase]:
         lab: The experiment.
         spacing_mm: Of the network.
     """
-    tests = lab.tests(fold=None if lab.generated else 0)
+    tests = lab.tests(fold=lab.fold)
     if all(test.cases for test in tests):  # a fold of what is prepared anyway
         store = Store(lab.store())
         keys = [f"{get_dataset(t.dataset).id}/{case}" for t in tests for case in t.cases or ()]
     else:
-        report = prepare(
-            [(test.dataset, test.root) for test in tests],
-            lab.output / "test-store",
-            spacing_mm=spacing_mm,
-            workers=1 if lab.generated else None,
-            progress=not lab.generated,
-        )
-        store = Store(report.store)
+        datasets = [(test.dataset, test.root) for test in tests]
+        store = Store(lab.prepare(datasets, f"{lab.output.name}/test-store", spacing_mm))
         keys = store.keys()
     most = lab.plan.options["scans"]
     chosen = sorted({round(i) for i in np.linspace(0, len(keys) - 1, min(most, len(keys)))})
@@ -325,14 +320,13 @@ def scored(voxels: Voxels) -> dict[str, NDArray[np.float64]]:
 def measure(run: Run) -> Iterable[Figure]:
     """Train, or take what is trained; measure Dice and the features."""
     lab = run.lab
-    fold = None if lab.generated else 0
     path = existing(run)
     if path is None:
-        changes = {"model.text": ENCODERS[str(run.arm["text"])], "validation.every": 0}
-        model = run.pretrain(changes, fold=fold)
+        model = run.pretrain({"model.text": ENCODERS[str(run.arm["text"])]}, fold=lab.fold)
     else:
         model = from_pretrained(path)
-    yield figures_of(run.score(model, lab.tests(fold=fold)))[0]  # the mean over classes
+    scores = run.score(model, lab.tests(fold=lab.fold))
+    yield from (f for f in run.figures(scores) if f.name in ("dice/mean", LARGE))
     cases = test_cases(lab, model.config.preprocessing.spacing_mm[0])
     device = choose_device("cpu" if run.cpu else "auto")
     voxels = collect(model, cases, lab.plan.options["voxels"], device)
@@ -349,7 +343,8 @@ def measure(run: Run) -> Iterable[Figure]:
 def compare(lab: Lab, text: str) -> None:
     """Compare text with one-hot by both scores in both spaces."""
     arms: list[Arm] = [{"text": text}, {"text": ONE_HOT}]
-    dice = max(float(np.mean(by_seed(lab.records(), "dice/mean", arm) or [0.0])) for arm in arms)
+    figure = LARGE if lab.generated else "dice/mean"
+    dice = max(float(np.mean(by_seed(lab.records(), figure, arm) or [0.0])) for arm in arms)
     tables = [[scored(voxels_of(lab, arm, seed)) for seed in lab.seeds] for arm in arms]
     for name in tables[0][0]:
         a, b = (np.stack([each[name] for each in seeds]) for seeds in tables)

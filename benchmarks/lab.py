@@ -21,19 +21,20 @@ import argparse
 import csv
 import itertools
 import json
-import os
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import ArrayLike
-from runs import Arm, Run, TestSet, slug
+from runs import MAIN_PROCESS, Arm, Run, TestSet, slug
 from sizes import Plan
 from verdicts import verdict_text
 from world import World, build_world
@@ -51,6 +52,7 @@ from foundation.evaluation import (
     Record,
     Scores,
     append_record,
+    git_commit,
     new_record,
     paired_bootstrap,
     path_sha256,
@@ -60,7 +62,6 @@ from foundation.pretraining import make_folds, read_folds
 
 HERE = Path(__file__).resolve().parent
 RECORDS, PICTURES = HERE / "records", HERE / "pictures"
-MAIN_PROCESS = os.environ.get("RANK", "0") == "0"  # of several that train together
 
 
 class Lab:
@@ -83,8 +84,8 @@ class Lab:
         self.output.mkdir(parents=True, exist_ok=True)
         self.seeds: tuple[int, ...] = tuple(given.seeds or plan.seeds)
         self.verdicts: list[Record] = []
+        self.commit = git_commit()  # of what runs, whatever is checked out before it ends
         self._prepared: dict[tuple[str, ...] | None, Path] = {}
-        self._keep_plan()
 
     # --- the command line -------------------------------------------------------------------------
 
@@ -96,6 +97,7 @@ class Lab:
         add: Callable[[argparse.ArgumentParser], None] | None = None,
         argv: Sequence[str] | None = None,
         *,
+        axes: Sequence[str] = (),
         reads_data: bool = True,
         prepares: bool = True,
     ) -> Lab:
@@ -106,6 +108,8 @@ class Lab:
             sizes: "smoke", "mini" and "real" → plan.
             add: Adds the script's own arguments.
             argv: In place of `sys.argv[1:]`.
+            axes: The script's own arguments that only choose arms. A folder with records of other
+                arms is gone on with; one with records of other arguments is refused.
             reads_data: Whether the experiment is about data at all. One that only measures what
                 networks cost has a real size without any, and no hashes.
             prepares: Whether the data are prepared as one store, by whose manifest they are known;
@@ -142,15 +146,17 @@ class Lab:
         lab = cls(getattr(given, "name", None) or script, name, sizes[name], given)
         lab.reads_data = reads_data
         lab.prepares = prepares
+        lab._keep_plan({*_FREE, *axes})
         return lab
 
-    def _keep_plan(self) -> None:
-        """Refuse a folder with records of another plan."""
+    def _keep_plan(self, free: set[str]) -> None:
+        """Refuse a folder with records of another plan, of other data or of other weights."""
         path = self.output / "plan.json"
-        mine = {"benchmark": self.name, "size": self.size, "max_steps": self.given.max_steps}
-        mine["settings given"] = self.given.settings
-        plan = {k: v for k, v in asdict(self.plan).items() if k not in ("seeds", "hours")}
-        mine = json.loads(json.dumps({**mine, **plan}))
+        given = {key: value for key, value in vars(self.given).items() if key not in free}
+        plan = {key: value for key, value in asdict(self.plan).items() if key != "seeds"}
+        mine = {"benchmark": self.name, "size": self.size, **plan}
+        mine |= {f"--{key.replace('_', '-')}": value for key, value in given.items()}
+        mine = json.loads(json.dumps(mine, default=str))
         if path.is_file() and MAIN_PROCESS:
             theirs = json.loads(path.read_text(encoding="utf-8"))
             if differing := sorted(k for k in mine if mine[k] != theirs.get(k)):
@@ -167,13 +173,30 @@ class Lab:
     @cached_property
     def world(self) -> World:
         """The generated world of the smoke and mini sizes; one for all scripts of a size."""
-        folder = self.output.parent / f"world-{self.size}"
-        return build_world(folder, "smoke" if self.size == "smoke" else "mini")
+        with self.alone(f"world-{self.size}") as folder:
+            return build_world(folder, "smoke" if self.size == "smoke" else "mini")
+
+    @contextmanager
+    def alone(self, name: str) -> Iterator[Path]:
+        """Give a folder that scripts share; another process that wants it waits.
+
+        Args:
+            name: Of the folder, beside the outputs of the scripts.
+        """
+        folder = self.output.parent / name
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f".{folder.name}.lock")):
+            yield folder
 
     @property
     def generated(self) -> bool:
         """Whether the data are generated."""
         return self.size != "real"
+
+    @property
+    def fold(self) -> int | None:
+        """The fold of the data to train on that is held out; None where other bodies are there."""
+        return None if self.generated else 0
 
     def training(self, like: Sequence[str] | None = None) -> list[tuple[str, str]]:
         """Return the datasets to train on, as `prepare` takes them.
@@ -238,18 +261,32 @@ class Lab:
         if key in self._prepared:  # looking at every scan again takes minutes on real data
             return self._prepared[key]
         shared = self.generated and self._like is None
-        folder = (self.output.parent / f"store-{self.size}") if shared else self.output / "store"
-        spacing_mm = self.world.spacing_mm if self.generated else 1.5
-        report = prepare_store(
-            self.training(self._like),
-            folder,
-            spacing_mm=spacing_mm,
-            workers=1 if self.generated else None,
-            progress=not self.generated,
-        )
+        own = f"{self.output.name}/store"
+        datasets = self.training(self._like)
+        self._prepared[key] = self.prepare(datasets, f"store-{self.size}" if shared else own)
+        return self._prepared[key]
+
+    def prepare(
+        self, datasets: Sequence[tuple[Any, Any]], name: str, spacing_mm: float | None = None
+    ) -> Path:
+        """Prepare datasets as a store; finished scans are left alone.
+
+        Args:
+            datasets: As `foundation.prepare` takes them.
+            name: Of the store's folder, beside the outputs of the scripts.
+            spacing_mm: Of the store; the world's, or 1.5 mm, if not given.
+        """
+        usual = self.world.spacing_mm if self.generated else 1.5
+        with self.alone(name) as folder:
+            report = prepare_store(
+                datasets,
+                folder,
+                spacing_mm=spacing_mm or usual,
+                workers=1 if self.generated else None,
+                progress=not self.generated,
+            )
         if report.failed:
             print(f"{len(report.failed)} scans cannot be read: {report.failed}", file=sys.stderr)
-        self._prepared[key] = report.store
         return report.store
 
     @property
@@ -278,17 +315,17 @@ class Lab:
         if self.generated:
             return {f"world-{self.size}/{name}": h for name, h in self.world.sha256.items()}
         path = self.output / "data.json"
-        if not path.is_file():
+        stored = self.given.store or (self.given.data and self.prepares)
+        if not path.is_file():  # hashing every file of a dataset takes long, and is done once
             found = {}
-            stored = self.given.store or (self.given.data and self.prepares)
-            if stored:
-                found["store/manifest.json"] = path_sha256(self.store() / "manifest.json")
             for text in [*self.given.test, *([] if stored else self.given.data)]:
                 dataset, root = _pair(text)
                 found[get_dataset(dataset).id] = path_sha256(root)
             with replacing(path) as temporary:
                 temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         hashes: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+        if stored:
+            hashes["store/manifest.json"] = path_sha256(self.store() / "manifest.json")
         return hashes
 
     # --- arms and their runs ----------------------------------------------------------------------
@@ -326,7 +363,7 @@ class Lab:
             note: For the record.
         """
         for seed in self.seeds if seeds is None else seeds:
-            if self.record(arm, seed) is not None:
+            if self._is_done(arm, seed, weights or {}):
                 continue
             if MAIN_PROCESS:
                 print(f"{self.name}: {_text(arm)}, seed {seed}", file=sys.stderr)
@@ -346,7 +383,24 @@ class Lab:
                 weights=weights,
                 note=" ".join([*([note] if note else []), *run.notes]),
             )
-            append_record(self.output / "records.jsonl", record)
+            append_record(self.output / "records.jsonl", replace(record, commit=self.commit))
+
+    def _is_done(self, arm: Arm, seed: int | None, weights: Mapping[str, str]) -> bool:
+        """Whether a run has its record.
+
+        Raises:
+            UsageError: It has one of other data or other weights.
+        """
+        record = self.record(arm, seed)
+        if record is None:
+            return False
+        other = "data" if dict(record.data) != self.hashes else "weights"
+        if other == "data" or dict(record.weights) != dict(weights):
+            raise UsageError(
+                f"{self.output} has a record of {_text(arm)}, seed {seed}, with other {other}: by "
+                "their SHA-256 they were changed. Give another folder by -o, or delete it."
+            )
+        return True
 
     def records(self) -> list[Record]:
         """Return what has been recorded."""
@@ -450,6 +504,8 @@ class Lab:
         Args:
             pictures: Files in OUT that are published too.
         """
+        if not MAIN_PROCESS:
+            return
         cases = self._write_cases()
         print(f"{self.output / 'records.jsonl'}: {len(self.records())} records")
         if not self.given.publish:
@@ -510,6 +566,10 @@ def add_model(parser: argparse.ArgumentParser, start: str | None = None) -> None
     if start is not None:
         text = "weights that a real run starts from: a name, folder or file"
     parser.add_argument("-m", "--model", default=start, help=text)
+
+
+# Arguments that do not change what a record says: where it goes, and which arms are run.
+_FREE = ("output", "publish", "seeds", "only", "smoke", "mini", "gpu")
 
 
 def _pair(text: str) -> tuple[str, str]:

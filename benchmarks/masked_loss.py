@@ -35,7 +35,7 @@ from plots import bars, by_seed
 from runs import Run
 from sizes import plans
 
-from foundation import get_dataset, prepare
+from foundation import get_dataset
 from foundation.data import Case, Dataset
 from foundation.evaluation import Figure
 
@@ -67,22 +67,14 @@ def as_background(datasets: list[tuple[str, str]]) -> list[tuple[Dataset, str]]:
 
 def background_store(lab: Lab) -> Path:
     """Prepare the training data with all classes declared as labelled."""
-    spacing_mm = lab.world.spacing_mm if lab.generated else 1.5
-    return prepare(
-        as_background(lab.training()),
-        lab.output / "store-background",
-        spacing_mm=spacing_mm,
-        workers=1 if lab.generated else None,
-        progress=not lab.generated,
-    ).store
+    return lab.prepare(as_background(lab.training()), f"{lab.output.name}/store-background")
 
 
 def measure(run: Run) -> Iterable[Figure]:
     """Train with or without the mask and measure."""
-    fold = None if run.lab.generated else 0
     store = background_store(run.lab) if run.arm["unlabelled"] == BACKGROUND else None
-    model = run.pretrain({"validation.every": 0}, fold=fold, store=store)
-    return run.figures(run.score(model, run.lab.tests(fold=fold)))
+    model = run.pretrain(fold=run.lab.fold, store=store)
+    return run.figures(run.score(model, run.lab.tests(fold=run.lab.fold)))
 
 
 def main() -> None:

@@ -59,21 +59,20 @@ def tasks_of(lab: Lab) -> list[tuple[str, Task]]:
 def measure(run: Run) -> Iterable[Figure]:
     """Train one network or six, and measure every task."""
     lab, kind = run.lab, str(run.arm["networks"])
-    fold = None if lab.generated else 0
     found = tasks_of(lab)
     lab.store(LIKE)
     for share in [found] if kind == ONE else [[each] for each in found]:
         datasets = [name for name, _ in share]
         classes = [name for _, task in share for name in task.classes]
-        tests = lab.tests(fold=fold)
+        tests = lab.tests(fold=lab.fold)
         if not lab.generated:
             tests = [test for test in tests if get_dataset(test.dataset).id in datasets]
         if not tests:
             continue  # a tiny dataset has no scan in the fold
         model = run.pretrain(
-            {"model.classes": [{"name": name} for name in classes], "validation.every": 0},
+            {"model.classes": [{"name": name} for name in classes]},
             like=LIKE,
-            fold=fold,
+            fold=lab.fold,
             name="+".join(datasets),
             only=datasets,
             share=len(found) if kind == TOGETHER else 1,

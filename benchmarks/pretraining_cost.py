@@ -19,7 +19,7 @@ Protocol
 - Projected: the schedule's patches (steps × 6 × 8 processes) × seconds of a patch. So a smaller
   batch is taken to cost as much a patch. `device hours` are those of one GPU, or of this CPU;
   `days` are those of 8 such devices.
-- Paper: 8 × RTX A5000, batch 6 each (E). Its epochs, and so its hours, are unknown (U). The
+- Paper: 8 × RTX A5000, batch 6 each. Its epochs, and so its hours, are unknown (U). The
   schedule is that of our configuration: 2,000 epochs, as the published code's.
 
 Hardware. Real: any GPU on which the batch fits; what does not fit says so. Minutes. Mini: two CPU
@@ -162,8 +162,8 @@ def main() -> None:
     if not MAIN_PROCESS:
         return
     days = {
-        backbone: {"days": by_seed(lab.records(), "days", {"backbone": backbone})}
-        for backbone in options["backbones"]
+        str(arm["backbone"]): {"days": by_seed(lab.records(), "days", arm)}
+        for arm in lab.arms(axes)
     }
     title = f"The paper's schedule on {PAPER_DEVICES} such devices"
     lab.finish([bars(lab.output / "days.png", days, "days (projected)", title, None)])

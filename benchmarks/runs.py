@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
 from verdicts import figures_of
 
 from foundation import (
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from lab import Lab
 
 LARGE = "dice/large organs"
+MAIN_PROCESS = os.environ.get("RANK", "0") == "0"  # of several that train together
 Arm = Mapping[str, str | int | float]
 
 
@@ -117,7 +120,8 @@ class Run:
             share: Take this part of the steps: 6 for a sixth.
 
         Returns:
-            The model's folder; of a run with a held-out fold and validation the best one's.
+            The model's folder: the last weights where the held-out fold is what is measured, the
+            best ones on it where `--test` names other scans.
         """
         plan, store = self.lab.plan, store or self.lab.store(like)
         settings = {**plan.settings, "seed": self.seed or 0, **(changes or {})}
@@ -134,6 +138,8 @@ class Run:
             settings = {"sources": _sources_of(config, store, only), **settings}
         if fold is not None:
             settings |= {"validation.fold": fold, "validation.folds": str(self.lab.folds)}
+            if not self.lab.given.test:  # weights that are best on what is measured look too good
+                settings["validation.every"] = 0
         elif self.lab.generated or self.lab.given.test:
             settings["validation.fold"] = None
         if self.lab.given.max_steps is not None or share > 1:
@@ -160,31 +166,35 @@ class Run:
     def _shared(self, train: Callable[..., Path], known: Sequence[str]) -> Path:
         """Train in a folder that is named by all that the result depends on, but for the code."""
         key = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
-        folder = self.lab.output.parent / f"trainings-{self.lab.size}" / key
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):  # another script may want it at this moment
+        with self.lab.alone(f"trainings-{self.lab.size}/{key}") as folder:
+            by = folder.with_suffix(".commit")
             if folder.is_dir():
+                begun = by.read_text(encoding="utf-8").strip() if by.is_file() else ""
+                code = "" if begun in ("", self.lab.commit) else f", by the code of {begun[:12]}"
                 self.notes.append(
-                    "Its training had been begun before; these seconds do not hold it."
+                    f"Its training had been begun before{code}; these seconds do not hold it."
                 )
+            else:
+                by.write_text(f"{self.lab.commit}\n", encoding="utf-8")
             return train(output=folder)
 
     def pretrain_and_score(self, changes: Mapping[str, Any] | None = None) -> list[Figure]:
         """Train from random weights and measure Dice; in the real size, on the first fold.
 
-        The last weights are measured: those that are best on the scans that they are measured on
-        look better than they are.
-
         Args:
             changes: As of `pretrain`.
         """
-        fold = None if self.lab.generated else 0
-        model = self.pretrain({"validation.every": 0, **(changes or {})}, fold=fold)
-        return self.figures(self.score(model, self.lab.tests(fold=fold)))
+        model = self.pretrain(changes, fold=self.lab.fold)
+        return self.figures(self.score(model, self.lab.tests(fold=self.lab.fold)))
 
-    def figures(self, scores: Scores) -> list[Figure]:
-        """Turn scores into figures; in the generated sizes also the mean over large organs."""
-        found = figures_of(scores)
+    def figures(self, scores: Scores, classes: Sequence[str] | None = None) -> list[Figure]:
+        """Turn scores into figures; in the generated sizes also the mean over large organs.
+
+        Args:
+            scores: Of this run.
+            classes: Those of the mean over all; all that were measured if not given.
+        """
+        found = figures_of(scores, classes)
         if self.lab.generated:
             large = self.lab.world.large_organs
             interval = scores.interval(large) or (None, None)
@@ -233,8 +243,7 @@ class Run:
     ) -> Scores:
         """Train once for each fold, and measure the fold with the model that has not seen it.
 
-        The last weights are measured. Those that are best on the fold that they are then measured
-        on, as in the paper, look better than they are.
+        The last weights are measured; the paper takes those that are best on the fold.
 
         Args:
             classes: Id of each dataset to measure on → the classes that count there.
@@ -251,8 +260,7 @@ class Run:
             measured = [(name, test) for name, test in named if name in classes]
             if not measured:
                 continue  # a tiny dataset has no scan in some folds
-            changes = {"validation.every": 0}
-            model = self.pretrain(changes, like=like, fold=fold, name=f"fold{fold}")
+            model = self.pretrain(like=like, fold=fold, name=f"fold{fold}")
             for name, test in measured:
                 title = f"fold{fold}.{name}"
                 parts.append(
@@ -286,25 +294,31 @@ class Run:
             The scores.
         """
         path = self.lab.scores_file(self.arm, self.seed, name)
+        while not (path.is_file() or MAIN_PROCESS):
+            time.sleep(5)  # the first of several processes measures
         if path.is_file():
             return Scores.read(path)
         options.setdefault("overlap", 0.25 if self.lab.generated else 0.5)
         options.setdefault("device", "cpu" if self.cpu else "auto")
-        scores = Scores.joined(
-            found
-            for test in (self.lab.tests() if tests is None else tests)
-            for _, found in score_dataset(
-                model,
-                get_dataset(test.dataset),
-                test.root,
-                cases=test.cases,
-                classes=classes,
-                tolerance_mm=tolerance_mm,
-                **options,
-            )
-        )
-        path.parent.mkdir(parents=True, exist_ok=True)
+        options |= {"classes": classes, "tolerance_mm": tolerance_mm}
+        done = path.with_suffix("")  # a file for each scan, so that a killed measurement goes on
+        done.mkdir(parents=True, exist_ok=True)
+        parts = []
+        for test in self.lab.tests() if tests is None else tests:
+            dataset = get_dataset(test.dataset)
+            cases = test.cases
+            if cases is None:
+                cases = tuple(case.id for case in dataset.find(test.root))
+            files = {
+                case: done / f"{slug({'case': f'{dataset.id}/{case}'})}.json" for case in cases
+            }
+            left = [case for case, file in files.items() if not file.is_file()]
+            for case, found in score_dataset(model, dataset, test.root, cases=left, **options):
+                found.write(files[case])
+            parts += [Scores.read(file) for file in files.values()]
+        scores = Scores.joined(parts)
         scores.write(path)
+        shutil.rmtree(done)
         return scores
 
 
@@ -312,8 +326,12 @@ class Run:
 
 
 def slug(arm: Arm) -> str:
-    """Return a name for an arm's files."""
-    return re.sub(r"[^A-Za-z0-9._+]+", "_", "_".join(map(str, arm.values()))) or "only"
+    """Return a name for an arm's files, which no other arm has."""
+    text = "_".join(map(str, arm.values()))
+    name = re.sub(r"[^A-Za-z0-9._+-]+", "_", text)
+    if name != text.replace(" ", "_"):  # signs are lost: two texts may come to one name
+        name = f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    return name or "only"
 
 
 def _shortened(config: str, settings: Mapping[str, Any], most: int, share: int) -> dict[str, Any]:

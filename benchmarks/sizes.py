@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 # Training in the mini size: small enough for two CPU cores, by the embedded weights' loss, with
-# which classes lift off early. The real size has the paper's own settings (configs/unet.yaml).
+# which a network learns classes early. The real size has the paper's own settings
+# (configs/unet.yaml).
 MINI: Mapping[str, Any] = {
     "model.backbone": "lite_unet",
     "model.backbone_options": {"widths": [12, 24, 48, 96], "full": 16},
@@ -49,7 +50,6 @@ class Plan:
         patch: Voxels along each axis of a training patch; None as the configuration says.
         settings: Dotted key of the training configuration → value.
         options: What only the script itself knows, such as numbers of scans.
-        hours: What to expect, and on what; shown by --help.
     """
 
     seeds: tuple[int, ...] = (1, 2, 3)
@@ -57,7 +57,6 @@ class Plan:
     patch: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
-    hours: str = ""
 
 
 def plans(
@@ -67,7 +66,6 @@ def plans(
     smoke: Mapping[str, Any] | None = None,
     real: Mapping[str, Any] | None = None,
     seeds: Sequence[int] = (1, 2, 3),
-    hours: str = "",
 ) -> dict[str, Plan]:
     """Return the usual plans of the three sizes.
 
@@ -75,10 +73,9 @@ def plans(
         mini_steps: Of a training.
         mini, smoke, real: The script's own options.
         seeds: Of the mini size.
-        hours: Of the real size.
     """
     return {
         "smoke": Plan((1,), 2, 16, SMOKE, smoke or {}),
         "mini": Plan(tuple(seeds), mini_steps, 32, MINI, mini or {}),
-        "real": Plan((1,), None, None, {}, real or {}, hours),
+        "real": Plan((1,), None, None, {}, real or {}),
     }

@@ -108,7 +108,8 @@ def open_structures(lab: Lab, models: Sequence[str]) -> Structures:
         UsageError: Another dataset than TotalSegmentator was given.
     """
     if lab.generated:
-        folder = write_structures(lab.world, lab.output.parent / f"structures-{lab.size}")
+        with lab.alone(f"structures-{lab.size}") as folder:
+            write_structures(lab.world, folder)
         return Structures(folder, None, read_meta(folder))
     given = [text.partition("=") for text in lab.given.data]
     if len(given) != 1 or given[0][0] not in VERSIONS:

@@ -14,8 +14,8 @@ Protocol
   error without --skip-missing. Only MiniLM comes with the package; the others are fetched from the
   Hugging Face Hub. HF_HUB_OFFLINE=1 spares the attempts where there is no network.
 - How the embeddings enter is the same in all arms. Real: as they are, as in the paper. Generated:
-  centred and scaled to mean square 1, one-hot vectors too; otherwise an arm's class signal would
-  be several times as strong at the start, and that would be measured.
+  centred and scaled to mean square 1, one-hot vectors too. Otherwise the class signal of one arm
+  would be several times as strong at the start, and the result would show this instead.
 - Network, data, steps and seeds are the same in all arms.
 - Metric: Dice of each class where a scan shows it, on the scan's own grid; the mean over scans,
   then over classes.

@@ -66,7 +66,7 @@ def measure(run: Run, templates: Mapping[str, str | None]) -> Iterable[Figure]:
 
 def main() -> None:
     """Run all arms, compare them, draw the picture."""
-    lab = Lab.parse(__doc__, plans(), add_arguments)
+    lab = Lab.parse(__doc__, plans(), add_arguments, axes=["template"])
     templates = {**TEMPLATES, **{text: text for text in lab.given.template}}
     for arm in lab.arms({"prompt": [ONE_HOT, *templates]}):
         lab.measure(arm, partial(measure, templates=templates))

@@ -18,8 +18,8 @@ Protocol
   The server's tolerances by class are unknown, so its NSD is not comparable with ours.
 - Statistic: intervals by a bootstrap over scans; for several seeds, mean and standard deviation.
 - Paper: Dice and NSD of the challenge's hidden test scans (grade E). Ours are of the training scans
-  by cross-validation: other scans, beside the paper's and not against them. Only `--submit` and the
-  challenge's server give the paper's measurement.
+  by cross-validation. These are other scans, so the numbers cannot be compared with the paper's.
+  Only `--submit` and the challenge's server give the paper's measurement.
 - The submission: DIR/Task03_Liver/liver_N.nii.gz for each image that the task's dataset.json lists
   under "test"; uint8 with the values of its "labels", on the image's own grid.
 

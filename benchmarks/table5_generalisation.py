@@ -63,6 +63,11 @@ def sets_to_measure(lab: Lab) -> dict[str, TestSet]:
     found = {get_dataset(each.dataset).id: each for each in sets}
     if lab.given.rendered and not lab.generated:
         raise UsageError("--rendered is for --mini and --smoke; give real scans by --test.")
+    if lab.given.rendered and lab.model is not None:
+        raise UsageError(
+            "--rendered with -m: MODEL may have been trained on these bodies, which cannot be told "
+            "from anew rendered scans. Leave one of them out."
+        )
     if lab.given.rendered and not lab.given.rendered.is_dir():
         print(
             f"{lab.given.rendered} is no folder: nothing is rendered. Its files are listed in "
@@ -85,7 +90,7 @@ def measure(run: Run, test: TestSet) -> Iterable[Figure]:
     model, weights = lab.model, lab.given.model
     if model is None:
         once = Run(lab, {"method": run.arm["method"]}, run.seed, run.notes)
-        weights = once.train(fold=None if lab.generated else 0)
+        weights = once.train(fold=lab.fold)
         model = from_pretrained(weights)
     test = run.unseen(test, weights)
     scores = run.score(model, [test], tolerance_mm=lab.tolerance_mm, hd95=True)

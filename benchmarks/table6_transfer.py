@@ -14,7 +14,7 @@ Protocol
   labelled datasets of the world, once for each seed.
 - Head. softmax: the published protocol, without text. text: the text-driven head, told the new
   classes by their prompts.
-- Scans to learn from: nested, by seed; a class that none of them shows counts all the same.
+- Scans to learn from: nested, by seed. A class that none of them shows is part of the mean too.
 - Training. Real: the published one, 200 epochs of one crop of each scan; the step that is best on
   the validation scans is kept. Mini: 300 steps at 2e-3 whatever the number of scans.
 - Metric: Dice of each class where a test scan shows it, without background, on the scan's own grid;
@@ -70,7 +70,6 @@ PLANS = plans(
     mini={"shots": ["1", "5", ALL], "steps": 300, "rate": 2e-3, "voxels": 8192},
     smoke={"shots": ["1"], "steps": 2, "rate": 2e-3, "voxels": 512},
     real={"shots": [*map(str, SIZES), ALL], "rate": PUBLISHED.learning_rate},
-    hours="not measured",
 )
 
 
@@ -113,6 +112,18 @@ def axes_of(lab: Lab, found: Structures) -> dict[str, Sequence[str]]:
     }
 
 
+def check_start(lab: Lab, name: str) -> dict[str, str]:
+    """Return the hashes of weights to start from, before anything is trained.
+
+    Raises:
+        UsageError: They have no text-driven head: random weights of them cannot be drawn, and the
+            text-driven arms have nothing to begin with.
+    """
+    if not lab.generated and not isinstance(from_pretrained(name), UniversalModel):
+        raise UsageError(f"{name} has no text-driven head. Give weights that have one by --start.")
+    return hashes_of(lab, name)
+
+
 def start(run: Run) -> UniversalModel:
     """Load or train the weights of an arm, or draw random ones of their architecture."""
     named = str(run.arm["start"])
@@ -128,10 +139,12 @@ def measure(run: Run, found: Structures) -> Iterable[Figure]:
     base = start(run)
     pre = transfer_preprocessing(base, patch_size=lab.given.patch)
     network = transfer_model(base, classes, head, preprocessing=pre, seed=run.seed or 0)
+    # What is prepared depends on these alone; heads and starts share it.
+    shared = arm["task"], arm["scans"], run.seed, f"{pre.spacing_mm[0]:g}mm"
     data = read_task(
         found.folder,
         classes,
-        work=run.folder / "data",
+        work=lab.output / "data" / "-".join(map(str, shared)),
         spacing_mm=pre.spacing_mm[0],
         shots=None if arm["scans"] == ALL else int(arm["scans"]),
         seed=run.seed or 0,
@@ -161,11 +174,14 @@ def measure(run: Run, found: Structures) -> Iterable[Figure]:
 
 def main() -> None:
     """Run all arms, compare them, draw the curves."""
-    lab = Lab.parse(__doc__, PLANS, add_arguments, prepares=False)
+    chosen = ("start", "tasks", "heads", "shots")
+    lab = Lab.parse(__doc__, PLANS, add_arguments, axes=chosen, prepares=False)
     found = open_structures(lab, lab.given.start)
-    axes, weights = axes_of(lab, found), hashes_of(lab, *lab.given.start)
+    axes = axes_of(lab, found)
+    weights = {name: check_start(lab, name) for name in lab.given.start}
     for arm in lab.arms(axes):
-        lab.measure(arm, partial(measure, found=found), weights=weights, note=found.note)
+        used = weights.get(str(arm["start"]), {})  # none where the weights are random
+        lab.measure(arm, partial(measure, found=found), weights=used, note=found.note)
     for arm in lab.arms(axes):
         where = f"{arm['task']}, {arm['scans']} scans, {arm['head']}"
         if not str(arm["start"]).endswith(UNTRAINED):

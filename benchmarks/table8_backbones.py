@@ -12,7 +12,7 @@ Protocol
 - Arms: all our backbones. Real: in their published widths, which differ in cost. Generated: each as
   narrow as makes a window cost the same number of operations, as near as its widths allow.
 - Operations: torch's counter on a window of the training's size, backbone and head; a multiply-add
-  is two. The table shows them, the parameters and the seconds of a training step.
+  is two. The table shows them, the parameters and the seconds of a forward and backward pass.
 - Patch: 64×64×32 voxels in the mini size. Swin UNETR takes no side below 32 and needs one of 64.
 - Network's head, prompts, data, samples, loss, steps and seeds are the same in all arms.
 - Metric: Dice of each class where a scan shows it, on the scan's own grid; the mean over scans,
@@ -37,7 +37,6 @@ from lab import Lab, run_script
 from plots import bars, by_seed
 from runs import Run
 from sizes import plans
-from verdicts import figures_of
 
 from foundation import BACKBONES, CLASSES, UniversalModel
 from foundation.evaluation import Figure
@@ -125,14 +124,14 @@ def measure(run: Run) -> Iterable[Figure]:
         changes |= {"model.backbone": backbone, "model.backbone_options": options}
         model = run.pretrain(changes)
     elif backbone == "swin_unetr":  # with the options of its own configuration
-        model = run.pretrain(config="swin_unetr", fold=0)
+        model = run.pretrain(config="swin_unetr", fold=lab.fold)
     else:
-        model = run.pretrain({"model.backbone": backbone}, config="unet", fold=0)
-    scores = run.score(model, lab.tests(fold=None if lab.generated else 0))
+        model = run.pretrain({"model.backbone": backbone}, config="unet", fold=lab.fold)
+    scores = run.score(model, lab.tests(fold=lab.fold))
     given = model.config.preprocessing
     count, seconds = parameters(model), step_seconds(model, device_of(run.cpu))
     return [
-        *figures_of(scores, [name for name in MEASURED if name in scores.classes]),
+        *run.figures(scores, [name for name in MEASURED if name in scores.classes]),
         Figure("parameters", count / 1e6, "M"),
         Figure("flops", flops(model, given.patch_size, given.channels) / 1e9, "G"),
         spread("seconds a step", seconds),
@@ -147,7 +146,7 @@ def main() -> None:
         lab.measure(arm, measure)
     for first, second in combinations(arms, 2):
         question = f"{first['backbone']} or {second['backbone']}?"
-        lab.verdict(question, first, second, classes=MEASURED)
+        lab.verdict(question, first, second, classes=None if lab.generated else MEASURED)
     groups = {
         str(arm["backbone"]): {"Dice": by_seed(lab.records(), "dice/mean", arm)} for arm in arms
     }

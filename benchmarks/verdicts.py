@@ -52,14 +52,12 @@ def verdict_text(
     low, high = found.interval
     over = f"{found.pairs} scans, {found.seeds} seed{'s' if found.seeds > 1 else ''}"
     size = f"difference {found.mean:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}, {over}"
-    seen = (
-        f"smallest difference that it could have found: {found.smallest:.3f}"
-        if found.smallest
-        else ""
-    )
+    seen = ""
+    if found.smallest is not None:
+        seen = f"; smallest difference that it could have found: {found.smallest:.3f}"
     if found.clear:
         better, other = (first, second) if found.mean > 0 else (second, first)
         answer = f"{better} is better than {other}."
     else:
         answer = f"No difference was found between {first} and {second}."
-    return f"{answer} {measured} ({size}; {seen})."
+    return f"{answer[:1].upper()}{answer[1:]} {measured} ({size}{seen})."

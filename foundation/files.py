@@ -10,17 +10,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from foundation.errors import UniversalCTError, UsageError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 MOST_TEXT_BYTES = 10_000_000  # of a description; the longest of ours has 200 kB
+_FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
+_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 
 
 def nifti_stem(path: Path) -> str | None:
@@ -37,6 +45,22 @@ def nifti_stem(path: Path) -> str | None:
         if name.lower().endswith(suffix):
             return name[: -len(suffix)]
     return None
+
+
+def portable_name(name: str) -> str:
+    """Change a name that Windows cannot have, so that a folder can be copied there.
+
+    Args:
+        name: Of a file or folder.
+
+    Returns:
+        The name, in which `_` stands for each character that is not allowed there, for dots and
+        spaces at the end, and before the name of a device such as CON.
+    """
+    safe = _FORBIDDEN.sub("_", name)
+    end = len(safe.rstrip(". "))
+    safe = safe[:end] + "_" * (len(safe) - end)
+    return f"_{safe}" if _DEVICE.match(safe) else safe
 
 
 @contextmanager
@@ -60,6 +84,55 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def append_text(path: Path, text: str, *, sync: bool = True) -> None:
+    """Append lines to a file, so that each is whole.
+
+    Several processes may append to one file: a lock keeps their lines apart, also on NFS, where
+    appending alone does not. A line that a killed process has left unfinished is ended first.
+
+    Args:
+        path: The file. Missing parent folders are made.
+        text: Whole lines.
+        sync: Return when they are on the disk, and not only in the system's memory.
+
+    Raises:
+        OSError: It cannot be written; the error names the file. A part of a line is taken back.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as file:
+        try:
+            alone = _lock_whole(file.fileno())
+            size = file.seek(0, os.SEEK_END)
+            if size:
+                file.seek(-1, os.SEEK_END)
+                text = text if file.read(1) == b"\n" else "\n" + text
+            try:
+                # Unbuffered, or closing the file would try again what has failed.
+                _write_all(file.fileno(), text.encode("utf-8", "replace"))
+                if sync:
+                    os.fsync(file.fileno())
+            except OSError:
+                if alone:
+                    os.ftruncate(file.fileno(), size)
+                raise
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _write_all(file: int, content: bytes) -> None:
+    while content:
+        content = content[os.write(file, content) :]
+
+
+def _lock_whole(file: int) -> bool:
+    """Wait for a file, which is free when it is closed; false where there are no locks."""
+    if fcntl is not None:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+            return True
+    return False
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 import contextlib
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -198,3 +200,26 @@ def test_names_of_files(tmp_path: Path) -> None:
     assert files.nifti_stem(Path("ct.nrrd")) is None
     (tmp_path / "a").write_bytes(b"")
     assert files.file_sha256(tmp_path / "a").startswith("e3b0c44298fc1c14")
+
+
+def test_names_that_every_system_can_have() -> None:
+    for name in ("case 1", "é", "a.b", "CONTRAST", "com", ".hidden", "lpt10"):
+        assert files.portable_name(name) == name
+    for name, safe in {
+        **{"a:b": "a_b", "what?": "what_", "x\ty": "x_y", "dot.": "dot_", "ends  ": "ends__"},
+        **{"CON": "_CON", "nul": "_nul", "Com1.x": "_Com1.x", 'a<>"|*\\/b': "a_______b"},
+    }.items():
+        assert files.portable_name(name) == safe
+        assert files.portable_name(safe) == safe
+
+
+def test_lines_of_several_processes_stay_whole(tmp_path: Path) -> None:
+    path = tmp_path / "lines"
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom foundation.files import append_text\n"
+        "for n in range(30): append_text(Path(sys.argv[1]), sys.argv[2] * 3000 + '\\n')\n"
+    )
+    running = [subprocess.Popen([sys.executable, "-c", script, str(path), each]) for each in "ab"]
+    assert [process.wait() for process in running] == [0, 0]
+    lines = path.read_text().splitlines()
+    assert sorted(lines) == ["a" * 3000] * 30 + ["b" * 3000] * 30

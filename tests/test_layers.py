@@ -15,7 +15,7 @@ PACKAGE = REPOSITORY / "foundation"
 FLOORS = {
     "": 0,  # foundation/__init__.py: only names, loaded on first use
     "errors": 0,
-    **dict.fromkeys(("taxonomy", "config", "files", "hardware", "settings"), 1),
+    **dict.fromkeys(("taxonomy", "config", "files", "hardware", "settings", "interrupt"), 1),
     **dict.fromkeys(("text", "imaging", "networks"), 2),
     **dict.fromkeys(("synthesis", "inference", "data"), 3),
     "adapting": 4,

@@ -20,7 +20,7 @@ from foundation.errors import UsageError
 from foundation.files import nifti_stem
 
 if TYPE_CHECKING:
-    from foundation.inference.folder import Outcome
+    from foundation.inference.outcomes import Outcome
 
 _FOLDER = "universal-ct-demo"
 
@@ -47,7 +47,8 @@ def run(args: argparse.Namespace) -> int:
     """
     from foundation.hub.example import prepare_ct
     from foundation.hub.load import from_pretrained
-    from foundation.inference.folder import Case, segment_case, still_to_do
+    from foundation.inference.cases import Case
+    from foundation.inference.folder import segment_case, still_to_do
 
     output = Path(args.output)
     if nifti_stem(output) is not None or (output.exists() and not output.is_dir()):

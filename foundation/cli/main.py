@@ -2,8 +2,8 @@
 
 Everything heavy is imported by the verb that needs it: `--help`, `models`, `info` of a known model
 and `classes` answer without torch or numpy. Results go to files or, as text or JSON, to standard
-output; all else goes to standard error. Exit codes: 0 success, 1 failure, 2 wrong usage, 130
-interrupted.
+output; all else goes to standard error. Exit codes: 0 success, 1 failure, 2 wrong usage, 3 of many
+CTs some failed, 130 interrupted by SIGINT, 143 by SIGTERM.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from foundation.cli import (
 )
 from foundation.cli.shared import NOTICE, messages, say
 from foundation.errors import UniversalCTError, UsageError
+from foundation.interrupt import Interrupted
 
 _VERBS: dict[str, Any] = {
     "segment": segment,
@@ -87,9 +88,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         say(f"error: {error}")
         return 2 if isinstance(error, UsageError) else 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         say("Interrupted. What was finished is kept; nothing is left half-written.")
-        return 130
+        return stop.exit_code if isinstance(stop, Interrupted) else 130
 
 
 def build_parser() -> argparse.ArgumentParser:

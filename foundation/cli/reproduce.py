@@ -30,22 +30,23 @@ def add_arguments(verbs: Any) -> None:
     verb.add_argument("--data", type=Path, default=Path(), metavar="DIR", help=text)
     text = "go on with files that were changed, and say which numbers moved"
     verb.add_argument("--ignore-hashes", action="store_true", help=text)
-    text = "by how much a Dice may differ, as on another machine (default: %(default)g)"
-    verb.add_argument("--tolerance", type=float, default=1e-4, metavar="DICE", help=text)
+    text = "by how much a Dice may differ; by default as rounding on another machine may change it"
+    verb.add_argument("--tolerance", type=float, metavar="DICE", help=text)
     add_json(verb)
 
 
 def run(args: argparse.Namespace) -> int:
     """Check, run, compare."""
-    from foundation.evaluation.reproduce import reproduce
+    from foundation.evaluation.reproduce import TOLERANCE, reproduce
 
     results = []
+    tolerance = TOLERANCE if args.tolerance is None else args.tolerance
     for result in reproduce(
-        args.model, args.data, ignore_hashes=args.ignore_hashes, tolerance=args.tolerance
+        args.model, args.data, ignore_hashes=args.ignore_hashes, tolerance=tolerance
     ):
         results.append(result)
         if not args.json:
-            print(_told(result, args.tolerance), flush=True)
+            print(_told(result, tolerance), flush=True)
     done = sum(result.status == "reproduced" for result in results)
     if args.json:
         print_json([asdict(result) for result in results])

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from foundation.cli.shared import (
-    add_device,
-    add_json,
-    add_model,
-    add_verb,
-    print_json,
-    ready_device,
-    say,
-    split_names,
-)
+from foundation.cli import cluster
+from foundation.cli.batch import running_of, segmented, wanted_classes
+from foundation.cli.shared import add_device, add_json, add_model, add_verb, print_json, say
 
 if TYPE_CHECKING:
-    from foundation.inference.folder import Existing, Outcome
+    from foundation.inference.outcomes import Outcome
+
+_MORE = """exit codes: 0 all done, 3 some failed, 1 none done, 2 wrong usage; 130 and 143 stopped by
+SIGINT and SIGTERM, with what is finished kept. --skip-existing goes on where a run ended: it leaves
+what was made from the same CT, weights, classes, options and version, and reports results that were
+made otherwise."""
 
 
 def add_arguments(verbs: Any) -> None:
     """Add the verb."""
-    verb = add_verb(verbs, "segment", "segment CTs: masks, volumes and previews")
+    verb = add_verb(verbs, "segment", "segment CTs: masks, volumes and previews", _MORE)
     add = verb.add_argument
     add("ct", nargs="+", metavar="CT", help="NIfTI files, or folders of them or of ID/ct.nii.gz")
     text = "folder for OUT/<case>/…; for one CT also a file .nii.gz"
@@ -46,63 +45,88 @@ def add_arguments(verbs: Any) -> None:
     existing = verb.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace earlier results")
     existing.add_argument("--skip-existing", action="store_true", help="leave finished cases")
+    many = verb.add_argument_group("many CTs")
+    add = many.add_argument
+    text = "the second of eight jobs that share the CTs, e.g. of a job array"
+    add("--part", metavar="2/8", help=text)
+    text = "also take up cases in which the process has died twice in a row"
+    add("--retry", action="store_true", help=text)
+    text = "where the run is noted, as JSON lines (default: OUT/universal-ct.jsonl), with a log"
+    add("--manifest", metavar="FILE", help=text)
+    text = "note names and paths too, which may name patients; not done by default"
+    add("--names", action="store_true", help=text)
+    text = "in jobs that share OUT, by submitit or Ray, of which any may die"
+    add("--cluster", choices=("slurm", "local", "ray"), help=text)
+    add("--jobs", type=int, default=1, metavar="N", help="how many (default: %(default)s)")
+    text = "as submitit or Ray calls it: slurm_partition=gpu, timeout_min=600, num_gpus=1"
+    add("--job-option", action="append", default=[], metavar="NAME=VALUE", help=text)
     add_json(verb)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Segment the CTs; return 1 if one failed, else 0.
+    """Segment the CTs; return the exit code.
 
     Raises:
-        UsageError: See `find_cases` and `still_to_do`; or an unknown class, device or option.
+        UsageError: See `find_cases`, `part_of` and `still_to_do`; or an unknown class, device or
+            option.
+        MissingExtraError: The library of `--cluster` is not installed.
+        Interrupted: A signal came; what is done was reported.
     """
-    from foundation.inference.folder import find_cases, segment_cases, still_to_do
+    from foundation.inference.cases import find_cases
+    from foundation.inference.folder import still_to_do
+    from foundation.inference.outcomes import exit_code
 
-    existing: Existing = (
-        "overwrite" if args.overwrite else "skip" if args.skip_existing else "refuse"
-    )
-    cases = find_cases(args.ct, args.output)
-    todo = still_to_do(cases, existing)
-    classes = None if args.classes is None else split_names(args.classes)
-    _check_known_classes(args.model, classes)
-    network = None
-    device = args.device
-    if any(case.ct.exists() for case in todo):  # not loaded for the sake of a mistyped path
-        from foundation.hub.load import from_pretrained
-        from foundation.inference.predict import resolve_classes
+    found = find_cases(args.ct, args.output)
+    running = running_of(args)
+    cases = running.chosen(found)
+    still_to_do(cases, running.existing)
+    _check_known_classes(args.model, wanted_classes(args))
+    report = Report(args, len(cases))
+    in_jobs = cluster.in_jobs(args, cases) if args.cluster else None
+    try:
+        for outcome in in_jobs or segmented(args, running, found):
+            report.add(outcome)
+    except KeyboardInterrupt:
+        report.end()  # what is done, and what is left
+        raise
+    report.end()
+    return exit_code(report.outcomes)
 
-        network = from_pretrained(args.model)
-        resolve_classes(classes, network.classes)
-        device = ready_device(device)
-    outcomes = segment_cases(
-        network,
-        cases,
-        existing=existing,
-        debug=args.debug,
-        classes=classes,
-        device=device,
-        overlap=args.overlap,
-        layout=args.format.replace("-", "_"),
-        preview=args.preview,
-        progress=not args.quiet,
-    )
-    results: list[Outcome] = []
-    for number, (case, outcome) in enumerate(zip(cases, outcomes, strict=True), 1):
-        results.append(outcome)
-        place = f"[{number}/{len(cases)}] {case.name}"
+
+class Report:
+    """What is told of a batch: a line for each case, and at the end JSON or the numbers."""
+
+    def __init__(self, args: argparse.Namespace, total: int) -> None:
+        self.args, self.total = args, total
+        self.outcomes: list[Outcome] = []
+
+    def add(self, outcome: Outcome) -> None:
+        """Tell what became of a case."""
+        self.outcomes.append(outcome)
+        place = f"[{len(self.outcomes)}/{self.total}] {outcome.case}"
         if outcome.status == "failed":
             say(f"{place}: error: {outcome.error}")
-        elif outcome.status == "done" and not args.quiet:
+        elif self.args.quiet:
+            return
+        elif outcome.status == "done":
             found = sum(ml > 0 for ml in outcome.volumes_ml.values())
-            say(f"{place}: {found} structures in {outcome.seconds:g} s, saved to {case.output}")
-    counts = {
-        status: sum(each.status == status for each in results)
-        for status in ("done", "skipped", "failed")
-    }
-    if args.json:
-        print_json({"model": args.model, "results": [asdict(each) for each in results]})
-    elif len(cases) > 1 and not args.quiet:
-        say(", ".join(f"{count} {status}" for status, count in counts.items()) + ".")
-    return 1 if counts["failed"] else 0
+            saved = os.path.dirname(outcome.files[-1])
+            say(f"{place}: {found} structures in {outcome.seconds:g} s, saved to {saved}")
+        elif outcome.status == "claimed":
+            say(f"{place}: left to another process. {outcome.error}")
+
+    def end(self) -> None:
+        """Tell the numbers."""
+        from foundation.inference.outcomes import count
+
+        left = self.total - len(self.outcomes)
+        if self.args.json:
+            results = [asdict(each) for each in self.outcomes]
+            print_json({"model": self.args.model, "left": left, "results": results})
+        elif left or (self.total > 1 and not self.args.quiet):
+            numbers = [f"{number} {status}" for status, number in count(self.outcomes).items()]
+            numbers += [f"{left} left"] if left else []
+            say(", ".join(numbers) + ".")
 
 
 def _check_known_classes(model: str, classes: Sequence[str] | None) -> None:

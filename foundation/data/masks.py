@@ -39,6 +39,7 @@ from foundation.data.reading import (
 from foundation.data.reference import Reference
 from foundation.errors import UsageError, VolumeError, listed
 from foundation.files import nifti_stem
+from foundation.imaging.hidden import read_hidden
 from foundation.imaging.layout import ResultFiles
 from foundation.imaging.sidecar import Sidecar, find_sidecar
 from foundation.settings import read_file
@@ -59,6 +60,7 @@ class Labelled:
         values: Value of the label map → its labels; several where labels are regions of values.
         masks: Label → NIfTI file of its own, whose voxels that are not 0 count.
         ignored: Values of the label map whose voxels may be anything.
+        hidden: File with voxels that the label map shows as others, or None.
     """
 
     case: str
@@ -66,6 +68,7 @@ class Labelled:
     values: Values = field(default_factory=dict)
     masks: Mapping[str, Path] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
+    hidden: Path | None = None
 
     @property
     def path(self) -> Path:
@@ -126,21 +129,30 @@ class Labelled:
 
     def _scan(self, labels: list[str], like: Reference | None) -> Scan:
         grid = None if like is None else (like.affine, like.labels.shape)
-        if not self.masks:
+        if not self.masks and self.hidden is None:
             assert self.label_map is not None
             values, affine = _on_grid(self.label_map, grid)
             return Scan(None, affine, values, self._names(values))
         wanted = [self.masks[label] for label in labels if label in self.masks]
         _, affine = first = _on_grid(wanted[0] if wanted else self.path, grid)
         grid = (affine, first[0].shape)
+        hidden = {} if self.hidden is None else read_hidden(self.hidden)
+        if nameless := [str(value) for value in hidden if value not in self.values]:
+            raise VolumeError(f"{self.hidden} has the value {nameless[0]}, which nothing names.")
 
         def each() -> Iterator[tuple[str, NDArray[np.bool_]]]:
             if self.label_map is not None:
-                values, _ = _on_grid(self.label_map, grid)
-                for value, names in enumerate(self._names(values)):
-                    for name in names:
+                # On its own axes, which are those of the hidden voxels.
+                values, own = read_label_map(self.label_map)
+                names = dict(enumerate(self._names(values)))
+                names |= {value: self.values[value] for value in hidden}
+                for value in names:
+                    for name in names[value]:
                         if name in labels and name not in self.masks:
-                            yield name, values == value
+                            mask = values == value
+                            if value in hidden:
+                                hidden[value].add_to(mask)
+                            yield name, _turned(self.label_map, mask, own, grid)
             for label in labels:
                 if label in self.masks:
                     yield label, _on_grid(self.masks[label], grid)[0] > 0
@@ -181,7 +193,9 @@ def meaning_of(labels: Iterable[str]) -> dict[str, tuple[str, ...]]:
     for label in labels:
         own = own_name(label)
         known = known_classes(label, NAMES)
-        parts = parts_of(known[0]) if known and TOTALSEGMENTATOR.get(label, label) != label else ()
+        named = known and TOTALSEGMENTATOR.get(label, label) != label
+        # A lesion of one side is the whole of what there is: only organs have parts.
+        parts = parts_of(known[0]) if named and known[0] not in PARENTS else ()
         if len(parts) > 1:
             found[label] = (own, *known) if set(parts) <= there else (own,)
         else:
@@ -295,22 +309,30 @@ def _of_map(path: Path, given: Values | None, case: str | None = None) -> Labell
 
 
 def _of_result(path: Path, case: str) -> Labelled:
-    """A result of ours: a class that the label map does not show whole has a file of its own."""
+    """A result of ours: what the label map does not show whole, other files have."""
     sidecar = Sidecar.read(path)
     if not sidecar.complete:
         raise UsageError(f"{path} is of a result that was not finished. Segment the CT again.")
     label_map = path.parent / sidecar.label_map if sidecar.label_map else None
     own = {label.name: path.parent / label.file for label in sidecar.labels.values() if label.file}
     values = {int(value): (label.name,) for value, label in sidecar.labels.items()}
-    return Labelled(case, label_map, values if label_map else {}, own)
+    hidden = path.parent / sidecar.hidden if sidecar.hidden else None
+    return Labelled(case, label_map, values if label_map else {}, own, hidden=hidden)
 
 
 def _on_grid(
     path: Path, grid: tuple[NDArray[np.float64], tuple[int, ...]] | None
 ) -> tuple[NDArray[Any], NDArray[np.float64]]:
     labels, affine = read_label_map(path)
-    if grid is None:
-        return labels, affine
+    return (labels, affine) if grid is None else (_turned(path, labels, affine, grid), grid[0])
+
+
+def _turned(
+    path: Path,
+    labels: NDArray[Any],
+    affine: NDArray[np.float64],
+    grid: tuple[NDArray[np.float64], tuple[int, ...]],
+) -> NDArray[Any]:
     turned = turned_to(labels, affine, *grid)
     if turned is None:
         raise VolumeError(
@@ -318,7 +340,7 @@ def _on_grid(
             f"{grid_difference(affine, labels.shape, *grid)}. Nothing is resampled here, since "
             "that changes the result: give masks on the grid of the reference."
         )
-    return turned, grid[0]
+    return turned
 
 
 def _names_in_header(path: Path) -> Values:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -127,3 +127,16 @@ def sides_of(name: str, classes: Collection[str]) -> tuple[str, ...]:
         return (name,)
     both = PAIRED.get(name, ())
     return both if both and set(both) <= set(classes) else ()
+
+
+def union_of(mask_of: Callable[[str], Mask], names: Sequence[str]) -> Mask:
+    """Return what any of the classes covers.
+
+    Args:
+        mask_of: Class name → mask (X, Y, Z), bool; it is not changed.
+        names: At least one.
+    """
+    mask = mask_of(names[0])
+    for name in names[1:]:
+        mask = mask | mask_of(name)
+    return mask

@@ -50,7 +50,7 @@ from foundation.evaluation.intervals import (
 )
 from foundation.evaluation.labelled_ct import (
     measure_ct,
-    reference_masks,
+    reference_of,
 )
 from foundation.evaluation.metrics import (
     SurfaceDistances,
@@ -154,7 +154,7 @@ __all__ = [
     "path_sha256",
     "read_records",
     "read_table",
-    "reference_masks",
+    "reference_of",
     "renamed",
     "render_blocks",
     "render_records",

@@ -64,8 +64,9 @@ class Detection:
         specificity: Share of the others that are not called positive; None without any.
         specificity_interval: By Wilson.
         auc: Probability that a positive has a higher score than another; None without both.
-        auc_interval: By DeLong, on the logit scale; None where the AUC is exactly 0 or 1, since the
-            method then gives no width, or where a group has fewer than two patients.
+        auc_interval: By DeLong, on the logit scale; None where the AUC is exactly 0 or 1 or all
+            scores are equal, since the method then gives no width, or where a group has fewer than
+            two patients.
         lesions: Of all patients.
         lesion_sensitivity: Share of the lesions that were found; None without any.
         lesion_sensitivity_interval: By bootstrap over patients, since lesions of one patient are
@@ -248,6 +249,8 @@ def auc(
     if min(len(a), len(b)) < 2 or area in (0.0, 1.0):
         return area, None
     variance = won.mean(axis=1).var(ddof=1) / len(a) + won.mean(axis=0).var(ddof=1) / len(b)
+    if not variance:  # equal scores of all: drawn anew they stay equal, which is no certainty
+        return area, None
     z = stats.norm.ppf((1 + confidence) / 2)
     logit, error = np.log(area / (1 - area)), np.sqrt(variance) / (area * (1 - area))
     low, high = 1 / (1 + np.exp(-(logit + np.array([-z, z]) * error)))

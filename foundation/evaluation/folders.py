@@ -10,7 +10,7 @@ import numpy as np
 
 from foundation.data.masks import Labelled, find_labelled, own_name
 from foundation.data.naming import known_classes
-from foundation.data.reference import Reference, sides_of
+from foundation.data.reference import sides_of, union_of
 from foundation.errors import UniversalCTError, UsageError, listed
 from foundation.evaluation.metrics import DEFAULT, Mask, Tolerance
 from foundation.evaluation.scores import Score, Scores, score_masks
@@ -105,10 +105,14 @@ def score_pair(
     reference = truth.read(names)
     parts = {part for name in names for part in predicted[name]}
     masks = prediction.read(parts, like=reference) if parts else None
+
+    def mask_of(name: str) -> Mask | None:
+        return union_of(masks.mask, predicted[name]) if masks and predicted[name] else None
+
     return list(
         score_masks(
             truth.case,
-            lambda name: _union(masks, predicted[name]),
+            mask_of,
             ((name, reference.mask(name)) for name in names),
             reference.spacing_mm,
             tolerance_mm,
@@ -249,12 +253,3 @@ def _meant(name: str) -> list[str]:
     known = known_classes(name, NAMES)
     pairs = [pair for pair, both in PAIRED.items() if known == both or pair_of(name) == both]
     return [*dict.fromkeys([*known, *pairs, own_name(name)])]
-
-
-def _union(masks: Reference | None, names: Sequence[str]) -> Mask | None:
-    if masks is None or not names:
-        return None
-    mask = masks.mask(names[0])
-    for name in names[1:]:
-        mask = mask | masks.mask(name)
-    return mask

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
-from numpy.typing import NDArray
 
+from foundation.data.masks import find_labelled
+from foundation.data.reference import Reference, sides_of, union_of
 from foundation.errors import UsageError
 from foundation.evaluation.records import Figure
 from foundation.evaluation.scores import score_masks
 from foundation.imaging.result import Segmentation
 from foundation.model import Model
-from foundation.settings import read_file
-from foundation.taxonomy import CLASSES, TOTALSEGMENTATOR
 
 # The organs of the development target; the mean over them is what runs are compared by.
 TARGET = (
@@ -27,43 +26,60 @@ TARGET = (
     "aorta",
     "colon",
 )
-LABELS = "labels.json"
-# Names of means among the figures of classes, and what they are.
-MEANS = {"target": f"mean over {', '.join(TARGET)}", "mean": "mean over all classes present"}
-Mask = NDArray[np.bool_]
 
 
-def reference_masks(labels: Path, also: Mapping[str, str] | None = None) -> dict[str, Mask]:
-    """Read the masks of the classes that labels stand for.
+def mean_title(name: str, figures: Iterable[Figure] = ()) -> str:
+    """Say what a mean among the figures of classes is over; any other name stays.
 
     Args:
-        labels: A label map (X, Y, Z), NIfTI, with `labels.json` beside it: value → name, of
-            TotalSegmentator or ours.
+        name: "target", "mean", or a class.
+        figures: All of its record, of which "target" names those that are there.
+    """
+    if name == "mean":
+        return "mean over all classes present"
+    if name != "target":
+        return name
+    present = {figure.name for figure in figures if figure.value is not None}
+    return f"mean over {', '.join(organ for organ in TARGET if f'dice/{organ}' in present)}"
+
+
+def reference_of(
+    labels: Path, also: Mapping[str, str] | None = None, like: Segmentation | None = None
+) -> Reference:
+    """Read labels as classes, as `universal-ct evaluate` does.
+
+    Args:
+        labels: See `find_labelled`; one case.
         also: Other names → class.
+        like: The segmentation of a CT on whose grid they must be.
 
     Returns:
-        Class name → mask (X, Y, Z), bool, in the order of the taxonomy.
+        The labels.
 
     Raises:
-        UsageError: `labels.json` is missing or is no JSON.
+        UsageError: Nothing names the labels, or several cases are there.
+        VolumeError: The labels are on another grid.
     """
-    names = read_file(labels.parent / LABELS)
-    label_map = np.asanyarray(nib.load(labels).dataobj)  # type: ignore[attr-defined]
-    known = [each.name for each in CLASSES]
-    values: dict[str, list[int]] = {}
-    for value, label in names.items():
-        name = (also or {}).get(label, TOTALSEGMENTATOR.get(label, label))
-        if name in known:
-            values.setdefault(name, []).append(int(value))
-    return {name: np.isin(label_map, values[name]) for name in known if name in values}
+    found = list(find_labelled(labels).values())
+    if len(found) > 1:
+        raise UsageError(f"{labels} holds {len(found)} cases. Give the labels of one CT.")
+    names = also or {}
+    values = {v: tuple(names.get(n, n) for n in labels) for v, labels in found[0].values.items()}
+    masks = {names.get(name, name): path for name, path in found[0].masks.items()}
+    labelled = replace(found[0], values=values, masks=masks)
+    grid = None
+    if like is not None:
+        empty = np.broadcast_to(np.uint8(0), like.volume.shape)
+        grid = Reference(empty, like.volume.affine, (), ())
+    return labelled.read(labelled.classes, like=grid)
 
 
-def compare(segmentation: Segmentation, reference: Mapping[str, Mask]) -> tuple[Figure, ...]:
-    """Compare a segmentation with the masks of a reference.
+def compare(segmentation: Segmentation, reference: Reference) -> tuple[Figure, ...]:
+    """Compare a segmentation with labels.
 
     Args:
         segmentation: Of the CT.
-        reference: Class name → mask (X, Y, Z) on the CT's grid.
+        reference: On the CT's grid.
 
     Returns:
         Of each class that both know `dice/CLASS` (no value where the reference is empty),
@@ -73,22 +89,29 @@ def compare(segmentation: Segmentation, reference: Mapping[str, Mask]) -> tuple[
     Raises:
         UsageError: The reference shows no class that the model knows.
     """
-    ct = segmentation.volume
-    both = {name: truth for name, truth in reference.items() if name in segmentation.classes}
-    rows = score_masks("", segmentation.mask, both.items(), ct.spacing_mm)
+    sides = {name: sides_of(name, segmentation.classes) for name in reference.classes}
+    known = [name for name, parts in sides.items() if parts]
+    rows = list(
+        score_masks(
+            "",
+            lambda name: union_of(segmentation.mask, sides[name]),
+            ((name, reference.mask(name)) for name in known),
+            segmentation.volume.spacing_mm,
+            known=reference.known,
+        )
+    )
     dice = {row.name: row.dice for row in rows if row.dice is not None}
     if not dice:
         raise UsageError(
             f"The labels show none of the model's classes ({', '.join(segmentation.classes)}). "
-            f"They label: {', '.join(reference) or 'no class of universal-ct'}."
+            f"They label: {', '.join(reference.classes) or 'nothing'}."
         )
     figures = []
-    for name, truth in both.items():
-        volumes = segmentation.volumes_ml[name], float(truth.sum()) * ct.voxel_ml
+    for row in rows:
         figures += [
-            Figure(f"dice/{name}", dice.get(name)),
-            Figure(f"volume/{name}", volumes[0], "ml"),
-            Figure(f"reference/{name}", volumes[1], "ml"),
+            Figure(f"dice/{row.name}", row.dice),
+            Figure(f"volume/{row.name}", row.predicted_ml, "ml"),
+            Figure(f"reference/{row.name}", row.reference_ml, "ml"),
         ]
     target = [dice[name] for name in TARGET if name in dice]
     if target:
@@ -104,21 +127,14 @@ def measure_ct(
     Args:
         model: Any that `from_pretrained` returns.
         ct: NIfTI file, in HU.
-        labels: See `reference_masks`.
-        also: See `reference_masks`.
+        labels: See `reference_of`.
+        also: See `reference_of`.
 
     Returns:
         See `compare`.
 
     Raises:
-        UsageError: See `reference_masks` and `compare`; or the grids differ.
+        UsageError, VolumeError: See `reference_of` and `compare`.
     """
     segmentation = model.segment(ct)
-    reference = reference_masks(labels, also)
-    shape = next((mask.shape for mask in reference.values()), None)
-    if shape is not None and shape != segmentation.volume.shape:
-        raise UsageError(
-            f"{labels} has a grid of {shape} voxels, {ct} one of {segmentation.volume.shape}. "
-            "Give labels on the CT's grid."
-        )
-    return compare(segmentation, reference)
+    return compare(segmentation, reference_of(labels, also, segmentation))

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from foundation.errors import UsageError
-from foundation.evaluation.labelled_ct import MEANS
+from foundation.evaluation.labelled_ct import mean_title
 from foundation.evaluation.records import Record, read_records
 from foundation.evaluation.tables import read_table, render_blocks, render_table
 from foundation.files import replacing
@@ -94,7 +94,11 @@ def model_index(records: Sequence[Record]) -> list[dict[str, Any]]:
     results = []
     for record in records:
         metrics = [
-            {"type": "dice", "name": f"{_TITLES['dice']}, {MEANS.get(name, name)}", "value": value}
+            {
+                "type": "dice",
+                "name": f"{_TITLES['dice']}, {mean_title(name, record.figures)}",
+                "value": value,
+            }
             for name, value in _dice(record).items()
         ]
         dataset = str(record.arm["dataset"])
@@ -126,7 +130,7 @@ def eval_results(record: Record) -> list[dict[str, Any]]:
         task_id=dataset,
         value=_dice(record)["mean"],
         date=record.date,
-        notes=f"Dice, {MEANS['mean']}, {record.benchmark} with machine labels: no accuracy. "
+        notes=f"Dice, {mean_title('mean')}, {record.benchmark} with machine labels: no accuracy. "
         f"Weights: {record.arm.get('model', 'these')}. {record.command}",
     )
     entries: list[dict[str, Any]] = eval_result_entries_to_yaml([entry])

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from foundation.data.reference import Reference, sides_of
+from foundation.data.reference import Reference, sides_of, union_of
 from foundation.errors import UsageError, listed
 from foundation.evaluation.detection import find
-from foundation.evaluation.metrics import Mask, Tolerance
+from foundation.evaluation.metrics import Tolerance
 from foundation.evaluation.scores import Score, Scores, score_masks
 from foundation.files import replacing
 from foundation.imaging.bits import pack, unpack
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from foundation.data.cases import Case
     from foundation.data.dataset import Dataset
     from foundation.data.store.arrays import StoredCase
-    from foundation.imaging.result import Segmentation
     from foundation.inference.options import InferenceOptions
 
 # --- a network on prepared scans ------------------------------------------------------------------
@@ -319,7 +318,7 @@ def score_scan(
         )
     rows = score_masks(
         f"{dataset.id}/{case.id}",
-        lambda name: _union(predicted, measured[name]),
+        lambda name: union_of(predicted.mask, measured[name]),
         ((name, reference.mask(name)) for name in measured),
         reference.spacing_mm,
         tolerance_mm,
@@ -334,7 +333,7 @@ def score_scan(
             _of_known(predicted.mask(name), reference),
             _of_known(reference.mask(name), reference),
             reference.spacing_mm,
-            probability=predicted.probabilities(name),
+            probability=_of_known(predicted.probabilities(name), reference),
         )
         for name in wanted
         if measured.get(name) == (name,)
@@ -354,15 +353,9 @@ def _chosen(dataset: Dataset, root: Path, ids: Sequence[str] | None) -> list[Cas
     return [by_id[each] for each in dict.fromkeys(ids)]
 
 
-def _union(predicted: Segmentation, names: Sequence[str]) -> Mask:
-    mask = predicted.mask(names[0])
-    for name in names[1:]:
-        mask |= predicted.mask(name)
-    return mask
-
-
-def _of_known(mask: Mask, reference: Reference) -> Mask:
-    return mask if reference.known is None else mask & reference.known
+def _of_known(values: NDArray[Any], reference: Reference) -> NDArray[Any]:
+    """A mask or probabilities, without what lies where nothing is known."""
+    return values if reference.known is None else values * reference.known
 
 
 # --- masks that are kept --------------------------------------------------------------------------

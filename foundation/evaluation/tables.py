@@ -297,7 +297,7 @@ def _paper(table: Table, theirs: PaperTable) -> Iterator[list[str]]:
             if name not in row.figures:
                 return ""
             value = row.figures[name]
-            return "unknown" if value is None else [Figure(name, value)]
+            return "unknown" if value is None else _Measured([Figure(name, value)])
 
         source = f"paper ({row.grade}: {GRADES[row.grade]})"
         yield [_fill(cell, look, source=source) for cell in table.columns.values()]
@@ -305,7 +305,16 @@ def _paper(table: Table, theirs: PaperTable) -> Iterator[list[str]]:
 
 # --- templates ------------------------------------------------------------------------------------
 
-_Found = str | list[Figure]
+
+@dataclass(frozen=True)
+class _Measured:
+    """Figures of one name, and what they are several of."""
+
+    figures: list[Figure]
+    of: str = "seeds"
+
+
+_Found = str | _Measured
 _Look = Callable[[str], _Found]
 
 
@@ -315,7 +324,7 @@ def _fill(template: str, look: _Look, source: str = "") -> str:
     def found(match: re.Match[str]) -> str:
         name, spec = match[1], match[2] or ""
         value = source if name == "source" else look(name)
-        return value if isinstance(value, str) else written(value, spec)
+        return value if isinstance(value, str) else written(value.figures, spec, value.of)
 
     return _NAME.sub(found, template)
 
@@ -334,7 +343,8 @@ def _of_records(group: Sequence[Record], none: str, factor: float = 1.0) -> _Loo
                         f"{name!r} has several values in different arms: which is meant? Narrow "
                         "`where`, or make it a column of a table of arms."
                     )
-            return known or none
+            seeds = {record.seed for record in group if _has(record, name)}
+            return _Measured(known, "seeds" if len(seeds) > 1 else "runs") if known else none
         values = [_field(record, name) for record in group]
         return ", ".join(dict.fromkeys(str(value) for value in values if value is not None))
 
@@ -397,13 +407,14 @@ def _key(record: Record) -> tuple[object, ...]:
     return (record.benchmark, record.size, *sorted(record.arm.items()))
 
 
-def written(figures: Sequence[Figure], spec: str = "") -> str:
+def written(figures: Sequence[Figure], spec: str = "", of: str = "seeds") -> str:
     """Write a figure of one run, or of several seeds, for a table.
 
     Args:
         figures: Of one name; at least one has a value. Those without are left out.
         spec: How a number is written: "3" digits after the point, "%0" in percent, "+3" with its
             sign; empty: as short as it can be.
+        of: What several figures differ in: "seeds" or "runs".
 
     Returns:
         "0.913", "0.913 [0.900, 0.921]" with an interval, "0.91 ± 0.02 (3 seeds)" over several.
@@ -416,7 +427,7 @@ def written(figures: Sequence[Figure], spec: str = "") -> str:
     if len(values) > 1:
         mean, spread = statistics.fmean(values), statistics.stdev(values)
         sigma = number(spread, spec.replace("+", ""))
-        return f"{number(mean, spec)} ± {sigma} ({len(values)} seeds)"
+        return f"{number(mean, spec)} ± {sigma} ({len(values)} {of})"
     low, high = known[0].low, known[0].high
     if low is None or high is None:
         return number(values[0], spec)

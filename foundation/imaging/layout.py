@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -14,7 +16,7 @@ from foundation.files import nifti_stem
 from foundation.imaging.sidecar import Sidecar, find_sidecar
 
 _OTHER_FILES = (".gz", ".nrrd", ".mha", ".mhd", ".dcm", ".npy", ".npz", ".png", ".json")
-_STAGING = ".universal-ct-"
+_HIDDEN = ".universal-ct-"
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class ResultFiles:
         masks: A folder with one NIfTI file for each class that has one.
         volumes: CSV.
         preview: PNG.
+        hidden: NPZ, see `foundation.imaging.hidden`.
     """
 
     base: Path
@@ -36,6 +39,7 @@ class ResultFiles:
     masks: Path
     volumes: Path
     preview: Path
+    hidden: Path
 
     @classmethod
     def of(cls, base: Path) -> ResultFiles:
@@ -46,7 +50,8 @@ class ResultFiles:
         """
         stem = nifti_stem(base)
         if stem is not None:
-            ends = (".segmentation.json", "_segmentations", ".volumes.csv", ".preview.png")
+            ends = [".segmentation.json", "_segmentations", ".volumes.csv", ".preview.png"]
+            ends += [".hidden.npz"]
             return cls(base, base, *(base.with_name(f"{stem}{end}") for end in ends))
         # A folder's name may hold dots: only what is surely meant as a file is refused.
         meant_as_file = base.suffix.lower() in _OTHER_FILES and not base.is_dir()
@@ -57,8 +62,9 @@ class ResultFiles:
     @classmethod
     def inside(cls, folder: Path) -> ResultFiles:
         """Return the places in a folder, whatever its name."""
-        names = ("segmentation.nii.gz", "segmentation.json", "segmentations")
-        return cls(folder, *(folder / name for name in (*names, "volumes.csv", "preview.png")))
+        names = ["segmentation.nii.gz", "segmentation.json", "segmentations"]
+        names += ["volumes.csv", "preview.png", "hidden.npz"]
+        return cls(folder, *(folder / name for name in names))
 
     @property
     def root(self) -> Path:
@@ -66,10 +72,37 @@ class ResultFiles:
         return self.sidecar.parent
 
     @property
+    def claim(self) -> Path:
+        """The file that a process locks while it makes this result."""
+        return self._around / f"{self._prefix}.claim"
+
+    @property
+    def _around(self) -> Path:
+        """The folder in which the folder, or the file that the user named, lies."""
+        return self.base.parent
+
+    @property
+    def _prefix(self) -> str:
+        """How hidden names of this result begin; it does not tell the name of the case."""
+        name = self.base.name.encode("utf-8", "surrogateescape")
+        return f"{_HIDDEN}{hashlib.sha256(name).hexdigest()[:12]}"
+
+    def whole(self) -> Sidecar | None:
+        """Return the sidecar of the result that is there; None unless it is ours and complete."""
+        found = find_sidecar(self.sidecar)
+        return found if found is not None and found.complete else None
+
+    @property
     def done(self) -> bool:
         """Whether a whole result of ours is there."""
-        found = find_sidecar(self.sidecar)
-        return found is not None and found.complete
+        return self.whole() is not None
+
+    def clear_hidden(self) -> None:
+        """Remove what a killed process had begun to write. Only who has the claim may do that."""
+        for folder in {self.root, self._around}:
+            if folder.is_dir():
+                for path in folder.glob(f"{self._prefix}-*"):
+                    shutil.rmtree(path, ignore_errors=True)
 
     def earlier(self) -> list[Path]:
         """Return the files of the result of ours that is there, the sidecar last."""
@@ -86,11 +119,17 @@ class ResultFiles:
         Raises:
             UsageError: A file in the place of one of ours is named by no result of ours.
         """
-        places = [self.label_map, self.sidecar, self.volumes, self.preview]
-        places += sorted(self.masks.iterdir()) if self.masks.is_dir() else [self.masks]
+        places = [self.label_map, self.sidecar, self.volumes, self.preview, self.hidden]
+        try:
+            places += sorted(self.masks.iterdir())
+        except OSError:  # not there, or a file
+            places.append(self.masks)
+        # In this order, since another process may be replacing a result: its sidecar names a file
+        # before it is there, until it is gone.
+        there = [place for place in places if place.exists()]
         earlier = self.earlier()
-        for place in places:
-            if place.exists() and place not in earlier:
+        for place in there:
+            if place not in earlier and place.exists():
                 raise UsageError(
                     f"{place} was there before and is not universal-ct's. Give another output, or "
                     "move it."
@@ -113,7 +152,8 @@ class ResultFiles:
         self.refuse_foreign()
         beside = self.root if self.root.is_dir() else self.root.parent
         beside.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=_STAGING, dir=beside, ignore_cleanup_errors=True) as staging:
+        prefix = f"{self._prefix}-"
+        with TemporaryDirectory(prefix=prefix, dir=beside, ignore_cleanup_errors=True) as staging:
             yield Writing(self.root, Path(staging))
             self._publish(Path(staging))
 

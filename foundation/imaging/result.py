@@ -19,6 +19,7 @@ from foundation import __version__, taxonomy
 from foundation.errors import UsageError
 from foundation.imaging import bits
 from foundation.imaging.frame import Box, Frame, bounding_box
+from foundation.imaging.hidden import HiddenVoxels, write_hidden
 from foundation.imaging.layout import ResultFiles, Writing
 from foundation.imaging.legend import colours, display_name
 from foundation.imaging.probabilities import QUANTA, ProbabilityMap
@@ -27,6 +28,16 @@ from foundation.imaging.volumes import Volume, VolumeWarning, write_label_map, w
 
 Layout = Literal["multilabel", "per_class", "both"]
 LAYOUTS = ("multilabel", "per_class", "both")
+
+
+def check_layout(layout: str) -> None:
+    """Refuse what is no layout.
+
+    Raises:
+        UsageError: See above.
+    """
+    if layout not in LAYOUTS:
+        raise UsageError(f"Unknown layout {layout!r}. Choose from: {', '.join(LAYOUTS)}.")
 
 
 @dataclass(frozen=True)
@@ -172,8 +183,8 @@ class Segmentation:
             label_map[found.box][found.unpack()] = self.label_values[name]
         return label_map
 
-    def hidden_voxels(self, label_map: NDArray[np.integer]) -> dict[str, int]:
-        """Count the voxels of each class that a label map shows as another class.
+    def hidden(self, label_map: NDArray[np.integer]) -> dict[str, HiddenVoxels]:
+        """Find the voxels of each class that a label map shows as another class.
 
         Args:
             label_map: What `label_map` returned (X, Y, Z).
@@ -185,8 +196,10 @@ class Segmentation:
         for name in self.present:
             found = self._found(name)
             under = found.unpack() & (label_map[found.box] != self.label_values[name])
-            if under.any():
-                hidden[name] = int(under.sum())
+            x, y, z = (part.start for part in found.box)
+            voxels = HiddenVoxels.of(under, (x, y, z))
+            if voxels is not None:
+                hidden[name] = voxels
         return hidden
 
     def save(
@@ -196,21 +209,27 @@ class Segmentation:
         layout: Layout = "multilabel",
         preview: bool = False,
         seconds: float | None = None,
+        peak_memory_mib: float | None = None,
+        ct_sha256: str | None = None,
     ) -> list[Path]:
         """Write the masks as NIfTI on the CT's grid, a table of volumes, and a sidecar.
 
         All files appear at once, when the last of them is written. An earlier result of ours is
-        replaced, files of others never are. Nothing is lost in a label map: a class that lies
-        partly under another is written to its own file too, which the sidecar names.
+        replaced, files of others never are. Nothing is lost in a label map: the voxels of a class
+        that lie under another are written to a small file, see `foundation.imaging.hidden`.
 
         Args:
-            path: A folder, which gets `segmentation.nii.gz`, `segmentations/`, `volumes.csv` and
-                `segmentation.json`; or a file name.nii.gz, beside which lie
-                `name_segmentations/`, `name.volumes.csv` and `name.segmentation.json`.
+            path: A folder, which gets `segmentation.nii.gz`, `hidden.npz` where classes overlap,
+                `segmentations/`, `volumes.csv` and `segmentation.json`; or a file name.nii.gz,
+                beside which lie `name.hidden.npz`, `name_segmentations/`, `name.volumes.csv` and
+                `name.segmentation.json`.
             layout: "multilabel" writes one label map; "per_class" one file for every class asked
                 for, found or not; "both".
             preview: Also write a picture, `preview.png`.
             seconds: What the segmentation took, for the sidecar.
+            peak_memory_mib: The most memory that the process has had, for the sidecar.
+            ct_sha256: Of the CT's file, for the sidecar: `segment_folder` knows by it whether a
+                result is of the same CT.
 
         Returns:
             The files, the sidecar last.
@@ -220,19 +239,22 @@ class Segmentation:
                 are not a result of ours.
             OSError: A file cannot be written; the error names it.
         """
-        if layout not in LAYOUTS:
-            raise UsageError(f"Unknown layout {layout!r}. Choose from: {', '.join(LAYOUTS)}.")
+        check_layout(layout)
         places = ResultFiles.of(Path(path))
         doubts = [*self.warnings]
-        hidden: dict[str, int] = {}
+        hidden: dict[str, HiddenVoxels] = {}
         with places.replacing() as result:
             if layout != "per_class":
                 label_map = self.label_map()
-                hidden = self.hidden_voxels(label_map)
+                hidden = self.hidden(label_map)
                 with result.file(places.label_map) as file:
                     write_label_map(file, label_map, self.volume)
+                del label_map
+            if hidden and layout == "multilabel":  # else every class has its own file
+                with result.file(places.hidden) as file:
+                    write_hidden(file, {self.label_values[n]: each for n, each in hidden.items()})
             own = {}
-            for name in hidden if layout == "multilabel" else self.classes:
+            for name in () if layout == "multilabel" else self.classes:
                 with result.file(places.masks / f"{self._file_stem(name)}.nii.gz") as file:
                     write_mask(file, self.mask(name), self.volume)
                 own[name] = result.names()[-1]
@@ -246,11 +268,17 @@ class Segmentation:
                 model=self.model_name,
                 model_sha256=self.model_sha256,
                 label_map=None if layout == "per_class" else places.label_map.name,
-                labels=self._labels(hidden, own),
+                labels=self._labels({name: each.count for name, each in hidden.items()}, own),
+                hidden=places.hidden.name if places.hidden in result.files else None,
                 files=result.names(),
-                options={"threshold": self.threshold, "layout": layout, **self.options},
+                options={
+                    **{"threshold": self.threshold, "layout": layout, "preview": preview},
+                    **self.options,
+                },
                 warnings=tuple(map(_text, doubts)),
                 seconds=seconds,
+                peak_memory_mib=peak_memory_mib,
+                ct_sha256=ct_sha256,
             )
             with result.file(places.sidecar) as file:
                 sidecar.write(file)

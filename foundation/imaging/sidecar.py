@@ -4,6 +4,8 @@ It is called `segmentation.json` in a folder of its own, and `STEM.segmentation.
 `STEM.nii.gz`. A result is recognised by its content, never by the names of its files.
 
     label_map     file with one value a voxel, or null
+    hidden        file with the voxels that the label map shows as another class, or null; see
+                  `foundation.imaging.hidden`
     labels        value → name, colour, parent, volume, … of each class; `file`: its own mask
     files         every file of the result but the sidecar, relative to the sidecar's folder
     complete      false only while an earlier result is being replaced
@@ -37,8 +39,9 @@ class Label:
         parent: The organ that a lesion lies in.
         volume_ml: Volume on the CT's grid in millilitres, 0.0 where it was not found.
         truncated: Whether it reaches the border of the scan: then the volume is of a part.
-        hidden_voxels: Voxels that the label map shows as another class; `file` has them all.
-        file: Its own mask, relative to the sidecar's folder; None where the label map has it all.
+        hidden_voxels: Voxels that the label map shows as another class. Its own file has them, or
+            the file of hidden voxels.
+        file: Its own mask, relative to the sidecar's folder, where it has one.
     """
 
     name: str
@@ -59,8 +62,9 @@ class Sidecar:
         universal_ct: Version of the package that wrote it.
         ct: Name of the CT's file; None for an array.
         model: Name of the model.
-        model_sha256: Of its weights, where it has one.
-        options: What the CT was segmented with: overlap, threshold, postprocess, layout.
+        model_sha256: Of its weights: of their file, or of their values where they came from none;
+            null where `segment_volume` was called alone with such weights.
+        options: What the CT was segmented with: overlap, threshold, postprocess, layout, …
     """
 
     universal_ct: str
@@ -69,6 +73,7 @@ class Sidecar:
     label_map: str | None
     labels: Mapping[str, Label]
     files: tuple[str, ...]
+    hidden: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     model_sha256: str | None = None
@@ -103,6 +108,6 @@ class Sidecar:
 def find_sidecar(path: Path) -> Sidecar | None:
     """Return the sidecar at a path; None where no segmentation of ours has one there."""
     try:
-        return Sidecar.read(path)
+        return Sidecar.read(path) if path.exists() else None
     except UsageError:
         return None

@@ -1,78 +1,42 @@
-"""Many CTs through one network: find them, segment each, leave its files.
+"""Many CTs through one network: segment each, leave its files, and lose none.
 
 For each CT these are the masks, `volumes.csv`, `segmentation.json` and, if wanted, `preview.png`;
-see `Segmentation.save`.
+see `Segmentation.save`. Several processes may fill one folder, see `foundation.inference.claims`.
+What was done is noted in a manifest, see `foundation.inference.manifest`.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from foundation.errors import UniversalCTError, UsageError
-from foundation.files import nifti_stem
-from foundation.imaging.layout import ResultFiles
+from foundation import interrupt
+from foundation.errors import UniversalCTError, UsageError, VolumeError
+from foundation.files import file_sha256
 from foundation.imaging.sidecar import Sidecar
+from foundation.inference.cases import Case, find_cases, part_of
+from foundation.inference.claims import claimed
+from foundation.inference.manifest import Manifest, manifest_path, peak_memory_mib
+from foundation.inference.outcomes import Outcome
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from foundation.imaging.result import Layout
     from foundation.inference.options import FolderOptions, InferenceOptions
+    from foundation.inference.request import Request
     from foundation.networks.protocol import Network
 
 Existing = Literal["refuse", "skip", "overwrite"]
 
-_CASE_FILES = ("ct.nii.gz", "ct.nii")  # ID/ct.nii.gz, as in TotalSegmentator and AbdomenAtlas
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # the next CT would meet it too
-
-
-@dataclass(frozen=True)
-class Case:
-    """One CT and where its results go: a folder, or a file named .nii or .nii.gz."""
-
-    name: str
-    ct: Path
-    output: Path
-
-    @property
-    def files(self) -> ResultFiles:
-        """Where the results lie."""
-        # A case's folder may be called `scan.dcm`, after scan.dcm.nii.gz.
-        is_file = nifti_stem(self.output) is not None
-        return ResultFiles.of(self.output) if is_file else ResultFiles.inside(self.output)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one CT.
-
-    Attributes:
-        case: Name of the case.
-        ct: Path of the CT.
-        status: "done", "skipped" or "failed".
-        files: What was written.
-        volumes_ml: Class name → millilitres, 0.0 where it was not found.
-        truncated: Classes that reach the border of the scan.
-        warnings: Doubts about the CT or the result, in sentences.
-        seconds: From reading the CT to the last file.
-        error: What went wrong, where it failed.
-    """
-
-    case: str
-    ct: str
-    status: Literal["done", "skipped", "failed"]
-    files: list[str] = field(default_factory=list)
-    volumes_ml: dict[str, float] = field(default_factory=dict)
-    truncated: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-    error: str | None = None
+_DEATHS = 2  # after so many in a row, a case is set aside
 
 
 def segment_folder(
@@ -82,85 +46,89 @@ def segment_folder(
     *,
     existing: Existing = "refuse",
     report: Callable[[Outcome], None] | None = None,
+    part: str | None = None,
+    retry: bool = False,
+    manifest: str | Path | None = None,
+    names: bool = False,
     **options: Unpack[FolderOptions],
 ) -> list[Outcome]:
     """Segment many CTs and save each result; a CT that fails does not stop the others.
+
+    SIGINT and SIGTERM end it between two windows: what is finished is kept, and nothing is left
+    half-written. A killed run goes on where it was with `existing="skip"`.
 
     Args:
         network: A model of `from_pretrained`, or any network that `segment_volume` takes.
         inputs: Files and folders, see `find_cases`.
         output: Folder that receives a folder for each CT; for one CT also a file name.nii.gz.
         existing: What to do where results are already: "refuse", "skip" those CTs, or "overwrite".
+            Only what has been made from the same CT, weights, classes, options and version is
+            skipped; where there is another result, the case fails.
         report: Called with the outcome of each CT when it is known.
+        part: "2/8", the second of eight jobs that share the CTs; all of them if not given.
+        retry: Also take up cases in which the process has died twice in a row.
+        manifest: Where the run is noted, as JSON lines; `universal-ct.jsonl` in the output folder
+            if not given, and nowhere where `output` is a file. A log lies beside it.
+        names: Also note the names of cases and the paths of their CTs, which may name patients.
         **options: classes, device, overlap, postprocess and progress as of `segment_volume`; layout
             and preview as of `Segmentation.save`.
 
     Returns:
-        What became of each CT.
+        What became of each CT, in the order of `find_cases`.
 
     Raises:
-        UsageError: See `find_cases` and `still_to_do`; or a class or an option is unknown.
+        UsageError: See `find_cases`, `part_of` and `still_to_do`; or a class or an option is
+            unknown, or `manifest` is another file.
+        Interrupted: By a signal; it is a KeyboardInterrupt. `report` has had what was done.
+        OSError: The manifest cannot be written.
     """
     given = [inputs] if isinstance(inputs, str | Path) else inputs
     cases = find_cases(given, output)
-    outcomes = []
-    for outcome in segment_cases(network, cases, existing=existing, **options):
-        outcomes.append(outcome)
-        if report:
-            report(outcome)
-    return outcomes
+    where = manifest or manifest_path(output)
+    run = Running(
+        existing=existing,
+        retry=retry,
+        manifest=Manifest(where, names=names) if where else None,
+        part=part,
+    )
+    outcomes = {}
+    with interrupt.stopping_when_safe():
+        for outcome in segment_cases(network, cases, run, **options):
+            outcomes[outcome.case] = outcome
+            if report:
+                report(outcome)
+    return [outcomes[case.name] for case in run.chosen(cases)]
 
 
-def find_cases(inputs: Sequence[str | Path], output: str | Path) -> list[Case]:
-    """Find the CTs that files and folders stand for, each with its own place under `output`.
+@dataclass(frozen=True)
+class Running:
+    """How a batch runs, as opposed to what it makes.
 
-    A folder stands for its `ct.nii.gz`, or else for the NIfTI files in it and the `ct.nii.gz` of
-    its subfolders. A case is called by its file, or by its folder where the file is called `ct`;
-    nnU-Net's channel suffix `_0000` is dropped. A file that does not exist is a case that fails.
-
-    Args:
-        inputs: Files and folders.
-        output: A folder, or for one CT a file name.nii.gz.
-
-    Returns:
-        The cases, in the order of `inputs`.
-
-    Raises:
-        UsageError: A folder without CTs, a CT whose name gives none to its folder, two cases of one
-            name, several CTs for one output file, or an output that is the CT itself or cannot be a
-            folder.
+    Attributes:
+        existing: See `segment_folder`.
+        retry: See `segment_folder`.
+        part: See `segment_folder`.
+        manifest: Where the run is noted; None, nowhere.
+        debug: Raise whatever goes wrong with a CT.
     """
-    output = Path(output)
-    found: dict[Path, str] = {}
-    for given in map(Path, inputs):
-        for ct in _in_folder(given) if given.is_dir() else [given]:
-            found.setdefault(ct.resolve(), str(ct))
-    cts = [Path(ct) for ct in found.values()]
-    if nifti_stem(output) is not None:
-        if len(cts) > 1 or any(Path(given).is_dir() for given in inputs):
-            raise UsageError(f"{output} is one file for {len(cts)} CT(s); give -o a folder.")
-        if output.resolve() in found:
-            raise UsageError(f"{output} is the CT itself. Give another name to its segmentation.")
-        return [Case(_case_name(cts[0]), cts[0], output)]
-    if output.exists() and not output.is_dir():
-        raise UsageError(f"{output} is a file, not a folder. Give -o a folder or a .nii.gz file.")
-    names = [_case_name(ct) for ct in cts]
-    if nameless := [ct for ct, name in zip(cts, names, strict=True) if not name.strip(". ")]:
-        raise UsageError(
-            f"{nameless[0]} gives no name to the folder of its results, which must lie inside of "
-            f"{output}. Rename the file, or give -o a file .nii.gz."
-        )
-    # Some file systems do not tell small from capital letters.
-    count = Counter(name.casefold() for name in names)
-    double = next((name for name in names if count[name.casefold()] > 1), None)
-    if double:
-        same = zip(names, cts, strict=True)
-        which = ", ".join(str(ct) for name, ct in same if name.casefold() == double.casefold())
-        raise UsageError(
-            f"{which} would all be written to {output / double}. "
-            "Segment them in runs with different -o."
-        )
-    return [Case(name, ct, output / name) for name, ct in zip(names, cts, strict=True)]
+
+    existing: Existing = "refuse"
+    retry: bool = False
+    part: str | None = None
+    manifest: Manifest | None = None
+    debug: bool = False
+
+    def chosen(self, cases: Sequence[Case]) -> list[Case]:
+        """Return the cases of this part.
+
+        Raises:
+            UsageError: See `part_of`.
+        """
+        return part_of(cases, self.part) if self.part else list(cases)
+
+    def deaths(self, case: Case) -> int:
+        """Return how many times in a row the process has died in a case."""
+        return 0 if self.retry or self.manifest is None else self.manifest.deaths(case)
 
 
 def still_to_do(cases: Sequence[Case], existing: Existing) -> list[Case]:
@@ -171,7 +139,8 @@ def still_to_do(cases: Sequence[Case], existing: Existing) -> list[Case]:
         existing: See `segment_folder`.
 
     Returns:
-        Those without results; all of them if `existing` is "overwrite".
+        Those without results; all of them if `existing` is "overwrite". Whether a result is the
+        one that is wanted, is not looked at.
 
     Raises:
         UsageError: Results are there and `existing` is "refuse"; or files are there that no result
@@ -192,9 +161,7 @@ def still_to_do(cases: Sequence[Case], existing: Existing) -> list[Case]:
 def segment_cases(
     network: Network | None,
     cases: Sequence[Case],
-    *,
-    existing: Existing = "refuse",
-    debug: bool = False,
+    run: Running | None = None,
     **options: Unpack[FolderOptions],
 ) -> Iterator[Outcome]:
     """Segment cases one after the other; whatever goes wrong with one must not cost the others.
@@ -205,40 +172,124 @@ def segment_cases(
     Args:
         network: See `segment_folder`; None where no CT exists.
         cases: From `find_cases`.
-        existing: See `segment_folder`.
-        debug: Raise whatever goes wrong with a CT.
+        run: How it runs.
         **options: See `segment_folder`.
 
     Yields:
-        What became of each CT, in the order of `cases`.
+        What became of each CT, in the order of `cases`; at the end, those in which an earlier run
+        died, and those that another process had claimed: it may have died since.
 
     Raises:
-        UsageError: See `still_to_do`; or the request is wrong for every CT.
+        UsageError: See `part_of` and `still_to_do`; or the request is wrong for every CT.
+        Interrupted: A signal came, see `foundation.interrupt`.
+        OSError: The manifest cannot be written.
     """
-    todo = still_to_do(cases, existing)
-    no_room = ""
+    run = run or Running()
+    cases = run.chosen(cases)
+    still_to_do(cases, run.existing)
+    if network is None:
+        yield from (_failed(case, _missing(case)) for case in cases)
+        return
+    from foundation.inference.request import Request
+
+    makes = {name: value for name, value in options.items() if name not in ("device", "progress")}
+    batch = _Batch(network, Request.of(network, **makes), run, options)  # type: ignore[arg-type]
+    batch.earlier.update((case, _stamp(case)) for case in cases)
+    if run.manifest:
+        run.manifest.begin(batch.request, cases, run.part)
+    later = []
     for case in cases:
-        if case not in todo:
-            yield Outcome(case.name, str(case.ct), "skipped")
-            continue
-        if no_room:
-            yield _failed(case, f"not tried, because of {no_room}")
-            continue
-        if network is None or not case.ct.exists():
-            yield _failed(case, f"{case.ct} does not exist. Check the path.")
-            continue
+        outcome = None if run.deaths(case) else batch.outcome(case)
+        if outcome is None or outcome.status == "claimed":
+            later.append(case)
+        else:
+            yield outcome
+    for case in later:
+        yield batch.outcome(case)
+
+
+@dataclass
+class _Batch:
+    """The work on cases, and what it needs to know of those before."""
+
+    network: Network
+    request: Request
+    run: Running
+    options: FolderOptions
+    earlier: dict[Case, object] = field(default_factory=dict)
+    no_room: str = ""
+
+    def outcome(self, case: Case) -> Outcome:
+        """What becomes of a case.
+
+        Raises:
+            UsageError: The request is wrong for every CT.
+            Interrupted: A signal came.
+        """
+        interrupt.check()
+        if self.no_room:
+            return self._noted(case, _failed(case, f"not tried, because of {self.no_room}"))
+        if not case.ct.exists():
+            return self._noted(case, _failed(case, _missing(case)))
+        start = time.monotonic()
         try:
-            yield segment_case(network, case, **options)
+            with claimed(case.files.claim) as taken:
+                if taken is None:
+                    return self._make(case)
+            return Outcome(case.name, str(case.ct), "claimed", error=taken)
         except UsageError:
             raise  # the request itself is wrong, for every CT
         except Exception as error:
-            if debug:
+            if self.run.debug:
                 raise
             expected = isinstance(error, UniversalCTError | OSError)
             reason = str(error) if expected else f"{type(error).__name__}: {error} (see --debug)"
             if isinstance(error, OSError) and error.errno in _NO_ROOM:
-                no_room = reason
-            yield _failed(case, reason)
+                self.no_room = reason
+            failed = replace(
+                _failed(case, reason),
+                seconds=round(time.monotonic() - start, 1),
+                peak_memory_mib=peak_memory_mib(),
+            )
+            with suppress(OSError):  # which content it was that failed
+                if case.ct.is_file():
+                    failed = replace(failed, ct_sha256=file_sha256(case.ct))
+            return self._noted(case, failed)
+
+    def _make(self, case: Case) -> Outcome:
+        manifest = self.run.manifest
+        case.files.clear_hidden()
+        found = case.files.whole()
+        # A result that was not there at the start is one that another process of this batch made.
+        is_new = _stamp(case) != self.earlier[case]
+        if found is not None and (self.run.existing == "skip" or is_new):
+            different = self.request.difference(found, case.ct)
+            return self._noted(case, _otherwise(case, different) or _skipped(case, found))
+        if self.run.deaths(case) >= _DEATHS:
+            if manifest:
+                manifest.set_aside(case)
+            return _failed(
+                case,
+                f"set aside: the process died {_DEATHS} times in a row in this case, perhaps for "
+                "want of memory. Add --retry to take it up again.",
+            )
+        if manifest:
+            manifest.started(case)
+        try:
+            sha256 = self.request.model_sha256
+            done = segment_case(self.network, case, model_sha256=sha256, **self.options)
+        except BaseException as error:
+            # Or it would stand for a process that died in this case.
+            ends_it = isinstance(error, UsageError) or not isinstance(error, Exception)
+            if manifest and (ends_it or self.run.debug):
+                manifest.stopped(case, error)
+            raise
+        return self._noted(case, done)
+
+    def _noted(self, case: Case, outcome: Outcome) -> Outcome:
+        if self.run.manifest:
+            self.run.manifest.finished(case, outcome)
+        return outcome
 
 
 def segment_case(
@@ -248,6 +299,7 @@ def segment_case(
     classes: str | Sequence[str] | None = None,
     layout: Layout = "multilabel",
     preview: bool = False,
+    model_sha256: str | None = None,
     **options: Unpack[InferenceOptions],
 ) -> Outcome:
     """Segment one CT and write its files.
@@ -258,22 +310,37 @@ def segment_case(
         classes: As of `segment_volume`.
         layout: As of `Segmentation.save`.
         preview: As of `Segmentation.save`.
+        model_sha256: Of the weights, for the sidecar; the network's own if not given.
         **options: As of `segment_volume`.
 
     Returns:
         What was written and found.
 
     Raises:
-        VolumeError: The CT cannot be read.
+        VolumeError: The CT cannot be read, or was replaced meanwhile.
         UsageError: A class or an option is unknown.
         OSError: A file cannot be written.
     """
     from foundation.inference.predict import segment_volume
 
     start = time.monotonic()
+    # Before it is read, which is quicker then; what is no file has no content to compare.
+    before = _stat(case.ct) if case.ct.is_file() else None
+    ct_sha256 = None if before is None else file_sha256(case.ct)
     segmentation = segment_volume(network, case.ct, classes=classes, **options)
+    if before is not None and _stat(case.ct) != before:
+        raise VolumeError(f"{case.ct} was changed while it was read. Segment it again.")
+    if model_sha256 is not None:
+        segmentation = replace(segmentation, model_sha256=model_sha256)
     taken = round(time.monotonic() - start, 1)
-    files = segmentation.save(case.output, layout=layout, preview=preview, seconds=taken)
+    files = segmentation.save(
+        case.output,
+        layout=layout,
+        preview=preview,
+        seconds=taken,
+        peak_memory_mib=peak_memory_mib(),
+        ct_sha256=ct_sha256,
+    )
     return Outcome(
         case=case.name,
         ct=str(case.ct),
@@ -283,36 +350,52 @@ def segment_case(
         truncated=list(segmentation.truncated),
         warnings=list(Sidecar.read(files[-1]).warnings),
         seconds=round(time.monotonic() - start, 1),
+        ct_sha256=ct_sha256,
+        peak_memory_mib=peak_memory_mib(),
     )
+
+
+def _stamp(case: Case) -> object:
+    """Something that changes when a result is replaced: a new sidecar is another file."""
+    try:
+        found = os.stat(case.files.sidecar)
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _missing(case: Case) -> str:
+    return f"{case.ct} does not exist. Check the path."
 
 
 def _failed(case: Case, error: str) -> Outcome:
     return Outcome(case.name, str(case.ct), "failed", error=error)
 
 
-def _in_folder(folder: Path) -> list[Path]:
-    own = _case_file(folder)
-    if own:
-        return [own]
-    entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    files = [path for path in entries if path.is_file() and nifti_stem(path)]
-    inside = [ct for path in entries if path.is_dir() and (ct := _case_file(path))]
-    if not files and not inside:
-        raise UsageError(
-            f"{folder} holds no CT: no .nii or .nii.gz file, and no subfolder with a ct.nii.gz. "
-            "Convert DICOM with dcm2niix first."
-        )
-    return files + inside
+def _otherwise(case: Case, different: str | None) -> Outcome | None:
+    if different is None:
+        return None
+    return _failed(
+        case,
+        f"{case.output} holds a segmentation that was made {different}. Add --overwrite to do it "
+        "again, or give another -o.",
+    )
 
 
-def _case_file(folder: Path) -> Path | None:
-    return next((folder / name for name in _CASE_FILES if (folder / name).is_file()), None)
+def _skipped(case: Case, found: Sidecar) -> Outcome:
+    labels = found.labels.values()
+    return Outcome(
+        case=case.name,
+        ct=str(case.ct),
+        status="skipped",
+        files=[str(case.files.root / name) for name in (*found.files, case.files.sidecar.name)],
+        volumes_ml={label.name: label.volume_ml for label in labels},
+        truncated=[label.name for label in labels if label.truncated],
+        warnings=list(found.warnings),
+        ct_sha256=found.ct_sha256,
+    )
 
 
-def _case_name(ct: Path) -> str:
-    name = ct.name
-    if name in _CASE_FILES and ct.resolve().parent.name:
-        name = ct.resolve().parent.name
-    while (stem := nifti_stem(Path(name))) is not None:  # also of a.nii.nii.gz
-        name = stem
-    return name.removesuffix("_0000") or name
+def _stat(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from foundation import taxonomy
-from foundation.config import check_overlap
+from foundation.config import NetworkConfig, check_overlap
 from foundation.errors import UsageError
 from foundation.imaging.body import body_box, midline_from_ct
 from foundation.imaging.frame import Frame
@@ -74,8 +78,7 @@ def segment_volume(
     """
     config = network.config
     names = resolve_classes(classes, config.class_names)
-    overlap = config.preprocessing.overlap if overlap is None else overlap
-    check_overlap(overlap)
+    options = inference_options(config, overlap, postprocess)
     target = _device_of(network) if device is None else choose_device(device)
     volume = read_ct(ct)
     frame = frame_of(volume, config.preprocessing)
@@ -89,7 +92,7 @@ def segment_volume(
     network.to(target)
     network.train(False)
     try:
-        maps = _probability_maps(network, hu, computed, target, overlap, progress)
+        maps = _probability_maps(network, hu, computed, target, options["overlap"], progress)
     finally:
         network.train(was_training)
     threshold = config.preprocessing.threshold
@@ -105,8 +108,33 @@ def segment_volume(
         threshold=threshold,
         model_name=config.name,
         model_sha256=getattr(network, "weights_sha256", None),
-        options={"overlap": overlap, "postprocess": postprocess, "device": str(target)},
+        options={**options, "device": str(target)},
     )
+
+
+def inference_options(
+    config: NetworkConfig, overlap: float | None, postprocess: bool
+) -> dict[str, Any]:
+    """Return what a result depends on besides the CT, the weights, and the classes asked for.
+
+    Args:
+        config: Of the network.
+        overlap: As of `segment_volume`.
+        postprocess: As of `segment_volume`.
+
+    Returns:
+        The options as the sidecar has them. `settings_sha256` is of what the network's
+        configuration says of preprocessing, activation, classes and their organs.
+
+    Raises:
+        UsageError: See `check_overlap`.
+    """
+    overlap = config.preprocessing.overlap if overlap is None else overlap
+    check_overlap(overlap)
+    classes = [(spec.name, spec.parent) for spec in config.classes]
+    settings = [asdict(config.preprocessing), config.activation, config.divisor, classes]
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return {"overlap": overlap, "postprocess": postprocess, "settings_sha256": digest}
 
 
 def resolve_classes(classes: str | Sequence[str] | None, allowed: Sequence[str]) -> list[str]:

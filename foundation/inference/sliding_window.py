@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from foundation import interrupt
 from foundation.errors import UniversalCTError, UsageError, WeightsError
 from foundation.imaging.preprocess import normalise_hu
 from foundation.imaging.probabilities import NEGLIGIBLE, QUANTA, ProbabilityMap, crop, join
@@ -208,6 +209,7 @@ def slide(
     with tqdm(total=count, desc="segment", unit="window", disable=hidden) as bar:
         for index, z in enumerate(starts[2]):
             for x, y in product(starts[0], starts[1]):
+                interrupt.check()
                 patch = image[x : x + window[0], y : y + window[1], z : z + window[2]]
                 normalised = normalise_hu(patch.to(device), settings)[None]
                 with mixed:
@@ -230,7 +232,7 @@ def _computed(network: Network, image: Tensor, channels: Sequence[int]) -> Tenso
     except (RuntimeError, ValueError, TypeError, LookupError) as error:
         raise WeightsError(
             f"{network.config.name!r} cannot compute a window of {tuple(image.shape[2:])} voxels: "
-            f"{error}. Its configuration describes no network that works."
+            f"{error}. Memory ran out, or its configuration describes no network that works."
         ) from error
 
 

@@ -102,7 +102,8 @@ def trained_on(name_or_path: str | Path) -> TrainedOn | None:
             `pretrain` leaves it.
 
     Returns:
-        The record; None where there is none, as of weights that others published.
+        The record, with that of the weights that a run started from; None where there is none, as
+        of weights that others published.
 
     Raises:
         UsageError: The record of a run is damaged, or its store is gone.
@@ -118,9 +119,11 @@ def trained_on(name_or_path: str | Path) -> TrainedOn | None:
 
 
 def _of_run(run: Path) -> TrainedOn | None:
+    """What the run saw, and what the weights that it started from had seen; None if unknown."""
     config = load_config(run / CONFIG)
-    if config.store is None:
-        return TrainedOn({})
+    before = TrainedOn({}) if config.initialise_from is None else trained_on(config.initialise_from)
+    if before is None or config.store is None:
+        return before
     cases = Store(config.store).manifest["cases"]
     folds = read_folds(run / FOLDS) if (run / FOLDS).is_file() else None
     given = config.validation
@@ -130,7 +133,8 @@ def _of_run(run: Path) -> TrainedOn | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of folds with few scans: the run has warned of them
             out = held_out_cases([*cases], folds, given.fold, given.hold_out)[1]
-    return _used({key: entry for key, entry in cases.items() if key not in out})
+    own = _used({key: entry for key, entry in cases.items() if key not in out})
+    return TrainedOn({**before.cases, **own.cases})
 
 
 def _used(cases: Mapping[str, Mapping[str, Any]]) -> TrainedOn:

@@ -11,22 +11,34 @@ import pytest
 from conftest import REPOSITORY
 
 from foundation.errors import UsageError
-from foundation.evaluation import path_sha256, read_records, reference_masks, renamed
+from foundation.evaluation import path_sha256, read_records, reference_of, renamed
+from foundation.taxonomy import NAMES
 
 SCRIPT = str(REPOSITORY / "benchmarks" / "agreement.py")
 
 
 def test_labels_are_joined_to_classes(tmp_path: Path) -> None:
-    label_map = np.arange(8, dtype=np.uint8).reshape(2, 2, 2)
+    label_map = np.array([0, 1, 2, 3, 0, 5, 6, 0], np.uint8).reshape(2, 2, 2)
     nib.save(nib.Nifti1Image(label_map, np.eye(4)), tmp_path / "labels.nii.gz")
     names = {"1": "lung_upper_lobe_left", "2": "lung_lower_lobe_left", "3": "vertebrae_L1"}
     names |= {"5": "small_bowel", "6": "lung_nodule"}
     (tmp_path / "labels.json").write_text(json.dumps(names))
     expected = {"lung_left": [1, 2], "intestine": [5]}
-    for also, more in ((None, {}), ({"lung_nodule": "lung_tumor"}, {"lung_tumor": [6]})):
-        masks = reference_masks(tmp_path / "labels.nii.gz", also)
-        found = {name: np.flatnonzero(mask).tolist() for name, mask in masks.items()}
+    nodule = {"lung_tumor": [6], "lung_left": [1, 2, 6]}  # a lesion belongs to its organ too
+    for also, more in ((None, {}), ({"lung_nodule": "lung_tumor"}, nodule)):
+        reference = reference_of(tmp_path / "labels.nii.gz", also)
+        known = [name for name in reference.classes if name in NAMES]
+        found = {name: np.flatnonzero(reference.mask(name)).tolist() for name in known}
         assert found == expected | more
+
+
+def test_a_cyst_of_one_side_is_the_whole_cyst(tmp_path: Path) -> None:
+    label_map = np.array([0, 1, 1, 2, 0, 0, 0, 0], np.uint8).reshape(2, 2, 2)
+    nib.save(nib.Nifti1Image(label_map, np.eye(4)), tmp_path / "labels.nii.gz")
+    names = {"1": "kidney_left", "2": "kidney_cyst_left"}  # of the right one nothing is listed
+    (tmp_path / "labels.json").write_text(json.dumps(names))
+    reference = reference_of(tmp_path / "labels.nii.gz")
+    assert np.flatnonzero(reference.mask("kidney_cyst")).tolist() == [3]
 
 
 def test_other_names_of_labels() -> None:

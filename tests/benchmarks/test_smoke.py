@@ -51,4 +51,4 @@ def test_finished_runs_are_kept_and_smoke_numbers_never_published(output: Path) 
     assert again.returncode != 0 and "not published" in again.stderr
     assert (output / script.stem / "records.jsonl").read_bytes() == records
     other = run(script, output / script.stem, "--max-steps", "1")
-    assert other.returncode != 0 and "differs in max_steps" in other.stderr
+    assert other.returncode != 0 and "differs in --max-steps" in other.stderr

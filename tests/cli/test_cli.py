@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -193,6 +194,7 @@ def test_an_unknown_model_is_one_line_and_1(
 # --- segment ------------------------------------------------------------------------------------
 
 Segment = Callable[..., int]
+RUN_FILES = {"universal-ct.jsonl", "universal-ct.log"}
 
 
 @pytest.fixture
@@ -247,7 +249,7 @@ def test_a_dataset_folder_with_one_broken_ct(
     broken.parent.mkdir()
     broken.write_bytes((tmp_path / "data" / "s1" / "ct.nii.gz").read_bytes()[:300])
     missing = tmp_path / "gone.nii.gz"
-    assert segment(tmp_path / "data", missing, "-o", tmp_path / "out", "--json") == 1
+    assert segment(tmp_path / "data", missing, "-o", tmp_path / "out", "--json") == 3
     said = capsys.readouterr()
     status = {each["case"]: each["status"] for each in json.loads(said.out)["results"]}
     assert status == {"s1": "done", "s2": "failed", "s3": "done", "gone": "failed"}
@@ -266,7 +268,9 @@ def test_earlier_results_are_kept_skipped_or_replaced(
     before = (out / "a" / "segmentation.json").stat().st_mtime_ns
     assert segment(ct, "-o", out, "-q") == 2
     assert "--overwrite or --skip-existing" in capsys.readouterr().err
-    assert segment(ct, "-o", out, "--skip-existing", "-q") == 0
+    assert segment(ct, "-o", out, "--skip-existing", "--per-class", "-q") == 0
+    assert segment(ct, "-o", out, "--skip-existing", "-q") == 1, "another layout is another result"
+    assert "made with layout 'per_class' instead of 'multilabel'" in capsys.readouterr().err
     assert (out / "a" / "segmentation.json").stat().st_mtime_ns == before
     assert segment(ct, "-o", out, "--overwrite", "--per-class", "-c", "spleen", "-q") == 0
     # A mask of the earlier run would contradict the new sidecar.
@@ -340,7 +344,7 @@ def test_a_full_disk_costs_no_earlier_result_and_ends_the_run(
     out = tmp_path / "out"
     cts = [write_ct(tmp_path / f"{name}.nii.gz") for name in "abc"]
     assert segment(*cts, "-o", out, "-q", "--preview", "--format", "both") == 0
-    before = contents(out)
+    before = contents(out / "a") | contents(out / "b")
     written: list[object] = []
 
     def full_disk(path: Path, *_: object) -> None:
@@ -352,7 +356,9 @@ def test_a_full_disk_costs_no_earlier_result_and_ends_the_run(
         broken.setattr("foundation.imaging.result.write_mask", full_disk)
         options = ("-o", out, "-q", "--overwrite", "--per-class", "--json")
         assert segment(*cts, *options) == 1
-    assert contents(out) == before, "nothing of an earlier result is lost, and nothing is left over"
+    now = contents(out / "a") | contents(out / "b")
+    assert now == before, "nothing of an earlier result is lost, and nothing is left over"
+    assert {path.name for path in out.iterdir()} == {"a", "b", "c", *RUN_FILES}
     assert len(written) == 1, "the other CTs are not computed in vain"
     said = capsys.readouterr()
     place = str(out / "a" / "segmentations" / "liver.nii.gz")
@@ -360,7 +366,8 @@ def test_a_full_disk_costs_no_earlier_result_and_ends_the_run(
     results = json.loads(said.out)["results"]
     assert [each["status"] for each in results] == ["failed"] * 3
     assert "not tried" in results[2]["error"]
-    assert segment(*cts, "-o", out, "-q", "--skip-existing") == 0
+    same = ("-q", "--skip-existing", "--preview", "--format", "both")
+    assert segment(*cts, "-o", out, *same) == 0
 
 
 def test_what_is_replaced_leaves_nothing_of_the_earlier_result(
@@ -369,10 +376,10 @@ def test_what_is_replaced_leaves_nothing_of_the_earlier_result(
     ct, out = write_ct(tmp_path / "a.nii.gz"), tmp_path / "out"
     assert segment(ct, "-o", out, "-q", "--preview", "--format", "both") == 0
     assert segment(ct, "-o", out, "-q", "--overwrite", "--per-class", "-c", "spleen") == 0
-    assert set(contents(out)) == {
-        "a/segmentation.json",
-        "a/segmentations/spleen.nii.gz",
-        "a/volumes.csv",
+    assert set(contents(out / "a")) == {
+        "segmentation.json",
+        "segmentations/spleen.nii.gz",
+        "volumes.csv",
     }, "a mask or a picture of the earlier run would contradict the new sidecar"
 
 
@@ -408,20 +415,155 @@ def test_ctrl_c_is_130(
     assert "Interrupted" in capsys.readouterr().err
 
 
-def test_a_doubtful_ct_gets_a_warning_in_plain_words(
+def test_a_doubt_is_told_of_each_ct_and_is_part_of_every_record(
     segment: Segment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = write_ct(tmp_path / "mr.nii.gz")
-    image = nib.load(path)
-    nib.save(nib.Nifti1Image(image.get_fdata() + 1200, image.affine), path)
+    for name in ("mr1", "mr2"):
+        path = write_ct(tmp_path / "data" / f"{name}.nii.gz")
+        image = nib.load(path)
+        nib.save(nib.Nifti1Image(image.get_fdata() + 1200, image.affine), path)
+    out = tmp_path / "out"
     for options in ((), ("-q", "--overwrite")):  # a doubt is no progress
-        assert segment(path, "-o", tmp_path / "out", "--json", *options) == 0
+        assert segment(tmp_path / "data", "-o", out, "--json", *options) == 0
         said = capsys.readouterr()
-        assert "warning: " in said.err and "VolumeWarning" not in said.err
-        (result,) = json.loads(said.out)["results"]
-        assert "an MR, or a CT stored without its intercept" in result["warnings"][0]
-    content = json.loads((tmp_path / "out" / "mr" / "segmentation.json").read_text())
-    assert content["warnings"] == result["warnings"]
+        assert said.err.count("warning: ") == 2 and "VolumeWarning" not in said.err
+        results = json.loads(said.out)["results"]
+        for result in results:
+            assert "an MR, or a CT stored without its intercept" in result["warnings"][0]
+    for result in results:
+        folder = out / result["case"]
+        assert (
+            json.loads((folder / "segmentation.json").read_text())["warnings"]
+            == (result["warnings"])
+        )
+        with (folder / "volumes.csv").open() as file:
+            assert all(row["warnings"] == result["warnings"][0] for row in csv.DictReader(file))
+    lines = [json.loads(line) for line in (out / "universal-ct.jsonl").read_text().splitlines()]
+    noted = [each["warnings"] for each in lines if each["event"] == "finished"]
+    told = [[each["warnings"][0].replace(each["ct"], "<ct>")] for each in results]
+    assert noted == told * 2
+    assert (out / "universal-ct.log").read_text().count("without its intercept") == 4
+    skipped = ("-q", "--skip-existing", "--json")
+    assert segment(tmp_path / "data", "-o", out, *skipped) == 0
+    again = json.loads(capsys.readouterr().out)["results"]
+    assert [each["warnings"] for each in again] == [each["warnings"] for each in results]
+
+
+@pytest.mark.parametrize(("good", "broken", "code"), [(2, 0, 0), (1, 1, 3), (0, 2, 1)])
+def test_the_exit_code_tells_some_from_none(
+    good: int, broken: int, code: int, segment: Segment, tmp_path: Path
+) -> None:
+    for number in range(good + broken):
+        path = write_ct(tmp_path / "data" / f"{number}.nii.gz")
+        if number >= good:
+            path.write_bytes(b"no CT")
+    assert segment(tmp_path / "data", "-o", tmp_path / "out", "-q") == code
+
+
+def test_no_run_notes_a_name_unless_asked_for(segment: Segment, tmp_path: Path) -> None:
+    """Names of patients stand in file names and folder names, and so in messages."""
+    data = tmp_path / "Hans_Castorp"
+    write_ct(data / "Castorp_Hans_1907.nii.gz").write_bytes(b"no CT")
+    write_ct(data / "Ziemssen.nii.gz")
+    out = tmp_path / "out"
+    assert segment(data, "-o", out, "-q") == 3
+    told = [(out / name).read_text() for name in sorted(RUN_FILES)]
+    events = [json.loads(line) for line in told[0].splitlines()]
+    (failed,) = [each for each in events if each.get("status") == "failed"]
+    content = (data / "Castorp_Hans_1907.nii.gz").read_bytes()
+    assert failed["ct_sha256"] == hashlib.sha256(content).hexdigest()
+    assert failed["peak_memory_mib"] > 50 and failed["seconds"] >= 0
+    assert all("not a readable NIfTI file" in text for text in told)
+    for text in told:
+        assert not [word for word in ("Castorp", "Hans", "Ziemssen", str(tmp_path)) if word in text]
+    assert segment(data, "-o", out, "-q", "--skip-existing", "--names") == 3
+    for name in RUN_FILES:
+        assert "Castorp_Hans_1907" in (out / name).read_text()
+
+
+def test_a_manifest_beside_a_file_is_written_where_asked_for(
+    segment: Segment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ct, out = write_ct(tmp_path / "data" / "a.nii.gz"), tmp_path / "out"
+    assert segment(ct, "-o", out / "a.nii.gz", "-q", "--per-class") == 0
+    assert {path.name for path in out.iterdir()} == {
+        *("a_segmentations", "a.segmentation.json", "a.volumes.csv")
+    }
+    mine = tmp_path / "notes.jsonl"
+    assert segment(ct, "-o", out / "b.nii.gz", "-q", "--manifest", mine) == 0
+    assert mine.is_file() and mine.with_suffix(".log").is_file()
+    before = ct.read_bytes()
+    assert segment(ct, "-o", out / "c.nii.gz", "-q", "--manifest", ct) == 2
+    assert "is no manifest of universal-ct" in capsys.readouterr().err
+    assert ct.read_bytes() == before and not (out / "c.nii.gz").exists()
+
+
+def test_parts_are_all_cases_once(
+    segment: Segment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in "abcde":
+        write_ct(tmp_path / "data" / f"{name}.nii.gz")
+    made = []
+    for part in ("1/2", "2/2"):
+        options = ("--part", part, "-q", "--json")
+        assert segment(tmp_path / "data", "-o", tmp_path / "out", *options) == 0
+        made.append([each["case"] for each in json.loads(capsys.readouterr().out)["results"]])
+    assert made == [["a", "c", "e"], ["b", "d"]]
+    for wrong in ("0/2", "3/2", "2", "a/b", "-1/2"):
+        assert segment(tmp_path / "data", "-o", tmp_path / "new", f"--part={wrong}") == 2
+        assert "Give which of how many" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_stops_between_windows_and_says_what_is_done(
+    name: str,
+    code: int,
+    segment: Segment,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for case in "abcd":
+        write_ct(tmp_path / "data" / f"{case}.nii.gz")
+    (tmp_path / "data" / "a.nii.gz").write_bytes(b"no CT")
+    tall = np.full((30, 26, 120), -1000, np.int16)  # of several windows
+    tall[5:25, 5:21] = 40
+    nib.save(nib.Nifti1Image(tall, np.diag([6.0, 6, 6, 1])), tmp_path / "data" / "c.nii.gz")
+    forward, windows = UniversalModel.forward, 0
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+
+    def signalled(self: UniversalModel, *args: object, **more: object) -> object:
+        nonlocal windows
+        windows += 1
+        if windows == 2:  # the first of the second good CT
+            signal.raise_signal(getattr(signal, name))
+        return forward(self, *args, **more)  # type: ignore[arg-type]
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(UniversalModel, "forward", signalled)
+        assert segment(tmp_path / "data", "-o", out, "--json", "-q") == code
+    assert windows == 2, "not one window more"
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+    said = capsys.readouterr()
+    assert "Interrupted. What was finished is kept" in said.err
+    told = json.loads(said.out)
+    assert [each["status"] for each in told["results"]] == ["failed", "done"]
+    assert told["left"] == 2
+    assert {path.name for path in out.iterdir()} == {"b", *RUN_FILES}, "nothing half-written"
+    assert segment(tmp_path / "data", "-o", out, "--json", "-q", "--skip-existing") == 3
+    results = json.loads(capsys.readouterr().out)["results"]
+    assert [each["status"] for each in results] == ["failed", "skipped", "done", "done"]
+
+
+def test_names_that_windows_forbids_become_others(segment: Segment, tmp_path: Path) -> None:
+    for name in ("CON", "a:b", "dots..", "lpt1.x", "fine é", "what?"):
+        write_ct(tmp_path / "data" / f"{name}.nii.gz")
+    assert segment(tmp_path / "data", "-o", tmp_path / "out", "-q") == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *("_CON", "a_b", "dots__", "_lpt1.x", "fine é", "what_", *RUN_FILES)
+    }
 
 
 # --- demo ---------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from anatomies import ball
 from foundation.cli.main import main
 from foundation.evaluation import evaluate_masks
 from foundation.evaluation.metrics import dice, hausdorff_mm, surface_dice
+from foundation.imaging.hidden import HiddenVoxels, write_hidden
 from foundation.imaging.sidecar import Label, Sidecar
 
 SHAPE, MM = (24, 20, 16), (1.5, 2.0, 2.5)
@@ -173,6 +174,36 @@ def test_a_result_of_ours_is_read_by_its_sidecar(
             dice(MOVED | TUMOUR, LIVER)
         )
         assert found["classes"]["spleen"]["dice"]["mean"] == 1.0
+
+
+def test_voxels_that_a_label_map_hides_count(
+    truth: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The label map has tumour on liver, and a class that is hidden wholly."""
+    out = tmp_path / "out" / "a"
+    write(out / "segmentation.nii.gz", label_map(LIVER & ~TUMOUR, SPLEEN, TUMOUR))
+    labels = {
+        "1": Label("liver", "Liver", (1, 2, 3), None, 1.0, False, 9, None),
+        "2": Label("spleen", "Spleen", (1, 2, 4), None, 1.0, False, 0, None),
+        "3": Label("liver_tumor", "Liver tumor", (1, 2, 5), "liver", 1.0, False, 0, None),
+        "9": Label("aorta", "Aorta", (1, 2, 6), None, 1.0, False, 9, None),
+    }
+    hidden = {
+        value: HiddenVoxels.of(mask, (0, 0, 0)) for value, mask in {1: TUMOUR, 9: LIVER}.items()
+    }
+    write_hidden(out / "hidden.npz", hidden)  # type: ignore[arg-type]
+    files = ("segmentation.nii.gz", "hidden.npz")
+    Sidecar("0.1.0", "ct.nii.gz", "m", files[0], labels, files, hidden=files[1]).write(
+        out / "segmentation.json"
+    )
+    whole = masks(tmp_path / "gt", liver=LIVER, aorta=LIVER, spleen=SPLEEN)
+    found = as_json(capsys, out, whole)["classes"]
+    assert {name: each["dice"]["mean"] for name, each in found.items()} == {
+        **{"liver": 1.0, "aorta": 1.0, "spleen": 1.0}
+    }
+    (out / "hidden.npz").write_bytes(b"damaged")
+    assert main(["evaluate", str(out), str(whole)]) == 1
+    assert "no hidden voxels that can be read" in capsys.readouterr().err
 
 
 def test_pairs_and_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

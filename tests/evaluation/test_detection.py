@@ -113,7 +113,7 @@ def test_the_area_is_that_of_delong() -> None:
     half = 1.959964 * math.sqrt(variance) / (0.85 * 0.15)
     ends = [1 / (1 + math.exp(-(math.log(0.85 / 0.15) + sign * half))) for sign in (-1, 1)]
     assert interval == pytest.approx(ends, abs=1e-6)
-    assert auc([0.5, 0.5], [0.5, 0.5])[0] == 0.5
+    assert auc([0.5, 0.5], [0.5, 0.5]) == (0.5, None), "equal scores are no certainty"
     assert auc([0.9, 0.8], [0.1, 0.2]) == (1.0, None), "no width can be told"
 
 

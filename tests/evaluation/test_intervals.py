@@ -75,6 +75,22 @@ def test_seeds_are_drawn_too() -> None:
     assert found.smallest > 10 * one.smallest
 
 
+def test_three_seeds_that_differ_by_chance_are_seldom_told_apart() -> None:
+    rng = np.random.default_rng(5)
+    clear = 0
+    for _ in range(60):
+        seeds, scans, rest = (rng.normal(0, 0.05, n) for n in ((3, 1, 1), (1, 24, 1), (3, 24, 1)))
+        clear += paired_bootstrap(seeds + scans + rest, np.zeros((3, 24, 1))).clear
+    assert clear <= 7, "5 % are meant; quantiles of the draws alone gave some 30 %"
+
+
+def test_three_seeds_that_differ_clearly_are_told_apart() -> None:
+    rng = np.random.default_rng(6)
+    a = 0.1 + rng.normal(0, 0.01, (3, 1, 1)) + rng.normal(0, 0.05, (3, 24, 1))
+    found = paired_bootstrap(a, np.zeros((3, 24, 1)))
+    assert found.clear
+
+
 def test_arms_of_other_scans_are_refused() -> None:
     with pytest.raises(UsageError, match="the same scans of both"):
         paired_bootstrap([0.1, 0.2, 0.3], [0.1, 0.2])

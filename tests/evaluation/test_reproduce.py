@@ -13,7 +13,7 @@ from tiny import tiny_model
 
 from foundation import from_pretrained
 from foundation.cli.main import main
-from foundation.errors import UsageError
+from foundation.errors import UsageError, VolumeError
 from foundation.evaluation import (
     Figure,
     Record,
@@ -78,6 +78,20 @@ def measured(data: Path, tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return save
+
+
+def test_labels_are_read_on_the_grid_of_the_ct(measured: Callable[..., Path], data: Path) -> None:
+    folder = measured()
+    image = nib.load(data / NAMES[1])
+    affine = np.diag([-2.0, 2, 2, 1])  # the same labels in the same places, the other way round
+    affine[0, 3] = 2 * 19
+    nib.save(nib.Nifti1Image(np.asanyarray(image.dataobj)[::-1], affine), data / NAMES[1])
+    (result,) = reproduce(folder, data, ignore_hashes=True)
+    assert result.status == "reproduced" and result.moved == ()
+    shifted = nib.Nifti1Image(np.asanyarray(image.dataobj), np.diag([3, 3, 3, 1]))
+    nib.save(shifted, data / NAMES[1])
+    with pytest.raises(VolumeError, match="another grid"):
+        list(reproduce(folder, data, ignore_hashes=True))
 
 
 def change_a_voxel(data: Path) -> None:

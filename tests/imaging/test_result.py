@@ -86,7 +86,9 @@ def test_the_sidecar_has_what_was_done_and_found(tmp_path: Path) -> None:
     assert (text["format"], text["format_version"]) == ("universal-ct segmentation", 1)
     found = Sidecar.read(files[-1])
     assert (found.model, found.model_sha256, found.seconds) == ("tiny", "0123", 1.5)
-    assert found.options == {"threshold": 0.5, "layout": "multilabel", "overlap": 0.5}
+    assert found.options == {
+        **{"threshold": 0.5, "layout": "multilabel", "preview": False, "overlap": 0.5}
+    }
     assert found.files == ("segmentation.nii.gz", "volumes.csv")
     assert found.labels["1"].volume_ml == pytest.approx(64 * 0.064)
     old, new = found.labels["2"], found.labels["3"]
@@ -162,7 +164,7 @@ def test_a_picture_that_cannot_be_drawn_costs_no_masks(
     "name",
     [
         *("segmentation.nii.gz", "segmentation.json", "volumes.csv", "preview.png"),
-        *("segmentations/liver.nii.gz", "segmentations"),
+        *("segmentations/liver.nii.gz", "segmentations", "hidden.npz"),
     ],
 )
 def test_files_of_others_are_never_replaced(name: str, tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ from tiny import tiny_model
 
 from foundation.errors import UsageError
 from foundation.imaging.sidecar import Sidecar
-from foundation.inference.folder import Outcome, find_cases, segment_cases, segment_folder
+from foundation.inference.cases import find_cases
+from foundation.inference.folder import segment_cases, segment_folder
+from foundation.inference.outcomes import Outcome
 from foundation.model import UniversalModel
 
 
@@ -50,7 +52,9 @@ def test_a_folder_of_cts_from_python(model: UniversalModel, tmp_path: Path) -> N
         *("liver.nii.gz", "preview.png", "volumes.csv", "segmentation.json")
     }
     assert found[1].error and "not a readable NIfTI file" in found[1].error
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a", "c"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *("a", "c", "universal-ct.jsonl", "universal-ct.log")
+    }
     assert Sidecar.read(Path(found[0].files[-1])).model == "tiny"
 
 
@@ -128,3 +132,20 @@ def test_case_names_and_places(tmp_path: Path) -> None:
     assert [case.files.sidecar.parent.name for case in dotted] == ["scan.dcm", "c"]
     with pytest.raises(UsageError, match="is one file"):
         find_cases([tmp_path / "flat"], tmp_path / "out.nii.gz")
+
+
+def test_a_result_is_no_ct(model: UniversalModel, tmp_path: Path) -> None:
+    ct = write_ct(tmp_path / "data" / "a.nii.gz")
+    segment_folder(model, ct, tmp_path / "data" / "a.seg.nii.gz", layout="both", progress=False)
+    assert [case.ct for case in find_cases([tmp_path / "data"], tmp_path / "out")] == [ct]
+    segment_folder(model, ct, tmp_path / "out", layout="both", progress=False)
+    with pytest.raises(UsageError, match="holds no CT"):
+        find_cases([tmp_path / "out" / "a"], tmp_path / "again")
+
+
+def test_a_link_to_itself_is_a_ct_that_does_not_exist(
+    model: UniversalModel, tmp_path: Path
+) -> None:
+    (tmp_path / "a.nii.gz").symlink_to(tmp_path / "a.nii.gz")
+    (found,) = segment_folder(model, tmp_path / "a.nii.gz", tmp_path / "out", progress=False)
+    assert found.error and "does not exist" in found.error

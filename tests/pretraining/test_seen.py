@@ -76,3 +76,20 @@ def test_a_run_saw_what_it_did_not_hold_out(unbroken: Path, store: Path, tmp_pat
     held_out = read_folds(unbroken / FOLDS).cases(1)
     assert trained is not None and held_out
     assert set(trained.cases) == every - held_out
+
+
+def test_what_a_run_started_from_was_seen_too(unbroken: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(unbroken, run)
+    config = yaml.safe_load((run / CONFIG).read_text())
+    own = trained_on(run / "model")
+    assert own is not None
+
+    def started_from(name: str) -> TrainedOn | None:
+        (run / CONFIG).write_text(yaml.safe_dump({**config, "initialise_from": name}))
+        return trained_on(run / "model")
+
+    both = started_from("universal-ct")
+    assert both is not None and set(own.cases) < set(both.cases)
+    assert "open-data/totalsegmentator_s0327" in both.cases
+    assert started_from("universal-ct-unet") is None, "what that one saw is not known"
