@@ -405,7 +405,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         WeightsError: It is not one.
     """
     tensors: dict[str, Tensor] = {}
-    names = list(read_header(path))
+    names = list(reversed(read_header(path)))  # the last is read first
     while names:
         read = 0
         with _opened(path) as file:
