@@ -30,7 +30,6 @@ from foundation.data.meaning import PARENTS
 from foundation.data.naming import known_classes, parts_of
 from foundation.data.reading import (
     count_values,
-    grid_difference,
     overlay,
     read_label_map,
     read_names,
@@ -39,6 +38,7 @@ from foundation.data.reading import (
 from foundation.data.reference import Reference
 from foundation.errors import UsageError, VolumeError, listed
 from foundation.files import nifti_stem
+from foundation.imaging.geometry import grid_difference
 from foundation.imaging.hidden import read_hidden
 from foundation.imaging.layout import ResultFiles
 from foundation.imaging.sidecar import Sidecar, find_sidecar

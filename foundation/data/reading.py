@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import warnings
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from foundation.data.cases import Case, Scan, natural_key
 from foundation.data.dicom import Series, read_headers, read_pixels
 from foundation.errors import VolumeError, listed
 from foundation.files import nifti_stem
+from foundation.imaging.geometry import grid_difference
+from foundation.imaging.nifti import open_nifti, scaled
 from foundation.imaging.volumes import VolumeWarning, read_ct
 
 _SAME_VOXEL = 0.25  # grids whose corners lie this near, in voxels, are one grid
@@ -90,28 +87,24 @@ def read_label_map(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
     """
     if nifti_stem(path) is None:
         raise VolumeError(f"{path} is not a NIfTI file (.nii, .nii.gz).")
-    if not path.is_file():
-        raise VolumeError(f"{path} does not exist. Check the path.")
-    try:
-        image: Any = nib.load(path)
-        values = np.asanyarray(image.dataobj)
-    except (EOFError, OSError, ValueError, zlib.error, gzip.BadGzipFile) as error:
-        raise VolumeError(f"{path} is damaged or cut short: {error}. Copy it again.") from error
-    except (ImageFileError, HeaderDataError) as error:
-        raise VolumeError(f"{path} is not a readable NIfTI file: {error}.") from error
-    if values.ndim > 3 and all(length == 1 for length in values.shape[3:]):
-        values = values.reshape(values.shape[:3])
-    if values.ndim != 3 or 0 in values.shape:
-        raise VolumeError(f"{path} has shape {values.shape}; labels are one 3-D volume.")
-    affine = np.asarray(image.affine, float)
+    file = open_nifti(path)
+    shape, affine = file.voxels.shape, file.affine
+    if len(shape) < 3 or min(shape) < 1 or any(length != 1 for length in shape[3:]):
+        raise VolumeError(f"{path} has shape {shape}; labels are one 3-D volume.")
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise VolumeError(f"{path} has an affine without volume. Correct its header.")
+    if file.voxels.dtype.kind not in "biuf":
+        raise VolumeError(f"{path} holds {file.voxels.dtype}; labels are whole numbers.")
+    numbers, doubts = file.voxels.read()
+    for doubt in doubts:
+        warnings.warn(doubt, VolumeWarning, stacklevel=2)
+    values = numbers.stored.reshape(shape[:3], order="F")
+    if (numbers.slope, numbers.intercept) != (1, 0):
+        values = scaled(values, numbers.slope, numbers.intercept)
     return _as_labels(values, path), affine
 
 
 def _as_labels(values: NDArray[Any], path: Path) -> NDArray[Any]:
-    if values.dtype.kind not in "biuf":
-        raise VolumeError(f"{path} holds {values.dtype}; labels are whole numbers.")
     low, high = float(values.min()), float(values.max())
     if values.dtype.kind == "f":
         broken = values[values != np.rint(values)]  # NaN is unequal to itself, so it shows here
@@ -122,7 +115,7 @@ def _as_labels(values: NDArray[Any], path: Path) -> NDArray[Any]:
             )
     if low < 0 or high > 65535:
         raise VolumeError(f"{path} holds labels from {low:g} to {high:g}; allowed are 0 to 65535.")
-    return values.astype(np.uint8 if high < 256 else np.uint16)
+    return values.astype(np.uint8 if high < 256 else np.uint16, copy=False)
 
 
 def count_values(labels: NDArray[np.unsignedinteger], values: int) -> NDArray[np.int64]:
@@ -203,39 +196,6 @@ def turned_to(
             flips = tuple(slice(None, None, -1 if row.sum() < 0 else 1) for row in turn)
             return np.ascontiguousarray(labels.transpose(axes)[flips])
     return None
-
-
-def grid_difference(
-    affine: NDArray[np.float64],
-    shape: tuple[int, ...],
-    grid_affine: NDArray[np.float64],
-    grid_shape: tuple[int, ...],
-) -> str:
-    """Word how a grid differs from another.
-
-    Args:
-        affine: (4, 4), voxel index to millimetres, RAS+.
-        shape: Its voxels.
-        grid_affine: (4, 4) of the other.
-        grid_shape: Its voxels.
-
-    Returns:
-        E.g. "shape 10×10×9, not 10×10×10".
-    """
-
-    def described(matrix: NDArray[np.float64], shape: tuple[int, ...]) -> dict[str, str]:
-        spacing = np.linalg.norm(matrix[:3, :3], axis=0)
-        centre = matrix @ [*((np.array(shape) - 1) / 2), 1]
-        return {
-            "shape": "×".join(map(str, shape)),
-            "orientation": "".join(nib.aff2axcodes(matrix)),
-            "spacing": " × ".join(f"{mm:.4g}" for mm in spacing) + " mm",
-            "centre": " ".join(f"{mm:.1f}" for mm in centre[:3]) + " mm",
-        }
-
-    ours, theirs = described(affine, shape), described(grid_affine, grid_shape)
-    unlike = [f"{key} {ours[key]}, not {theirs[key]}" for key in ours if ours[key] != theirs[key]]
-    return "; ".join(unlike) or "its axes point in slightly other directions"
 
 
 def overlay(

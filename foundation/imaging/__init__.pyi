@@ -1,1 +1,1 @@
-from .volumes import write_label_map as write_label_map
+from .writing import write_label_map as write_label_map

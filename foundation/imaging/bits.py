@@ -13,4 +13,4 @@ def pack(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
 
 def unpack(bits: NDArray[np.uint8], size: int) -> NDArray[np.bool_]:
     """Return the mask (X, Y, `size`), or a part of it, that `pack` packed."""
-    return np.unpackbits(bits, axis=-1, count=size).astype(bool)
+    return np.unpackbits(bits, axis=-1, count=size).view(bool)  # each byte is 0 or 1

@@ -85,25 +85,28 @@ class Frame:
         """
         return array.transpose(self.axes)[self._steps]
 
-    def to_network(self, array: NDArray) -> NDArray[np.float32]:
-        """Resample an array on the file's grid to the network's grid, slice by slice.
+    def to_network(self, source: Volume | NDArray) -> NDArray[np.float32]:
+        """Resample a CT, or an array on the file's grid, to the network's grid, slice by slice.
 
         Linear where the network's grid is finer; where it is coarser, the mean over each network
         voxel. The published code samples linearly at any ratio, which keeps the noise of single
         voxels; at 4 mm that is no longer the averaged image that a network is trained on.
 
         Args:
-            array: On the file's grid.
+            source: A CT, which becomes HU a slice at a time; or an array on the file's grid.
 
         Returns:
             An array (X, Y, Z) of `shape`, RAS.
         """
-        ras = self.to_ras(array)
+        ct = source if isinstance(source, Volume) else None
+        ras = self.to_ras(source if ct is None else ct.stored)  # type: ignore[arg-type]
         grids = zip(ras.shape, self.ras_spacing_mm, self.shape, self.spacing_mm, strict=True)
         weights = [interval_weights(*grid) for grid in grids]
         resampled = np.zeros((self.shape[2], *self.shape[:2]), np.float32)  # Z first: whole planes
         for z in range(ras.shape[2]):
-            plane = weights[0] @ np.asarray(ras[:, :, z], np.float32) @ weights[1].T
+            numbers = ras[:, :, z]
+            values = ct.scaled(numbers) if ct is not None else np.asarray(numbers, np.float32)
+            plane = weights[0] @ values @ weights[1].T
             for target in np.flatnonzero(weights[2][:, z]):
                 resampled[target] += weights[2][target, z] * plane
         return np.ascontiguousarray(resampled.transpose(1, 2, 0))
@@ -137,7 +140,8 @@ class Frame:
             reach.append(slice(first, stop))
             weights.append(full[first:stop])
         size = tuple(part.stop - part.start for part in reach)
-        array = np.zeros(size, np.float32 if threshold is None else bool)
+        # The first axis fastest, as in files: each plane is written in one piece.
+        array = np.zeros(size, np.float32 if threshold is None else bool, order="F")
         for z in range(size[2]):
             used = np.flatnonzero(weights[2][z])
             if not used.size:

@@ -34,7 +34,7 @@ def preprocess(ct: Source, preprocessing: Preprocessing) -> Tensor:
     import torch  # listing files and data must not wait for it
 
     volume = read_ct(ct)
-    hu = frame_of(volume, preprocessing).to_network(volume.array)
+    hu = frame_of(volume, preprocessing).to_network(volume)
     turned = np.ascontiguousarray(reorient(hu, RAS, preprocessing.orientation))
     return normalise_hu(torch.from_numpy(turned), preprocessing)
 

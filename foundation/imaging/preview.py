@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from foundation.errors import UsageError
 from foundation.files import replacing
-from foundation.imaging.frame import Frame
+from foundation.imaging.frame import Box, Frame, bounding_box
 from foundation.imaging.legend import colours, display_name
 from foundation.imaging.volumes import Volume
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from foundation.imaging.result import Segmentation
 
 Plane = tuple[str, int, int, int]
+Part = tuple[Box, NDArray[np.bool_]]  # where a mask lies, and the mask there
 
 HU_WINDOW = (-160.0, 240.0)  # soft tissue
 OPACITY = 0.45
@@ -60,29 +61,25 @@ def save_preview(
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise UsageError(f"Cannot write the preview to {path}: name it .png.")
-    if isinstance(masks, Mapping):
-        names = tuple(name for name, mask in masks.items() if np.any(mask))
-        mask_of, shades = masks.__getitem__, colours(masks)
-    else:
-        names, mask_of, shades = masks.present, masks.mask, masks.colours
+    shades = colours(masks) if isinstance(masks, Mapping) else masks.colours
     frame = Frame.of(ct, ct.spacing_mm)
-    profiles, voxels = _profiles(names, mask_of, frame, ct.shape)
-    indices = informative_slices(profiles, frame.ras_shape)
-    panels = [
-        _panel(frame.to_ras(ct.array), plane, indices, frame.ras_spacing_mm) for plane in PLANES
-    ]
+    # Masks are unpacked one at a time, twice: all of them would take as much as many CTs.
+    profiles = {name: _profile(part, frame, ct.shape) for name, part in _parts(masks, ct.shape)}
+    voxels = {name: int(profile[0].sum()) for name, profile in profiles.items()}
+    indices = informative_slices(profiles.values(), frame.ras_shape)
+    panels = [_panel(ct, frame, plane, indices) for plane in PLANES]
+    shown: dict[str, list[NDArray[np.bool_]]] = {
+        name: [_slice_of_mask(part, frame, plane, indices, ct.shape) for plane in PLANES]
+        for name, part in _parts(masks, ct.shape)
+    }
     overlays = [np.zeros((*panel.image.shape, 4), np.float32) for panel in panels]
     # Large structures first, so that small ones are drawn over them.
-    for name in sorted(names, key=lambda name: -voxels[name]):
-        ras = frame.to_ras(np.asarray(mask_of(name), bool))
-        for plane, overlay in zip(PLANES, overlays, strict=True):
-            overlay[plane_of(ras, plane, indices)] = (
-                *(part / 255 for part in shades[name]),
-                OPACITY,
-            )
+    for name in sorted(shown, key=lambda name: -voxels[name]):
+        for inside, overlay in zip(shown[name], overlays, strict=True):
+            overlay[inside] = (*(part / 255 for part in shades[name]), OPACITY)
     legend = [
         (f"{display_name(name)}  {voxels[name] * ct.voxel_ml:,.1f} ml", shades[name])
-        for name in names
+        for name in voxels
     ]
     figure = _draw(panels, overlays, legend, str(ct.path.name) if ct.path else "")
     with replacing(path) as temporary:
@@ -127,9 +124,11 @@ def plane_of(ras: NDArray[Any], plane: Plane, indices: Sequence[int]) -> NDArray
     return np.asarray(ras.take(indices[plane[1]], axis=plane[1])[::-1, ::-1].T)
 
 
-def areas_of(ras: NDArray[np.bool_]) -> tuple[NDArray[np.int64], ...]:
+def areas_of(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int64], ...]:
     """Count the voxels of a mask (X, Y, Z) in every slice along X, along Y, and along Z."""
-    return tuple(np.count_nonzero(ras, axis=others) for others in ((1, 2), (0, 2), (0, 1)))
+    columns = mask.sum(axis=2, dtype=np.int64)
+    along_z = mask.sum(axis=0, dtype=np.int32).sum(axis=0, dtype=np.int64)
+    return columns.sum(axis=1), columns.sum(axis=0), along_z
 
 
 def arrange(widths: Sequence[float], width_inches: float) -> tuple[float, float, dict[str, Any]]:
@@ -163,32 +162,67 @@ class _Panel:
     right_mark: str
 
 
-def _profiles(
-    names: Iterable[str],
-    mask_of: Callable[[str], NDArray[Any]],
-    frame: Frame,
-    shape: tuple[int, ...],
-) -> tuple[list[Any], dict[str, int]]:
-    profiles, voxels = [], {}
-    for name in names:
-        mask = np.asarray(mask_of(name), bool)
+def _parts(
+    masks: Segmentation | Mapping[str, NDArray[Any]], shape: tuple[int, ...]
+) -> Iterator[tuple[str, Part]]:
+    """Each structure that is there: its name, the box around it, and its mask in that box."""
+    if not isinstance(masks, Mapping):
+        for name in masks.present:
+            found = masks._found(name)
+            yield name, (found.box, found.unpack())
+        return
+    for name, given in masks.items():
+        mask = np.asarray(given, bool)
         if mask.shape != shape:
             raise UsageError(f"Mask {name!r} has shape {mask.shape}; the CT has {shape}.")
-        areas = areas_of(frame.to_ras(mask))
-        profiles.append(areas)
-        voxels[name] = int(areas[0].sum())
-    return profiles, voxels
+        box = bounding_box(mask)
+        if box is not None:
+            yield name, (box, mask[box])
 
 
-def _panel(
-    ras: NDArray[Any], plane: Plane, indices: Sequence[int], spacing_mm: tuple[float, ...]
-) -> _Panel:
+def _profile(
+    part: Part, frame: Frame, shape: tuple[int, int, int]
+) -> tuple[NDArray[np.int64], ...]:
+    """The voxels of a structure in every slice of the CT along the axes of RAS."""
+    box, mask = part
+    full = [np.zeros(size, np.int64) for size in shape]
+    for areas, reach, found in zip(full, box, areas_of(mask), strict=True):
+        areas[reach] = found
+    turned = zip(frame.axes, frame.flips, strict=True)
+    return tuple(full[axis][::-1] if flip else full[axis] for axis, flip in turned)
+
+
+def _cut(frame: Frame, plane: Plane, indices: Sequence[int]) -> tuple[int, int]:
+    """The file's axis that a plane cuts, and the index of the slice along it."""
+    ras_axis = plane[1]
+    axis, index = frame.axes[ras_axis], indices[ras_axis]
+    return axis, frame.ras_shape[ras_axis] - 1 - index if frame.flips[ras_axis] else index
+
+
+def _slice_of_mask(
+    part: Part, frame: Frame, plane: Plane, indices: Sequence[int], shape: tuple[int, int, int]
+) -> NDArray[np.bool_]:
+    box, mask = part
+    axis, index = _cut(frame, plane, indices)
+    thin = np.zeros([1 if each == axis else size for each, size in enumerate(shape)], bool)
+    inside = index - box[axis].start
+    if 0 <= inside < mask.shape[axis]:
+        target, source = list(box), [slice(None)] * 3
+        target[axis], source[axis] = slice(0, 1), slice(inside, inside + 1)
+        thin[tuple(target)] = mask[tuple(source)]
+    return plane_of(frame.to_ras(thin), plane, (0, 0, 0))
+
+
+def _panel(ct: Volume, frame: Frame, plane: Plane, indices: Sequence[int]) -> _Panel:
     title, cut, across, down = plane
-    image = plane_of(ras, plane, indices).astype(np.float32)
+    axis, index = _cut(frame, plane, indices)
+    part = tuple(slice(index, index + 1) if each == axis else slice(None) for each in range(3))
+    image = plane_of(frame.to_ras(ct.hu(part)), plane, (0, 0, 0))
     rows, columns = image.shape
+    spacing_mm = frame.ras_spacing_mm
     marks = ("A", "P") if across == 1 else ("R", "L")
     return _Panel(
-        title=f"{title} {indices[cut] + 1}/{ras.shape[cut]}",
+        title=f"{title} {indices[cut] + 1}/{frame.ras_shape[cut]}",
         image=image,
         aspect=spacing_mm[down] / spacing_mm[across],
         width_mm=columns * spacing_mm[across],

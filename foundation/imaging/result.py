@@ -24,7 +24,8 @@ from foundation.imaging.layout import ResultFiles, Writing
 from foundation.imaging.legend import colours, display_name
 from foundation.imaging.probabilities import QUANTA, ProbabilityMap
 from foundation.imaging.sidecar import Label, Sidecar
-from foundation.imaging.volumes import Volume, VolumeWarning, write_label_map, write_mask
+from foundation.imaging.volumes import Volume, VolumeWarning
+from foundation.imaging.writing import write_label_map, write_mask
 
 Layout = Literal["multilabel", "per_class", "both"]
 LAYOUTS = ("multilabel", "per_class", "both")

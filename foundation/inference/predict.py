@@ -48,12 +48,12 @@ def segment_volume(
     thresholded there, since the nearest voxel of a coarse mask gives staircases; and coarser grids
     are averages, not samples, of the CT.
 
-    Memory, beside the network's own: 4 bytes a voxel of the CT (10 while a scaled file is read);
-    4 bytes a voxel of one slab, as thick as a window, a class; at most 2 bytes a voxel of the
-    network's grid a class. For 512 × 512 × 600 voxels of 0.8 mm and 32 classes at 1.5 mm in windows
-    of 96³ that is 0.6 + 0.9 + at most 1.5 GB, where 32 volumes of floats would take 20. Masks are
-    made one at a time, when asked for, and kept as bits. The logits of a softmax are needed for all
-    classes, whichever are asked for.
+    Memory, beside the network's own: the CT as it is stored (2 bytes a voxel of int16, whatever its
+    slope); 4 bytes a voxel of one slab, as thick as a window, a class; at most 2 bytes a voxel of
+    the network's grid a class. For 512 × 512 × 600 voxels of 0.8 mm and 32 classes at 1.5 mm in
+    windows of 96³ that is 0.3 + 0.9 + at most 1.5 GB, where 32 volumes of floats would take 20.
+    Masks are made one at a time, when asked for, and kept as bits. The logits of a softmax are
+    needed for all classes, whichever are asked for.
 
     Args:
         network: Any `Network`: a `UniversalModel`, or a module with a `config` and
@@ -82,7 +82,7 @@ def segment_volume(
     target = _device_of(network) if device is None else choose_device(device)
     volume = read_ct(ct)
     frame = frame_of(volume, config.preprocessing)
-    hu = frame.to_network(volume.array)
+    hu = frame.to_network(volume)
 
     # The rules look at neighbours (a tumour at its organ), so that the answer for a class does not
     # depend on which others were asked for. Computing a few classes more costs next to nothing.

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 
 from foundation.data.naming import NewClass
+from foundation.data.reading import read_label_map
 from foundation.errors import UsageError, listed
 from foundation.tuning.data import Split, TuningData, read_data
 from foundation.tuning.tasks import SIZES, fewshot_subsets, read_meta, write_subsets
@@ -96,9 +96,7 @@ def _most_shown(folder: Path, ids: Sequence[str], classes: Sequence[str]) -> str
                 "only a part of it? Give the version that it is, or the whole dataset."
             )
         sizes = {
-            name: int(np.count_nonzero(nib.load(masks[name]).dataobj))  # type: ignore[attr-defined]
-            for name in classes
-            if masks
+            name: int(np.count_nonzero(read_label_map(masks[name])[0])) for name in classes if masks
         }
         if sizes and max(sizes.values()):
             return max(sizes, key=lambda name: sizes[name])

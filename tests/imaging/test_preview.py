@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import matplotlib
 import nibabel as nib
@@ -12,9 +11,12 @@ from matplotlib.image import imread
 
 from foundation.errors import UsageError
 from foundation.imaging import preview
+from foundation.imaging.frame import Frame
 from foundation.imaging.legend import colours, display_name
 from foundation.imaging.preview import arrange, informative_slices, save_preview
-from foundation.imaging.volumes import read_ct
+from foundation.imaging.probabilities import ProbabilityMap
+from foundation.imaging.result import Segmentation
+from foundation.imaging.volumes import Volume, read_ct
 
 SHAPE = (40, 30, 20)
 MM = (1.0, 1.5, 4.0)
@@ -95,12 +97,67 @@ def test_legend_names_the_classes_and_their_volumes(tmp_path, monkeypatch):
     assert len(set(colours([f"part_{i}" for i in range(8)]).values())) > 4  # own names differ
 
 
-def test_a_result_brings_its_own_colours(tmp_path, monkeypatch):
-    ct, masks = ct_and_masks()
-    pink = (255, 0, 200)
-    result = SimpleNamespace(present=("liver",), mask=masks.get, colours={"liver": pink})
-    seen, _ = drawn(ct, result, tmp_path, monkeypatch)
-    assert seen["legend"][0][1] == pink
+def a_result(ct) -> Segmentation:
+    """Three boxes, one of which is the liver's; one reaches the border, one class is empty."""
+    frame = Frame.of(ct, (2.0, 2.0, 4.0))
+    rng = np.random.default_rng(0)
+    corners = {"liver": (5, 4, 8), "spleen": (0, 0, 0), "aorta": (12, 10, 2)}
+    maps = {
+        name: ProbabilityMap(rng.integers(80, 256, (7, 9, 6)).astype(np.uint8), corner)
+        for name, corner in corners.items()
+    }
+    classes = (*maps, "stomach")
+    return Segmentation(
+        volume=ct, frame=frame, maps=maps, classes=classes,
+        label_values={name: value for value, name in enumerate(classes, 1)},
+        parents=dict.fromkeys(classes),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "SLA", "PIR"])
+def test_a_result_is_drawn_from_its_boxes_as_from_its_masks(tmp_path, monkeypatch, codes):
+    """No mask and no CT is unfolded as a whole, and the picture is the same to the pixel."""
+    ct, _ = ct_and_masks(codes)
+    result = a_result(ct)
+    from_masks, picture = drawn(
+        ct, {name: result.mask(name) for name in result.classes}, tmp_path / "masks", monkeypatch
+    )
+
+    def whole(*_: object) -> None:
+        raise AssertionError("unfolded as a whole")
+
+    monkeypatch.setattr(Segmentation, "mask", whole)
+    monkeypatch.setattr(Volume, "array", property(whole))
+    from_boxes, same = drawn(ct, result, tmp_path / "boxes", monkeypatch)
+    for before, after in zip(from_masks["panels"], from_boxes["panels"], strict=True):
+        assert np.array_equal(before.image, after.image) and before.title == after.title
+    for before, after in zip(from_masks["overlays"], from_boxes["overlays"], strict=True):
+        assert np.array_equal(before[..., 3], after[..., 3]) and after[..., 3].any()
+    assert [text for text, _ in from_boxes["legend"]] == [t for t, _ in from_masks["legend"]]
+    assert [shade for _, shade in from_boxes["legend"]] == [
+        result.colours[name] for name in result.present
+    ]
+    assert picture.shape == same.shape
+
+
+@pytest.mark.parametrize("codes", ["RAS", "PIR"])
+def test_the_panels_are_slices_of_the_ct(tmp_path, monkeypatch, codes):
+    reference, masks = ct_and_masks("RAS")
+    ct, turned = ct_and_masks(codes)
+    seen, _ = drawn(ct, turned, tmp_path, monkeypatch)
+    x, y, z = informative_slices([preview.areas_of(masks["liver"])], SHAPE)
+    hu = reference.array
+    expected = [hu[:, :, z], hu[:, y], hu[x]]
+    for panel, plane in zip(seen["panels"], expected, strict=True):
+        assert np.array_equal(panel.image, plane[::-1, ::-1].T)
+
+
+def test_areas_are_counts_of_each_slice():
+    mask = np.random.default_rng(0).random((5, 6, 7)) < 0.3
+    found = preview.areas_of(mask)
+    assert [areas.tolist() for areas in found] == [
+        [int(mask.take(i, axis).sum()) for i in range(mask.shape[axis])] for axis in range(3)
+    ]
 
 
 def test_slices_show_most_structures():

@@ -1,6 +1,7 @@
 """Reading CTs and writing masks: grids survive, wrong input is refused with a reason."""
 
 import gzip
+import tracemalloc
 import warnings
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 
 from foundation.errors import VolumeError
 from foundation.imaging.frame import Frame, interval_weights
-from foundation.imaging.volumes import Volume, VolumeWarning, read_ct, write_label_map, write_mask
+from foundation.imaging.volumes import Volume, VolumeWarning, read_ct
+from foundation.imaging.writing import write_label_map, write_mask
 
 SHAPE = (7, 6, 5)
 AFFINE = np.diag([-0.8, 1.5, 3.0, 1.0]) + np.eye(4, k=3) * 12.5
@@ -65,6 +67,76 @@ def test_applies_slope_and_intercept(tmp_path):
     assert np.array_equal(read_ct(path).array, stored * 2.0 - 1024)
 
 
+def write_scaled(path: Path, stored: np.ndarray, slope: float, intercept: float) -> Path:
+    """Stored numbers as they are, with the scaling that turns them into HU in the header."""
+    image = nib.Nifti1Image(stored, AFFINE, dtype=stored.dtype)
+    blob = bytearray(image.to_bytes())
+    header = nib.Nifti1Header(bytes(blob[:348]))
+    header["scl_slope"], header["scl_inter"] = slope, intercept
+    blob[:348] = header.binaryblock
+    path.write_bytes(gzip.compress(bytes(blob), 1) if path.suffix == ".gz" else bytes(blob))
+    return path
+
+
+STORED = [
+    ("int16", 1, 0), ("uint16", 1, -1024), ("int8", 8, 0), ("uint8", 8, -1024), ("int32", 1, 0),
+    ("int16", 0.5, 3.25), ("float32", 1, 0), ("float32", 2, -1), ("float64", 1, 0),
+    ("float64", 0.1, 7), ("int64", 1, 0), (">i2", 1, 0), (">u2", 1, -1024), (">f4", 1, 0),
+    (">f8", 2, 1),
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::foundation.imaging.volumes.VolumeWarning")
+@pytest.mark.parametrize("name", ["ct.nii", "ct.nii.gz"])
+@pytest.mark.parametrize(("dtype", "slope", "intercept"), STORED)
+def test_numbers_stay_as_they_are_stored_and_become_hu_where_needed(
+    tmp_path, name, dtype, slope, intercept
+):
+    hu = np.random.default_rng(0).uniform(-1000, 1000, SHAPE)
+    stored = np.asarray((hu - intercept) / slope)
+    if np.dtype(dtype).kind != "f":
+        info = np.iinfo(dtype)
+        stored = stored.round().clip(info.min, info.max)
+    stored = stored.astype(dtype)
+    volume = read_ct(write_scaled(tmp_path / name, stored, slope, intercept))
+    values = stored.astype(np.float64) * float(np.float32(slope)) + intercept  # as in a header
+    expected = values.astype(np.float32)
+    wide = np.dtype(dtype).itemsize > 4
+    assert volume.stored.dtype == (np.float32 if wide else np.dtype(dtype).newbyteorder("="))
+    assert volume.stored.flags.f_contiguous
+    assert volume.array.dtype == np.float32 and np.array_equal(volume.array, expected)
+    part = (slice(1, 4), 2, slice(None, None, 2))
+    assert np.array_equal(volume.hu(part), expected[part])
+    frame = Frame.of(volume, (1.1, 1.2, 3.3))
+    by_hand = frame.to_network(np.asfortranarray(expected))
+    assert np.array_equal(frame.to_network(volume), by_hand)
+
+
+@pytest.mark.parametrize("name", ["ct.nii", "ct.nii.gz"])
+@pytest.mark.parametrize(
+    ("dtype", "slope", "intercept", "bytes_a_voxel"),
+    [("uint16", 1, -1024, 2), ("int16", 1, 0, 2), ("float64", 1, 0, 4)],
+)
+def test_reading_takes_no_second_copy(tmp_path, name, dtype, slope, intercept, bytes_a_voxel):
+    shape = (96, 96, 200)
+    hu = np.full(shape, -1000.0)
+    hu[20:76, 20:76] = np.random.default_rng(0).normal(40, 60, (56, 56, 200)).round()
+    path = write_scaled(tmp_path / name, (hu - intercept).astype(dtype), slope, intercept)
+    read_ct(path)  # what is imported once
+    tracemalloc.start()
+    volume = read_ct(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert volume.stored.nbytes == bytes_a_voxel * hu.size
+    # Beside the voxels, a sample of them; before, 4 and 10 bytes a voxel.
+    assert peak < volume.stored.nbytes + 1.5 * hu.size + 8e6
+
+
+def test_an_array_and_its_numbers_are_not_copied():
+    given = hu().astype(np.int16)
+    assert np.shares_memory(read_ct((given, AFFINE)).stored, given)
+
+
 def test_path_image_and_pair_give_the_same_volume(tmp_path):
     path = saved(tmp_path, hu())
     for source in (str(path), path, nib.load(path), (hu(), AFFINE)):
@@ -105,6 +177,36 @@ def test_one_frame_of_a_4d_file_counts_as_a_volume(tmp_path):
     assert ct.array.shape == SHAPE
     written = nib.load(write_mask(tmp_path / "m.nii.gz", ct.array > 0, ct))
     assert written.shape == (*SHAPE, 1)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("name", ["m.nii", "m.nii.gz"])
+def test_a_mask_on_disk_is_zeros_and_ones_in_the_order_of_the_file(tmp_path, order, name):
+    ct = read_ct(saved(tmp_path, hu().astype(np.int16)))
+    mask = np.array(ct.array > 100, order=order)
+    content = write_mask(tmp_path / name, mask, ct).read_bytes()
+    content = gzip.decompress(content) if name.endswith("gz") else content
+    assert content[352:] == mask.astype(np.uint8).tobytes(order="F")
+    labels = np.array(mask * 7, np.uint8, order=order)
+    content = write_label_map(tmp_path / "l.nii", labels, ct).read_bytes()
+    assert content[352:] == labels.tobytes(order="F")
+    assert write_mask(tmp_path / "n.nii", mask * 5, ct).read_bytes()[352:] == (
+        mask.astype(np.uint8).tobytes(order="F")
+    )
+
+
+def test_writing_takes_no_copy_of_the_mask(tmp_path):
+    shape = (128, 128, 128)
+    ct = read_ct((np.linspace(-1000, 900, 128**3).reshape(shape).astype(np.float32), AFFINE))
+    mask = np.zeros(shape, bool, order="F")
+    mask[:, 30:60] = True
+    write_mask(tmp_path / "m.nii", mask, ct)  # what is imported once
+    tracemalloc.start()
+    write_mask(tmp_path / "m.nii", mask, ct)
+    write_label_map(tmp_path / "m.nii", mask.view(np.uint8), ct)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 0.5 * mask.nbytes
 
 
 def test_label_values_above_255_get_16_bits(tmp_path):
@@ -218,7 +320,9 @@ def test_colour_image_is_refused():
 def test_not_finite(tmp_path, bad):
     array = hu()
     array[3, 3, 3] = bad
-    with pytest.raises(VolumeError, match="NaN or infinite"):
+    array[5, 1, 4] = bad
+    where = r"NaN or infinite values: 2 of 210 voxels, the first at \(3, 3, 3\)"
+    with pytest.raises(VolumeError, match=where):
         read_ct(saved(tmp_path, array))
 
 
@@ -248,6 +352,10 @@ def test_impossible_grids():
         read_ct((hu(), np.diag([1, np.nan, 1, 1])))
     with pytest.raises(VolumeError, match=r"\(4, 4\)"):
         read_ct((hu(), np.eye(3)))
+    far = np.eye(4)
+    far[1, 3] = 3e21
+    with pytest.raises(VolumeError, match="more than 100 m from the origin"):
+        read_ct((hu(), far))
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,7 @@ def segment(ct, net=None, **options):
     options = {"progress": False, **options}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", ".*(no CT of a body|no body was found)")
         return segment_volume(net or network(), ct, **options)
 
 
