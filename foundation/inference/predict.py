@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -18,6 +19,7 @@ from foundation.config import NetworkConfig, check_overlap
 from foundation.errors import UsageError
 from foundation.imaging.body import body_box, midline_from_ct
 from foundation.imaging.frame import Frame
+from foundation.imaging.memory import require_memory
 from foundation.imaging.preprocess import RAS, frame_of, ras_axes, reorient
 from foundation.imaging.probabilities import QUANTA, ProbabilityMap, crop
 from foundation.imaging.result import Segmentation
@@ -71,7 +73,8 @@ def segment_volume(
         The masks and probabilities on the grid of the CT.
 
     Raises:
-        VolumeError: The CT cannot be read (see `read_ct`).
+        VolumeError: The CT cannot be read (see `read_ct`), or does not fit into memory at the
+            network's spacing.
         UsageError: Unknown class, overlap not from 0 to 0.9, a device that is not there, or a
             network that gives other logits than its configuration tells.
         WeightsError: The network gives values that are not finite.
@@ -82,6 +85,9 @@ def segment_volume(
     target = _device_of(network) if device is None else choose_device(device)
     volume = read_ct(ct)
     frame = frame_of(volume, config.preprocessing)
+    # A network's spacing is a stranger's choice: 0.1 mm makes ten gigabytes of a small CT.
+    fine = " × ".join(f"{size:g}" for size in config.preprocessing.spacing_mm)
+    require_memory(4 * math.prod(frame.shape), f"This CT at the network's {fine} mm")
     hu = frame.to_network(volume)
 
     # The rules look at neighbours (a tumour at its organ), so that the answer for a class does not

@@ -136,6 +136,12 @@ def test_a_network_that_cannot_compute_says_so():
         segment(ball_ct(), Wrong())
 
 
+def test_a_spacing_that_takes_all_memory_is_refused_before_it_does(monkeypatch):
+    monkeypatch.setattr("foundation.imaging.memory.available_bytes", lambda: 10**8)
+    with pytest.raises(VolumeError, match=r"at the network's 0\.1 × 0\.1 × 0\.1 mm needs about 2"):
+        segment(ball_ct(), network(spacing_mm=(0.1, 0.1, 0.1)))
+
+
 # --- physics -------------------------------------------------------------------------------------
 
 
