@@ -6,13 +6,16 @@ Everything here is plain data that reads from and writes to `config.json`; nothi
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
-from foundation.errors import UsageError, WeightsError
+from foundation.errors import UsageError, WeightsError, listed
 from foundation.settings import read
+from foundation.taxonomy import NAMES, PAIRED
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -22,6 +25,23 @@ ADAPTER_VERSION = 1
 Triple = tuple[float, float, float]
 Activation = Literal["sigmoid", "softmax"]
 BranchKind = Literal["prompt", "head", "side"]
+# A configuration may come from anybody. What no network needs is refused before it costs memory or
+# time: a window of a billion voxels, an overlap at which a CT takes years.
+SPACING_LIMITS_MM = (0.1, 50.0)
+MOST_PATCH = 4096  # voxels along an axis; a window is never larger than the CT
+MOST_OVERLAP = 0.9  # a voxel is then computed a thousand times
+MOST_HU = 1e6
+MOST_CHANNELS = 64
+MOST_CLASSES = 10_000
+MOST_BRANCHES = 256
+MOST_WIDTH = 8192  # of any whole number among a backbone's options, and of a branch
+MOST_OPTIONS = 1000  # values in a backbone's options; DiNTS' paths are 120
+MOST_DIVISOR = 1024
+MOST_TEXT_DIM = 65_536
+MOST_RANK = 4096
+MOST_ALPHA = 1e6
+_MOST_NAME = 200  # signs
+_MOST_ANCESTORS = 8  # of a class; a longer line of parents is a circle
 _AXIS_OF = {"R": "x", "L": "x", "A": "y", "P": "y", "S": "z", "I": "z"}
 _Spec = TypeVar("_Spec")
 
@@ -59,27 +79,83 @@ class Preprocessing:
                 f"orientation is {self.orientation!r}; give three letters, one of each pair R or "
                 "L, A or P, S or I: RAS, LPS, SPL."
             )
-        if not self.hu_windows or any(low >= high for low, high in self.hu_windows):
-            raise UsageError(
-                f"hu_windows is {self.hu_windows}; give (low, high) pairs, low < high."
-            )
-        if self.hu_mean_std and (
-            len(self.hu_mean_std) != len(self.hu_windows)
-            or any(deviation <= 0 for _, deviation in self.hu_mean_std)
+        _check_channels(self.hu_windows, self.hu_mean_std)
+        low, high = SPACING_LIMITS_MM
+        if not _are_numbers(self.spacing_mm, 3) or not all(
+            low <= size <= high for size in self.spacing_mm
         ):
             raise UsageError(
-                f"hu_mean_std is {self.hu_mean_std}; give (mean, deviation), a pair "
-                f"for each of the {len(self.hu_windows)} HU windows, with a deviation above 0."
+                f"spacing_mm is {self.spacing_mm}; give three numbers from {low:g} to {high:g} mm, "
+                "one of each axis."
             )
-        if min(self.spacing_mm) <= 0 or min(self.patch_size) <= 0:
-            raise UsageError("spacing_mm and patch_size must be positive.")
-        if not 0 <= self.overlap < 1 or not 0 < self.threshold < 1:
-            raise UsageError("overlap must lie in [0, 1) and threshold in (0, 1).")
+        if not _are_numbers(self.patch_size, 3, int) or not all(
+            1 <= size <= MOST_PATCH for size in self.patch_size
+        ):
+            raise UsageError(
+                f"patch_size is {self.patch_size}; give three whole numbers of voxels from 1 to "
+                f"{MOST_PATCH}."
+            )
+        check_overlap(self.overlap)
+        if not _are_numbers((self.threshold,), 1) or not 0 < self.threshold < 1:
+            raise UsageError(f"threshold is {self.threshold}; give a number between 0 and 1.")
 
     @property
     def channels(self) -> int:
         """Number of input channels, one for each HU window."""
         return len(self.hu_windows)
+
+
+def check_overlap(overlap: float) -> None:
+    """Refuse an overlap of windows at which a CT would take for ever.
+
+    Args:
+        overlap: Share of a window that its neighbour covers.
+
+    Raises:
+        UsageError: It is no number from 0 to `MOST_OVERLAP`.
+    """
+    if not _are_numbers((overlap,), 1) or not 0 <= overlap <= MOST_OVERLAP:
+        raise UsageError(
+            f"overlap is {overlap!r}; give a share from 0 to {MOST_OVERLAP:g}, e.g. 0.5: windows "
+            "share that much with their neighbours."
+        )
+
+
+def _check_channels(windows: Sequence[Any], mean_std: Sequence[Any]) -> None:
+    """Refuse HU windows, or means and deviations, by which no channel can be computed."""
+    if (
+        not 1 <= len(windows) <= MOST_CHANNELS
+        or not all(_are_numbers(pair, 2) for pair in windows)
+        or not all(-MOST_HU <= low < high <= MOST_HU for low, high in windows)
+    ):
+        raise UsageError(
+            f"hu_windows is {windows!r:.200}; give 1 to {MOST_CHANNELS} pairs (low, high) of HU, "
+            f"low < high, within ±{MOST_HU:g}."
+        )
+    if mean_std and (
+        len(mean_std) != len(windows)
+        or not all(_are_numbers(pair, 2) for pair in mean_std)
+        or not all(
+            abs(mean) <= MOST_HU and 0 < deviation <= MOST_HU for mean, deviation in mean_std
+        )
+    ):
+        raise UsageError(
+            f"hu_mean_std is {mean_std!r:.200}; give (mean, deviation) in HU, a pair "
+            f"for each of the {len(windows)} HU windows, with a deviation above 0."
+        )
+
+
+def _are_numbers(values: Any, count: int, kind: type = float) -> bool:
+    """Whether these are so many finite numbers; with `int`, whole ones."""
+    allowed = (int,) if kind is int else (int, float)
+    return (
+        isinstance(values, Sequence)
+        and len(values) == count
+        and all(
+            isinstance(value, allowed) and not isinstance(value, bool) and math.isfinite(value)
+            for value in values
+        )
+    )
 
 
 # The paper's templates; V3 is its best, and the one the published embeddings were made with.
@@ -122,10 +198,16 @@ def check_class_name(name: str, prompt: str | None = None) -> None:
         UsageError: One of them has no letter or digit, or the name has a line break.
     """
     for what, text in (("name", name), ("prompt", prompt)):
+        if not isinstance(text, str | None):
+            raise UsageError(f"A class needs a {what} that is text; {text!r:.80} is none.")
         if text is not None and not re.search(r"\w", text):
             raise UsageError(f"A class needs a {what} with a letter or digit; {text!r} has none.")
     if not name.isprintable():
         raise UsageError(f"A class needs a name without line breaks or tabs; {name!r} has some.")
+    if len(name) > _MOST_NAME:
+        raise UsageError(
+            f"A class needs a name of at most {_MOST_NAME} signs; {name!r:.80} is longer."
+        )
 
 
 @dataclass(frozen=True)
@@ -148,6 +230,12 @@ class TextSpec:
     normalised: bool = False
     dim: int = 512
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.dim <= MOST_TEXT_DIM:
+            raise UsageError(
+                f"dim is {self.dim}; the length of a prompt embedding is 1 to {MOST_TEXT_DIM}."
+            )
+
 
 @dataclass(frozen=True)
 class ClassSpec:
@@ -165,6 +253,8 @@ class ClassSpec:
 
     def __post_init__(self) -> None:
         check_class_name(self.name)  # a class of a plain head has no prompt
+        if self.parent is not None and self.parent == self.name:
+            raise UsageError(f"The parent of {self.name!r} is the class itself; give its organ.")
 
 
 @dataclass(frozen=True)
@@ -188,8 +278,13 @@ class BranchSpec:
     def __post_init__(self) -> None:
         if self.kind not in get_args(BranchKind):
             raise UsageError(f"A branch is of kind {self.kind!r}; choose prompt, head or side.")
-        if not self.classes or self.width < 1:
-            raise UsageError("A branch needs at least one class, and a width of 1 or more.")
+        if not self.classes or not 1 <= self.width <= MOST_WIDTH:
+            raise UsageError(
+                f"A branch needs at least one class, and a width of 1 to {MOST_WIDTH}; its width "
+                f"is {self.width}."
+            )
+        if twice := _twice(self.classes):
+            raise UsageError(f"A branch has the class {listed(twice)} twice; once is enough.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,10 +318,24 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         if self.activation not in get_args(Activation):
             raise UsageError(f"activation is {self.activation!r}; choose softmax or sigmoid.")
-        if self.divisor < 1:
-            raise UsageError(f"divisor is {self.divisor}; it must be 1 or more.")
-        if twice := sorted({name for name in self.class_names if self.class_names.count(name) > 1}):
-            raise UsageError(f"Two classes are called {', '.join(twice)}; each needs its own name.")
+        if not 1 <= self.divisor <= MOST_DIVISOR:
+            raise UsageError(f"divisor is {self.divisor}; it must be 1 to {MOST_DIVISOR}.")
+        for what in ("name", "backbone", "licence"):
+            text = getattr(self, what)
+            if len(text) > _MOST_NAME or not text.isprintable():
+                raise UsageError(
+                    f"{what} is {text!r:.80}; give a line of at most {_MOST_NAME} signs."
+                )
+        if not self.name.strip():
+            raise UsageError("name is empty; a network needs one.")
+        if not 1 <= len(self.classes) <= MOST_CLASSES:
+            raise UsageError(
+                f"There are {len(self.classes)} classes; a network has 1 to {MOST_CLASSES}."
+            )
+        if twice := _twice(self.class_names):
+            raise UsageError(f"Two classes are called {listed(twice)}; each needs its own name.")
+        _check_parents(self.classes)
+        _check_options(self.backbone_options)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -253,6 +362,51 @@ class NetworkConfig:
         return _read_model(cls, _json(text, source), source)
 
 
+def _twice(names: Sequence[str]) -> list[str]:
+    return sorted(name for name, count in Counter(names).items() if count > 1)
+
+
+def _check_parents(classes: Sequence[ClassSpec]) -> None:
+    """Refuse a parent that is no class; a model of few classes may lack an organ of the 32."""
+    parents = {spec.name: spec.parent for spec in classes}
+    for name, parent in parents.items():
+        if parent is None:
+            continue
+        if parent not in parents and parent not in NAMES and parent not in PAIRED:
+            raise UsageError(
+                f"The parent of {name!r} is {parent!r}, which is no class of the model and none of "
+                "the 32. Give one that is, or none."
+            )
+        above: str | None = parent
+        for _ in range(_MOST_ANCESTORS):
+            above = parents.get(above) if above is not None else None
+        if above is not None:
+            raise UsageError(f"The parents of {name!r} have no end; give it the organ it lies in.")
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Refuse a backbone's options that could not be a network's, before one is built of them."""
+    left: list[Any] = [options]
+    seen = 0
+    while left:
+        value = left.pop()
+        if isinstance(value, Mapping):
+            left += value.values()
+        elif isinstance(value, list | tuple):
+            left += value
+        elif isinstance(value, int) and abs(value) > MOST_WIDTH:
+            raise UsageError(
+                f"backbone_options hold {value!r:.40}; whole numbers are at most {MOST_WIDTH}."
+            )
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"backbone_options hold {value!r}; numbers are finite.")
+        seen += 1
+        if seen + len(left) > MOST_OPTIONS:
+            raise UsageError(
+                f"backbone_options hold more than {MOST_OPTIONS} values; no backbone has as many."
+            )
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(NetworkConfig):
     """Everything needed to build a text-driven model around its weights.
@@ -274,6 +428,10 @@ class ModelConfig(NetworkConfig):
         super().__post_init__()
         if self.activation != "sigmoid":
             raise UsageError("A text-driven model has the activation sigmoid: classes may overlap.")
+        if len(self.branches) > MOST_BRANCHES:
+            raise UsageError(
+                f"There are {len(self.branches)} branches; a model has at most {MOST_BRANCHES}."
+            )
         added = [name for branch in self.branches if not branch.replaces for name in branch.classes]
         if list(self.class_names[len(self.classes) - len(added) :]) != added:
             raise UsageError(f"The branches' classes {added} are not the last of the model's.")
@@ -362,6 +520,22 @@ class AdapterConfig:
     classes: tuple[ClassSpec, ...]
     branches: tuple[BranchSpec, ...]
     text: TextSpec
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.rank <= MOST_RANK:
+            raise UsageError(f"r (the rank) is {self.rank}; it must be 1 to {MOST_RANK}.")
+        if not abs(self.alpha) <= MOST_ALPHA:
+            raise UsageError(f"lora_alpha is {self.alpha}; it must lie within ±{MOST_ALPHA:g}.")
+        if len(self.branches) > MOST_BRANCHES:
+            raise UsageError(
+                f"There are {len(self.branches)} branches; an adapter has at most {MOST_BRANCHES}."
+            )
+        names = [spec.name for spec in self.classes]
+        if twice := _twice(names):
+            raise UsageError(f"Two classes are called {listed(twice)}; each needs its own name.")
+        added = [name for branch in self.branches if not branch.replaces for name in branch.classes]
+        if added != names:
+            raise UsageError(f"The branches' classes {added} are not the adapter's, {names}.")
 
     def to_json(self) -> str:
         """Return the text of universal_ct.json."""

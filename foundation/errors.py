@@ -64,3 +64,21 @@ def listed(names: Sequence[str], most: int = 8) -> str:
     """
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def printable(text: str) -> str:
+    """Make text of a file that may come from anybody safe to print.
+
+    Control characters could colour a terminal, move its cursor or change its title, and those that
+    turn the direction of writing could show another text than there is.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        The text; what is neither printable, a line break nor a tab is written as `\\x1b` is here.
+    """
+    return "".join(
+        sign if sign.isprintable() or sign in "\n\t" else sign.encode("unicode_escape").decode()
+        for sign in text
+    )

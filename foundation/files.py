@@ -8,15 +8,17 @@ process has left of that.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from foundation.errors import UsageError
+from foundation.errors import UniversalCTError, UsageError
 
 try:
     import fcntl
@@ -24,6 +26,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
+MOST_TEXT_BYTES = 10_000_000  # of a description; the longest of ours has 200 kB
 _FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 
@@ -184,6 +187,30 @@ def _beside(folder: str | os.PathLike[str]) -> tuple[Path, Path, Path]:
     return place, place.with_name(f".{place.name}.new"), place.with_name(f".{place.name}.old")
 
 
+def read_text(path: Path, *, error: type[UniversalCTError] = UsageError) -> str:
+    """Read a file of text that may come from anybody.
+
+    Args:
+        path: The file.
+        error: The class of the exception.
+
+    Returns:
+        Its text.
+
+    Raises:
+        UsageError: It cannot be read, is no UTF-8, or has more than `MOST_TEXT_BYTES`. Raised as
+            `error` where that is given.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(MOST_TEXT_BYTES + 1)
+        if len(content) > MOST_TEXT_BYTES:
+            raise error(f"{path} has more than {MOST_TEXT_BYTES} bytes; it is no description.")
+        return content.decode("utf-8").replace("\r\n", "\n")
+    except (OSError, UnicodeDecodeError) as wrong:
+        raise error(f"{path} cannot be read as text: {wrong}.") from wrong
+
+
 def file_sha256(path: Path) -> str:
     """Compute the SHA-256 of a file, in hexadecimal.
 
@@ -223,3 +250,48 @@ def path_sha256(path: str | os.PathLike[str]) -> str:
     files = {each.relative_to(path).as_posix(): each for each in path.rglob("*") if each.is_file()}
     lines = (f"{file_sha256(files[name])}  {name}\n" for name in sorted(files))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+SEAL = "sha256"  # the key of a sealed text's own sum
+
+
+def sealed_json(content: Mapping[str, Any]) -> str:
+    """Write keys and values as JSON with a sum of their own, which `read_sealed` checks.
+
+    Args:
+        content: Plain values; its keys are sorted.
+
+    Returns:
+        The text, which ends with a line break.
+    """
+    plain = json.loads(json.dumps(content))  # in the form that it is read back in
+    return json.dumps({**plain, SEAL: _seal(plain)}, indent=1, sort_keys=True) + "\n"
+
+
+def read_sealed(text: str) -> dict[str, Any]:
+    """Read what `sealed_json` wrote, or JSON that was never sealed.
+
+    Args:
+        text: Of the file.
+
+    Returns:
+        The keys and values, without the seal.
+
+    Raises:
+        ValueError: It is no JSON of keys and values, or its values are not those that were sealed.
+    """
+    try:
+        content = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it has too many brackets") from error
+    if not isinstance(content, dict):
+        raise ValueError("it does not hold keys and values")
+    seal = content.pop(SEAL, None)
+    if seal is not None and seal != _seal(content):
+        raise ValueError(f"its values are not those that it was written with ({SEAL} differs)")
+    return content
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -36,6 +36,8 @@ from foundation.errors import UniversalCTError, UsageError
 
 # pydantic and yaml are imported where they are used: listing models or printing help needs neither.
 
+MOST_VALUES = 200_000  # of a YAML document
+MOST_DEPTH = 50  # levels in it
 _T = TypeVar("_T")
 
 
@@ -149,11 +151,59 @@ def read_yaml(text: str) -> Any:
         Mappings, lists, text, numbers, truth values and None.
 
     Raises:
-        yaml.YAMLError: The text is not YAML, or a mapping has a key twice.
+        yaml.YAMLError: The text is not YAML, a mapping has a key twice, or see `check_yaml`.
     """
     import yaml
 
+    check_yaml(text)
     return yaml.load(text, Loader=_yaml_loader())
+
+
+def check_yaml(text: str) -> None:
+    """Refuse YAML that would take memory without end, before anything is made of it.
+
+    An alias (`*name`) stands for all that its anchor holds, so that nine lines of nine aliases each
+    stand for more values than a machine can write down; and a reader of deep brackets may crash.
+
+    Args:
+        text: One YAML document.
+
+    Raises:
+        yaml.YAMLError: The text is not YAML; or it holds more than `MOST_VALUES` values, each alias
+            counted as what it stands for, or an alias within its own anchor, or more than
+            `MOST_DEPTH` levels.
+    """
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml, where PyYAML has it
+    anchored: dict[str, int] = {}  # how many values each anchor stands for
+    opened: list[tuple[str | None, int]] = []  # anchor, and the count before it
+    count = 0
+    for event in yaml.parse(text, Loader=loader):
+        if isinstance(event, yaml.events.CollectionStartEvent):
+            opened.append((event.anchor, count))
+        elif isinstance(event, yaml.events.CollectionEndEvent):
+            anchor, before = opened.pop()
+            if anchor is not None:
+                anchored[anchor] = count - before
+        elif isinstance(event, yaml.events.AliasEvent):
+            if event.anchor in {anchor for anchor, _ in opened}:
+                raise _too_much(f"the alias *{event.anchor} stands within its own anchor", event)
+            count += anchored.get(event.anchor, 1)
+        elif isinstance(event, yaml.events.ScalarEvent):
+            count += 1
+            if event.anchor is not None:
+                anchored[event.anchor] = 1
+        if len(opened) > MOST_DEPTH:
+            raise _too_much(f"more than {MOST_DEPTH} levels", event)
+        if count > MOST_VALUES:
+            raise _too_much(f"more than {MOST_VALUES} values, with what aliases stand for", event)
+
+
+def _too_much(what: str, event: Any) -> Any:
+    import yaml
+
+    return yaml.constructor.ConstructorError(None, None, what, event.start_mark)
 
 
 def did_you_mean(name: str, choices: Collection[str], *, most: int = 1, cutoff: float = 0.6) -> str:

@@ -55,6 +55,9 @@ def test_a_configuration_survives_json(model: UniversalModel) -> None:
     assert ModelConfig.from_json(least.to_json()) == least
 
 
+NAN = float("nan")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -64,7 +67,7 @@ def test_a_configuration_survives_json(model: UniversalModel) -> None:
         ({"classes": [{"name": "liver"}]}, "prompt"),
         ({"classes": ["liver"]}, "does not describe a model"),
         ({"preprocessing": {"spacing": 1}}, "preprocessing: unknown key 'spacing'"),
-        ({"preprocessing": {"threshold": 1.5}}, r"threshold in \(0, 1\)"),
+        ({"preprocessing": {"threshold": 1.5}}, "threshold is 1.5; give a number between"),
         ({"format_version": True}, "format version 1"),
         ({"backbone_options": [1]}, "backbone_options is .*; expected keys and values"),
         ({"backbone": ["unet"]}, "backbone is .*; expected str"),
@@ -74,6 +77,29 @@ def test_a_configuration_survives_json(model: UniversalModel) -> None:
         ({"classes": [{"name": 5, "prompt": "a"}]}, "expected str"),
         ({"classes": [{"name": "", "prompt": "a"}]}, "needs a name"),
         ({"classes": [{"name": "liver", "prompt": "a"}] * 2}, "Two classes are called liver"),
+        ({"classes": []}, "0 classes; a network has 1 to"),
+        ({"classes": [{"name": "a" * 201, "prompt": "a"}]}, "at most 200 signs"),
+        ({"classes": [{"name": "liver", "prompt": "a", "parent": "liver"}]}, "the class itself"),
+        ({"classes": [{"name": "liver", "prompt": "a", "parent": "arm"}]}, "no class of the model"),
+        (
+            {
+                "classes": [
+                    {"name": "a", "prompt": "a", "parent": "b"},
+                    {"name": "b", "prompt": "a", "parent": "a"},
+                ]
+            },
+            "parents of 'a' have no end",
+        ),
+        ({"backbone_options": {"widths": [16, 10**9]}}, "whole numbers are at most 8192"),
+        ({"backbone_options": {"widths": [16] * 100_000}}, "more than 1000 values"),
+        ({"backbone_options": {"widths": [[[10**9]]]}}, "whole numbers are at most"),
+        ({"backbone_options": None}, "backbone_options is None; expected keys and values"),
+        ({"branches": [{"classes": ["liver"], "width": 10**9, "replaces": True}]}, "1 to 8192"),
+        ({"branches": [{"classes": ["liver"] * 2, "replaces": True}]}, "liver twice"),
+        ({"text": {"dim": 10**9}}, "dim is 1000000000"),
+        ({"name": "a\x1b[2J"}, r"name is 'a\\x1b\[2J'; give a line"),
+        ({"name": " "}, "name is empty"),
+        ({"divisor": 10**6}, "divisor is 1000000; it must be 1 to 1024"),
     ],
 )
 def test_a_configuration_is_read_strictly(
@@ -110,10 +136,24 @@ def test_a_missing_field_is_an_error(model: UniversalModel) -> None:
         ({"hu_mean_std": ((0.0, 0.0),)}, "with a deviation above 0"),
         ({"hu_windows": ()}, "low < high"),
         ({"hu_windows": ((250.0, -175.0),)}, "low < high"),
-        ({"spacing_mm": (1.5, 0.0, 1.5)}, "must be positive"),
-        ({"patch_size": (96, -1, 96)}, "must be positive"),
-        ({"overlap": 1.0}, r"overlap must lie in \[0, 1\)"),
-        ({"threshold": 0.0}, r"threshold in \(0, 1\)"),
+        ({"hu_windows": ((NAN, 250.0),)}, "low < high"),
+        ({"hu_windows": ((-1e300, 250.0),)}, "within ±1e"),
+        ({"hu_windows": ((1.0, 2.0, 3.0),)}, "pairs"),
+        ({"hu_windows": ((-175.0, 250.0),) * 65}, "1 to 64 pairs"),
+        ({"hu_mean_std": ((NAN, 1.0),)}, "a pair for each of the 1 HU windows"),
+        ({"spacing_mm": (1.5, 0.0, 1.5)}, "three numbers from 0.1 to 50 mm"),
+        ({"spacing_mm": (1.5, 1e-9, 1.5)}, "three numbers from 0.1"),
+        ({"spacing_mm": (1.5, NAN, 1.5)}, "three numbers"),
+        ({"spacing_mm": (1.5, 1.5)}, "three numbers"),
+        ({"patch_size": (96, -1, 96)}, "three whole numbers of voxels from 1 to 4096"),
+        ({"patch_size": (96, 10**9, 96)}, "three whole numbers"),
+        ({"patch_size": (96, 16.5, 96)}, "three whole numbers"),
+        ({"patch_size": (96, 96)}, "three whole numbers"),
+        ({"overlap": 1.0}, "overlap is 1.0; give a share from 0 to 0.9"),
+        ({"overlap": 0.9999999}, "overlap is 0.9999999; give a share from 0 to 0.9"),
+        ({"overlap": NAN}, "overlap is nan"),
+        ({"threshold": 0.0}, "threshold is 0.0; give a number between 0 and 1"),
+        ({"threshold": NAN}, "threshold is nan"),
     ],
 )
 def test_preprocessing_says_what_is_allowed(wrong: dict[str, object], message: str) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foundation.cli.shared import add_json, add_verb, print_json
-from foundation.errors import UsageError
+from foundation.errors import UsageError, WeightsError, printable
+from foundation.files import read_text
 
 if TYPE_CHECKING:
     from foundation.config import AdapterConfig, NetworkConfig
@@ -70,8 +71,9 @@ def run(args: argparse.Namespace) -> int:
             ("overlap", f"{pre.overlap:g}"),
             ("threshold", f"{pre.threshold:g}"),
         ]
-    print("\n".join(f"{name + ':':<14}{value}" for name, value in facts if value is not None))
-    print(f"\n{card.text.rstrip()}")
+    lines = [f"{name + ':':<14}{value}" for name, value in facts if value is not None]
+    print(printable("\n".join(lines)))
+    print(printable(f"\n{card.text.rstrip()}"))
     return 0
 
 
@@ -102,4 +104,4 @@ def _described(name: str) -> tuple[Card, NetworkConfig | AdapterConfig | None]:
     path = folder / "config.json"
     if not path.is_file():
         return card, None
-    return card, read_config(path.read_text(encoding="utf-8"), str(path))
+    return card, read_config(read_text(path, error=WeightsError), str(path))

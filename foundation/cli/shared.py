@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from foundation.errors import printable
+
 DEFAULT_MODEL = "universal-ct"
 NOTICE = "For research only: not a medical device, not for diagnosis or treatment."
 
@@ -116,8 +118,8 @@ def prints_results() -> bool:
 
 
 def say(text: str) -> None:
-    """Print to standard error."""
-    print(text, file=sys.stderr, flush=True)
+    """Print to standard error; see `printable` for text of files."""
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 def print_json(content: Any) -> None:

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -37,6 +39,7 @@ from foundation.adapting.adapters import (
 )
 from foundation.config import AdapterConfig, Origin
 from foundation.errors import UsageError, WeightsError, listed
+from foundation.files import read_text
 from foundation.hub.cards import Card, Results, adapter_card
 from foundation.hub.saved import (
     ADAPTER_FILES,
@@ -52,7 +55,13 @@ from foundation.hub.saved import (
     write_sums,
     written_at_once,
 )
-from foundation.model import UniversalModel
+from foundation.model import (
+    UniversalModel,
+    check_finite,
+    check_types,
+    fill,
+    without_memory,
+)
 from foundation.networks.branches import Branch
 from foundation.text import check_compatible
 
@@ -142,7 +151,9 @@ def read_config(folder: Path) -> AdapterConfig:
         WeightsError: A file is missing or does not have its SHA-256, or is not what we write.
     """
     verify_sums(folder, ADAPTER_FILES)
-    ours, pefts = ((folder / name).read_text("utf-8") for name in (UNIVERSAL_CT, PEFT_CONFIG))
+    ours, pefts = (
+        read_text(folder / name, error=WeightsError) for name in (UNIVERSAL_CT, PEFT_CONFIG)
+    )
     return AdapterConfig.from_json(ours, pefts, str(folder))
 
 
@@ -175,6 +186,7 @@ def put_on(
     values |= read_tensors(folder / ADDED_CLASSES)
     with activated(model, None):
         check_new(model, config.classes)
+        _check_classes(model, config)
         branches = _build_branches(model, config, values, folder)
     inject(model, name, config.rank, config.alpha, branches, values=values)
     rows = values.get(_ROWS, torch.zeros(0, model.config.text.dim)).clone()
@@ -233,13 +245,29 @@ def _check_base(model: UniversalModel, config: AdapterConfig, folder: Path) -> N
     check_compatible(model.config.text, config.text)
 
 
+def _check_classes(model: UniversalModel, config: AdapterConfig) -> None:
+    """Refuse classes that the model's configuration could not hold, before anything is changed."""
+    own = model.config
+    try:
+        replace(
+            own,
+            classes=(*own.classes, *config.classes),
+            branches=(*own.branches, *config.branches),
+        )
+    except UsageError as error:
+        raise WeightsError(
+            f"The adapter {config.name!r} does not fit {own.name!r}: {error}"
+        ) from error
+
+
 def _build_branches(
     model: UniversalModel, config: AdapterConfig, values: Mapping[str, Tensor], folder: Path
 ) -> list[Branch]:
     """The adapter's branches, without their low-rank changes; checks the names of all tensors.
 
     Raises:
-        WeightsError: tensors are missing or unexpected, or have other shapes.
+        WeightsError: tensors are missing or unexpected, have other shapes, or are no finite
+            floating-point numbers.
     """
     copied = _copied(model)
     expected = {
@@ -250,8 +278,8 @@ def _build_branches(
     optional: dict[str, tuple[int, ...]] = {}
     if config.classes:
         expected[_ROWS] = (len(config.classes), model.config.text.dim)
-    with torch.random.fork_rng(devices=[]):
-        branches = [Branch(spec, model.backbone, model.config) for spec in config.branches]
+    makers = [partial(Branch, spec, model.backbone, model.config) for spec in config.branches]
+    branches = [without_memory(make) for make in makers]
     for index, branch in enumerate(branches):
         prefix = f"branches.{index}."
         for key, value in branch.state_dict().items():
@@ -261,11 +289,14 @@ def _build_branches(
             changes = low_rank.shapes(branch.head, head_rank(config.rank))
             expected |= {f"{prefix}head.{key}": shape for key, shape in changes.items()}
     _check_tensors(values, expected, optional, folder)
-    for index, branch in enumerate(branches):
+    filled = []
+    for index, (make, branch) in enumerate(zip(makers, branches, strict=True)):
         given = {**copied, **low_rank.below(values, f"branches.{index}.")}
-        branch.load_state_dict({key: given[key] for key in branch.state_dict()})
-        branch.to(model.prompt_embedding)
-    return branches
+        # Copies: the head of a branch starts as the model's own, and then learns apart from it.
+        state = {key: given[key].detach().clone() for key in branch.state_dict()}
+        with torch.random.fork_rng(devices=[]):
+            filled.append(fill(make, branch, state, str(folder)).to(model.prompt_embedding))
+    return filled
 
 
 def _check_tensors(
@@ -288,3 +319,5 @@ def _check_tensors(
             f"{folder} does not hold the adapter that it should: it {'; it '.join(said)}. "
             "Save or download it again."
         )
+    check_types(dict.fromkeys(values, torch.empty(0)), values, str(folder))
+    check_finite(values, str(folder))

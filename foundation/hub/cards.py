@@ -14,7 +14,8 @@ import yaml
 
 from foundation.config import AdapterConfig, ClassSpec, ModelConfig, NetworkConfig
 from foundation.errors import HubError, WeightsError
-from foundation.settings import did_you_mean
+from foundation.files import read_text
+from foundation.settings import check_yaml, did_you_mean
 from foundation.taxonomy import CLASSES
 
 PACKAGE = Path(__file__).parents[1]
@@ -99,7 +100,8 @@ class Card:
             source: Its path, for errors.
 
         Raises:
-            WeightsError: There is no front matter, or it is not a YAML mapping.
+            WeightsError: There is no front matter, or it is not a YAML mapping of names to values,
+                or aliases blow it up (see `check_yaml`).
         """
         head, fence, rest = markdown.partition(f"{_FENCE}\n")
         front, closing, text = rest.partition(f"\n{_FENCE}\n")
@@ -108,10 +110,11 @@ class Card:
                 f"{source} has no front matter: a card starts with YAML between two lines of ---."
             )
         try:
+            check_yaml(front)
             metadata = yaml.load(front, Loader=_LOADER)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:  # a date that is none, a number too long
             raise WeightsError(f"The front matter of {source} is not YAML: {error}") from error
-        if not isinstance(metadata, dict):
+        if not isinstance(metadata, dict) or not _has_names(metadata):
             raise WeightsError(f"The front matter of {source} is not a mapping of names to values.")
         return cls(name, metadata, text.lstrip("\n"))
 
@@ -126,7 +129,7 @@ class Card:
         Raises:
             WeightsError: As `parse`.
         """
-        return cls.parse(name, path.read_text(encoding="utf-8"), str(path))
+        return cls.parse(name, read_text(path, error=WeightsError), str(path))
 
     def render(self) -> str:
         """Write the card as Markdown; `parse` reads it back."""
@@ -149,9 +152,21 @@ class Card:
 
     @property
     def source(self) -> HubFile | None:
-        """Where the weights come from; None if they are embedded in the package."""
+        """Where the weights come from; None if they are embedded in the package.
+
+        Raises:
+            WeightsError: The card says it otherwise than as repo and file.
+        """
         source = self.weights.get("source")
-        return HubFile(**source) if source else None
+        if not source:
+            return None
+        known = isinstance(source, dict) and set(source) == {"repo", "file"}
+        if not known or not all(isinstance(value, str) for value in source.values()):
+            raise WeightsError(
+                f"The card of {self.name!r} gives as source {source!r:.80}; expected are repo and "
+                "file, both text."
+            )
+        return HubFile(**source)
 
     @property
     def folder(self) -> Path:
@@ -218,6 +233,13 @@ def known_models(name: str, known: Sequence[str]) -> str:
     return (
         f"{did_you_mean(name, known)} Known models: {', '.join(known)}. See: universal-ct models."
     )
+
+
+def _has_names(value: Any) -> bool:
+    """Whether the keys of all mappings are text, as JSON has them."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _has_names(each) for key, each in value.items())
+    return not isinstance(value, list) or all(_has_names(each) for each in value)
 
 
 @dataclass(frozen=True)

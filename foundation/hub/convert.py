@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from foundation.config import ClassSpec, ModelConfig, Preprocessing, TextSpec
 from foundation.errors import UsageError, WeightsError, listed
-from foundation.model import check_state, shapes_of
+from foundation.model import check_state, shapes_of, without_memory
 from foundation.networks.backbones import build_backbone
 from foundation.networks.head import TextDrivenHead
 from foundation.taxonomy import CLASSES
@@ -162,7 +162,7 @@ def convert_state_dict(checkpoint: Mapping[str, Any], features_only: bool = Fals
         if name is None:
             unknown.append(key)
         elif name:
-            converted[name] = tensor.float() if tensor.is_floating_point() else tensor
+            converted[name] = tensor
     if unknown:
         raise WeightsError(
             f"The checkpoint looks like {backbone!r} but has keys that are not in its conversion "
@@ -180,7 +180,11 @@ def convert_state_dict(checkpoint: Mapping[str, Any], features_only: bool = Fals
     check_state(_expected_shapes(backbone, has_head, text_dim), converted, "the checkpoint")
     if embedding is not None:  # a model's state dict has its prompts
         converted["prompt_embedding"] = embedding
-    return Converted(backbone, converted, embedding)
+    single = {
+        name: tensor.float() if tensor.is_floating_point() else tensor
+        for name, tensor in converted.items()
+    }
+    return Converted(backbone, single, single.get("prompt_embedding"))
 
 
 _HEAD_NAMES = frozenset({"precls_conv", "GAP", "text_to_vision", "controller", "organ_embedding"})
@@ -191,14 +195,28 @@ def _unwrap(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
         if isinstance(checkpoint.get(wrapper), Mapping):
             checkpoint = checkpoint[wrapper]
             break
-    wrong = [str(key) for key, value in checkpoint.items() if not isinstance(value, Tensor)]
+    wrong = [
+        f"{key!s:.80}"
+        for key, value in checkpoint.items()
+        if not isinstance(key, str) or not _is_plain(value)
+    ]
     if wrong or not checkpoint:
-        what = f"entries that are no tensors: {listed(wrong)}" if wrong else "no entries"
+        what = f"entries that are no plain tensors: {listed(wrong)}" if wrong else "no entries"
         raise WeightsError(
             f"The checkpoint has {what}. Expected a state dict, bare or under "
             f"{', '.join(map(repr, WRAPPERS))}."
         )
     return dict(checkpoint)
+
+
+def _is_plain(value: object) -> bool:
+    """Whether this is a tensor of which each element is stored."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and not value.is_quantized
+        and not value.is_meta
+    )
 
 
 def _strip_prefixes(state: Mapping[str, Tensor]) -> dict[tuple[str, bool], Tensor]:
@@ -248,10 +266,11 @@ def _rename(key: str, rows: tuple[Row, ...]) -> str | None:
 
 @functools.lru_cache(maxsize=8)
 def _expected_shapes(backbone: str, has_head: bool, text_dim: int) -> dict[str, tuple[int, ...]]:
-    image = build_backbone(backbone, in_channels=1)
+    image = without_memory(lambda: build_backbone(backbone, in_channels=1))
     parts: dict[str, nn.Module] = {"backbone": image}
     if has_head:
-        parts["head"] = TextDrivenHead(image.channels[-1], image.full_channels, text_dim)
+        sizes = (image.channels[-1], image.full_channels, text_dim)
+        parts["head"] = without_memory(lambda: TextDrivenHead(*sizes))
     return {
         f"{part}.{key}": shape
         for part, module in parts.items()

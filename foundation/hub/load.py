@@ -24,7 +24,7 @@ from torch import nn
 
 from foundation import __version__
 from foundation.config import Origin
-from foundation.errors import HubError, UsageError, WeightsError
+from foundation.errors import HubError, UsageError, WeightsError, printable
 from foundation.files import file_sha256
 from foundation.hub.adapter_files import put_on, read_config
 from foundation.hub.cards import Card, HubFile, card_names, read_card
@@ -59,7 +59,15 @@ from foundation.hub.saved import (
     verify_sums,
 )
 from foundation.inference.predict import choose_device
-from foundation.model import Model, UniversalModel, build_model, check_state, shapes_of
+from foundation.model import (
+    Model,
+    UniversalModel,
+    build_model,
+    check_finite,
+    check_state,
+    check_types,
+    shapes_of,
+)
 from foundation.networks.backbones import build_backbone
 from foundation.networks.encoder import Encoder
 
@@ -343,7 +351,7 @@ def _read(folder: Path, source: str, access: Access) -> Model:
     sha256 = read_sums(folder / SUMS)[WEIGHTS]
     model.set_origin(Origin(model.config.name, source, str(folder.absolute()), sha256))
     if model.config.licence_notice:
-        logger.warning("%s: %s", model.config.name, model.config.licence_notice)
+        logger.warning("%s: %s", model.config.name, printable(model.config.licence_notice))
     return model
 
 
@@ -441,6 +449,8 @@ def _from_checkpoint(path: Path, features_only: bool) -> Model | Encoder:
     backbone = build_backbone(converted.backbone, 1, **config.backbone_options)
     state = {key.removeprefix("backbone."): value for key, value in converted.state.items()}
     check_state(shapes_of(backbone), state, str(path))
+    check_types(backbone.state_dict(), state, str(path))
+    check_finite(state, str(path))
     backbone.load_state_dict(state)
     logger.warning("%s: its licence is not in the file; ask where it was published.", path.name)
     return Encoder(backbone, config).eval()

@@ -11,21 +11,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from foundation.adapting.adapters import base_sha256
 from foundation.adapting.low_rank import has_adapters
 from foundation.config import ModelConfig, Origin, read_config
 from foundation.errors import UsageError, WeightsError, listed
-from foundation.files import file_sha256, replacing_folder
+from foundation.files import file_sha256, read_text, replacing_folder
 from foundation.hub.cards import Base, Card, Results, card_names, generate_card, read_card
 from foundation.hub.convert import is_lfs_pointer
-from foundation.model import Model, UniversalModel, build_model, weights_of
+from foundation.model import (
+    Model,
+    UniversalModel,
+    build_model,
+    check_finite,
+    check_types,
+    weights_of,
+)
 
 CONFIG, WEIGHTS, PROMPTS = "config.json", "model.safetensors", "prompt_embedding.safetensors"
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # peft's own names
@@ -195,20 +202,28 @@ def load_folder(folder: Path) -> Model:
         folder: Of the model.
 
     Raises:
-        WeightsError: A file is missing or does not have its SHA-256; the keys and shapes of the
-            weights are not exactly those of the model that the configuration describes; or the
-            prompt embeddings are of other prompts, or of another text encoder.
+        WeightsError: A file is missing or does not have its SHA-256; the keys, shapes and types of
+            the weights are not exactly those of the model that the configuration describes, or a
+            value is not finite; or the prompt embeddings are of other prompts, or of another text
+            encoder.
     """
     names = summed_files(folder)
     verify_sums(folder, names)
-    config_text = (folder / CONFIG).read_text(encoding="utf-8")
+    config_text = read_text(folder / CONFIG, error=WeightsError)
     config = read_config(config_text, str(folder / CONFIG))
     prompt_embedding = None
     if isinstance(config, ModelConfig):
         if PROMPTS not in names:
             verify_sums(folder)  # which says what is missing
         prompt_embedding = _read_prompts(folder / PROMPTS, config)
-    return build_model(config, read_tensors(folder / WEIGHTS), prompt_embedding, str(folder))
+    weights = folder / WEIGHTS
+    return build_model(
+        config,
+        read_header(weights),
+        prompt_embedding,
+        str(folder),
+        read=lambda: read_tensors(weights),
+    )
 
 
 def summed_files(folder: Path) -> tuple[str, ...]:
@@ -327,7 +342,7 @@ def read_sums(path: Path) -> dict[str, str]:
         WeightsError: A line is another one.
     """
     sums = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in read_text(path, error=WeightsError).splitlines():
         digest, _, name = line.partition(" ")
         if len(digest) != 64 or not name[1:]:
             raise WeightsError(f"{path} has a line that is not `SHA-256  file`: {line!r}.")
@@ -339,15 +354,76 @@ def _what(names: Sequence[str]) -> str:
     return "model" if WEIGHTS in names else "adapter"
 
 
+_DTYPES = {
+    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
+    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8},
+    **{"U8": torch.uint8, "BOOL": torch.bool},
+}  # of the format; those that no network of ours has are left out
+
+
+# What was read of an open file counts as memory until it is closed.
+_READ_BYTES = 32_000_000
+
+
+def read_header(path: Path) -> dict[str, Tensor]:
+    """Read names, shapes and types of the tensors of a safetensors file, and none of its values.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Name → a tensor on the meta device.
+
+    Raises:
+        WeightsError: It is not one, or has a tensor of a type that is not known here.
+    """
+    header = {}
+    with _opened(path) as file:
+        for name in file.keys():  # noqa: SIM118 - it is no dictionary
+            part = file.get_slice(name)
+            kind = part.get_dtype()
+            if kind not in _DTYPES:
+                raise WeightsError(
+                    f"{path} stores {name} as {kind}; allowed are {', '.join(_DTYPES)}."
+                )
+            shape = part.get_shape()
+            header[name] = torch.empty(shape, dtype=_DTYPES[kind], device="meta")
+    return header
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors file onto the CPU.
+    """Read the tensors of a safetensors file onto the CPU, one after the other.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Name → tensor, which does not look into the file: that may be replaced. Floating-point
+        numbers are float32.
 
     Raises:
         WeightsError: It is not one.
     """
+    tensors: dict[str, Tensor] = {}
+    names = list(reversed(read_header(path)))  # the last is read first
+    while names:
+        read = 0
+        with _opened(path) as file:
+            while names and read < _READ_BYTES:
+                tensor = file.get_tensor(name := names.pop())
+                kind = torch.float32 if tensor.is_floating_point() else tensor.dtype
+                tensors[name] = tensor.to(kind, copy=True)
+                read += tensor.nbytes
+                del tensor
+    return tensors
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
-        return load_file(path)
-    except SafetensorError as error:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, ValueError, RuntimeError) as error:
         raise WeightsError(f"{path} is not a safetensors file: {error}.") from error
 
 
@@ -375,15 +451,15 @@ def _sort_metadata(path: Path) -> None:
 
 def _read_prompts(path: Path, config: ModelConfig) -> Tensor:
     """The prompt embeddings (K, D), which say themselves what they are the embeddings of."""
-    tensors = read_tensors(path)
+    header = read_header(path)
     expected = (len(config.classes), config.text.dim)
-    if set(tensors) != {_PROMPT_KEY} or tuple(tensors[_PROMPT_KEY].shape) != expected:
-        found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if set(header) != {_PROMPT_KEY} or tuple(header[_PROMPT_KEY].shape) != expected:
+        found = {name: tuple(tensor.shape) for name, tensor in header.items()}
         raise WeightsError(
-            f"{path} holds {found}; the configuration asks for one tensor {_PROMPT_KEY!r} of shape "
-            f"{expected}."
+            f"{path} holds {found!r:.300}; the configuration asks for one tensor {_PROMPT_KEY!r} "
+            f"of shape {expected}."
         )
-    with safe_open(path, framework="pt") as file:
+    with _opened(path) as file:
         metadata = file.metadata() or {}
     for name, wanted in _origin(config).items():
         if metadata.get(name) != wanted:
@@ -392,7 +468,10 @@ def _read_prompts(path: Path, config: ModelConfig) -> Tensor:
                 f"{wanted}: embeddings of two encoders, or of other prompts, must not be mixed. "
                 "Save the model again."
             )
-    return tensors[_PROMPT_KEY].clone()  # not a view of the file, which may be replaced
+    check_types({_PROMPT_KEY: torch.empty(0)}, header, str(path))
+    tensors = read_tensors(path)
+    check_finite(tensors, str(path))
+    return tensors[_PROMPT_KEY]
 
 
 def stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:

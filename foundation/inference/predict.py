@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -14,10 +15,11 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from foundation import taxonomy
-from foundation.config import NetworkConfig
+from foundation.config import NetworkConfig, check_overlap
 from foundation.errors import UsageError
 from foundation.imaging.body import body_box, midline_from_ct
 from foundation.imaging.frame import Frame
+from foundation.imaging.memory import require_memory
 from foundation.imaging.preprocess import RAS, frame_of, ras_axes, reorient
 from foundation.imaging.probabilities import QUANTA, ProbabilityMap, crop
 from foundation.imaging.result import Segmentation
@@ -62,7 +64,7 @@ def segment_volume(
         classes: Names or aliases; only these are computed. All of the network's if not given.
         device: "auto", "cpu", "cuda", "cuda:1", "mps"; the network moves there. Not given: it stays
             where it is.
-        overlap: Share of a window that its neighbour covers, in [0, 1); the weights' own if not
+        overlap: Share of a window that its neighbour covers, from 0 to 0.9; the weights' own if not
             given.
         postprocess: Apply the rules of `foundation.inference.postprocess`.
         progress: Show a bar on standard error, where that is a terminal.
@@ -71,9 +73,11 @@ def segment_volume(
         The masks and probabilities on the grid of the CT.
 
     Raises:
-        VolumeError: The CT cannot be read (see `read_ct`).
-        UsageError: Unknown class, overlap outside [0, 1), a device that is not there, or a network
-            that gives other logits than its configuration tells.
+        VolumeError: The CT cannot be read (see `read_ct`), or does not fit into memory at the
+            network's spacing.
+        UsageError: Unknown class, overlap not from 0 to 0.9, a device that is not there, or a
+            network that gives other logits than its configuration tells.
+        WeightsError: The network gives values that are not finite.
     """
     config = network.config
     names = resolve_classes(classes, config.class_names)
@@ -81,6 +85,9 @@ def segment_volume(
     target = _device_of(network) if device is None else choose_device(device)
     volume = read_ct(ct)
     frame = frame_of(volume, config.preprocessing)
+    # A network's spacing is a stranger's choice: 0.1 mm makes ten gigabytes of a small CT.
+    fine = " × ".join(f"{size:g}" for size in config.preprocessing.spacing_mm)
+    require_memory(4 * math.prod(frame.shape), f"This CT at the network's {fine} mm")
     hu = frame.to_network(volume)
 
     # The rules look at neighbours (a tumour at its organ), so that the answer for a class does not
@@ -126,11 +133,10 @@ def inference_options(
         configuration says of preprocessing, activation, classes and their organs.
 
     Raises:
-        UsageError: The overlap is outside [0, 1).
+        UsageError: See `check_overlap`.
     """
     overlap = config.preprocessing.overlap if overlap is None else overlap
-    if not 0 <= overlap < 1:
-        raise UsageError(f"overlap is {overlap}; give a share in [0, 1), e.g. 0.5.")
+    check_overlap(overlap)
     classes = [(spec.name, spec.parent) for spec in config.classes]
     settings = [asdict(config.preprocessing), config.activation, config.divisor, classes]
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from foundation import interrupt
-from foundation.errors import UsageError
+from foundation.errors import UniversalCTError, UsageError, WeightsError
 from foundation.imaging.preprocess import normalise_hu
 from foundation.imaging.probabilities import NEGLIGIBLE, QUANTA, ProbabilityMap, crop, join
 from foundation.networks.protocol import Network
@@ -116,9 +116,20 @@ class SlabAccumulator:
 
         Returns:
             The classes' probabilities × 255, uint8 (K, X, Y, n), of the blended logits.
+
+        Raises:
+            WeightsError: A logit is not finite; as a probability it would be 0, or anything.
         """
         count = min(z - self.z, self.window[2])
         finished = self.total[..., :count].div_(self.weight[..., :count])
+        # Here and not for each window: a voxel is looked at once and not eight times, and blending
+        # keeps NaN and infinity. A sum is not finite if one of its terms is not.
+        if not bool(finished.sum().isfinite()) and not bool(finished.isfinite().all()):
+            raise WeightsError(
+                "The network computed NaN or infinity, so its masks would be wrong. Its weights "
+                "are damaged, or too large for the type of number that it computes in: load it "
+                "again, with dtype float32."
+            )
         if self.exclusive is not None:
             finished = lead_over_others(finished, self.exclusive)
         quantised = finished.sigmoid_().mul_(QUANTA).round_().to(torch.uint8)
@@ -176,6 +187,7 @@ def slide(
 
     Raises:
         UsageError: The network gives another number of channels than its configuration tells.
+        WeightsError: The network gives values that are not finite, or cannot compute a window.
     """
     config = network.config
     settings = config.preprocessing
@@ -201,7 +213,7 @@ def slide(
                 patch = image[x : x + window[0], y : y + window[1], z : z + window[2]]
                 normalised = normalise_hu(patch.to(device), settings)[None]
                 with mixed:
-                    logits = network(normalised.to(dtype), channels)
+                    logits = _computed(network, normalised.to(dtype), channels)
                 _check_logits(network, logits, (1, maps, *window))
                 slab.add(logits[0], x, y)
                 bar.update()
@@ -209,6 +221,19 @@ def slide(
             finished = slab.advance(z + window[2] if last else starts[2][index + 1])
             # A volume padded along Z has a single slab, so `inside` fits every slab.
             yield z, finished[:, inside[0], inside[1], inside[2]].cpu().numpy()
+
+
+def _computed(network: Network, image: Tensor, channels: Sequence[int]) -> Tensor:
+    """The logits of a window; whatever layers of another's configuration raise, in a sentence."""
+    try:
+        return network(image, channels)
+    except (UniversalCTError, torch.cuda.OutOfMemoryError):
+        raise
+    except (RuntimeError, ValueError, TypeError, LookupError) as error:
+        raise WeightsError(
+            f"{network.config.name!r} cannot compute a window of {tuple(image.shape[2:])} voxels: "
+            f"{error}. Memory ran out, or its configuration describes no network that works."
+        ) from error
 
 
 def _check_logits(network: Network, logits: Tensor, expected: tuple[int, ...]) -> None:

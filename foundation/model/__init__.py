@@ -1,7 +1,16 @@
 """Models in memory: a backbone and a head, composed, with methods for what users do with them."""
 
 from foundation.model.base import Model
-from foundation.model.build import build_model, check_state, shapes_of, weights_of
+from foundation.model.build import (
+    build_model,
+    check_finite,
+    check_state,
+    check_types,
+    fill,
+    shapes_of,
+    weights_of,
+    without_memory,
+)
 from foundation.model.plain import PlainModel
 from foundation.model.universal import PROMPTS, UniversalModel
 
@@ -11,7 +20,11 @@ __all__ = [
     "PlainModel",
     "UniversalModel",
     "build_model",
+    "check_finite",
     "check_state",
+    "check_types",
+    "fill",
     "shapes_of",
     "weights_of",
+    "without_memory",
 ]

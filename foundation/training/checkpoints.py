@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,11 +15,12 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from foundation.errors import WeightsError
-from foundation.files import replacing_folder
+from foundation.files import file_sha256, read_sealed, replacing_folder, sealed_json
 
 NETWORK, AVERAGE, OPTIMIZER = "model.safetensors", "ema.safetensors", "optimizer.safetensors"
 BEST = "best.safetensors"
 STATE = "state.json"
+_FILES = "files"  # the key of the other files' SHA-256 in it
 _SEPARATOR = "|"  # between a parameter's name and that of a tensor the optimiser keeps for it
 
 
@@ -44,7 +44,10 @@ class Checkpoint:
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint; the previous one stays until this one is complete."""
+    """Write a checkpoint; the previous one stays until this one is complete.
+
+    Its state holds the SHA-256 of the other files, and a sum of its own.
+    """
     tensors = {NETWORK: checkpoint.network, OPTIMIZER: checkpoint.optimizer}
     for name, optional in ((AVERAGE, checkpoint.average), (BEST, checkpoint.best)):
         if optional is not None:
@@ -52,7 +55,8 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     with replacing_folder(folder) as temporary:
         for name, values in tensors.items():
             save_file(dict(values), temporary / name)
-        text = json.dumps(checkpoint.progress, indent=2) + "\n"
+        sums = {name: file_sha256(temporary / name) for name in tensors}
+        text = sealed_json({**checkpoint.progress, _FILES: sums})
         (temporary / STATE).write_text(text, encoding="utf-8")
         for path in temporary.iterdir():  # on the disk before the rename is
             with path.open("rb") as file:
@@ -63,17 +67,21 @@ def load(folder: Path) -> Checkpoint:
     """Read what `save` wrote, on the CPU.
 
     Raises:
-        WeightsError: A file is missing or damaged.
+        WeightsError: A file is missing or damaged, or is not the one that was saved.
     """
     try:
-        progress = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        progress = read_sealed((folder / STATE).read_text(encoding="utf-8"))
+        # A checkpoint of an older version has no sums; its files are read as they are.
+        for name, sha256 in progress.pop(_FILES, {}).items():
+            if file_sha256(folder / name) != sha256:
+                raise ValueError(f"{name} has another SHA-256 than {STATE} says")
         average, best = (
             load_file(folder / name) if (folder / name).is_file() else None
             for name in (AVERAGE, BEST)
         )
         network, optimizer = load_file(folder / NETWORK), load_file(folder / OPTIMIZER)
         return Checkpoint(network, average, optimizer, progress, best)
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+    except (OSError, SafetensorError, ValueError) as error:
         raise WeightsError(
             f"The checkpoint {folder} cannot be read: {error}. Remove it to start again."
         ) from error

@@ -147,7 +147,7 @@ def test_a_parent_is_a_class_of_the_model_or_comes_with_it(model: UniversalModel
     psoas, abscess = ClassSpec("psoas", "A"), ClassSpec("psoas abscess", "B", "psoas")
     with pytest.raises(UsageError, match=r"parent of 'psoas abscess' must be.*Unknown class"):
         add_classes(model, [abscess], embeddings=rows[:1])
-    own = replace(psoas, parent="psoas")
+    own = replace(psoas, parent="Psoas")
     with pytest.raises(UsageError, match="parent of 'psoas' must be"):
         add_classes(model, [own], embeddings=rows[:1])
     assert model.classes == tiny_model().classes and len(model.prompt_embedding) == 3

@@ -214,7 +214,10 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
         (PEFT_CONFIG, {"use_dora": True}, "do not belong together"),
         (PEFT_CONFIG, {"base_model_name_or_path": "another"}, "do not belong together"),
         (UNIVERSAL_CT, {"colour": "red"}, "unknown key 'colour'"),
-        (UNIVERSAL_CT, {"branches": []}, r"has the unknown branches\.0"),
+        (UNIVERSAL_CT, {"branches": []}, r"branches' classes \[\] are not the adapter's"),
+        (UNIVERSAL_CT, {"classes": [], "branches": []}, r"has the unknown branches\.0"),
+        (PEFT_CONFIG, {"r": 10**9}, "rank.*is 1000000000; it must be 1 to 4096"),
+        (PEFT_CONFIG, {"lora_alpha": 1e300}, "alpha is 1e.300; it must lie within"),
         (UNIVERSAL_CT, {"format_version": 2}, "format_version is 2"),
     ],
 )

@@ -230,7 +230,10 @@ def test_random_class_embeddings_are_refused_but_lend_their_features():
     ("checkpoint", "message"),
     [
         ({}, "no entries"),
-        ({"epoch": 3, "loss": 0.5}, "no tensors: epoch, loss"),
+        ({"epoch": 3, "loss": 0.5}, "no plain tensors: epoch, loss"),
+        ({0: torch.zeros(1), "a": torch.zeros(1)}, "no plain tensors: 0"),
+        ({"a": torch.zeros(2).to_sparse()}, "no plain tensors: a"),
+        ({"net": {"a": torch.zeros(1, device="meta")}}, "no plain tensors: a"),
         ({"layer1.0.conv.weight": torch.zeros(1)}, "No known backbone.*layer1.0.conv.weight"),
         ({"backbone.dints_space.cell_tree.x": torch.zeros(1)}, "DiNTS checkpoint"),
     ],

@@ -234,7 +234,7 @@ def test_embeddings_that_do_not_say_their_origin_do_not_load(folder: Path) -> No
         ({"format_version": 99}, "format version"),
         (
             {"preprocessing": {"overlap": 2}},
-            "a model: preprocessing: overlap must lie",
+            "a model: preprocessing: overlap is 2.0; give",
         ),
         ({"preprocessing": {"hu_windows": [[1, 2, 3]]}}, "does not describe a model"),
     ],

@@ -11,10 +11,10 @@ import pytest
 import torch
 from monai.data.utils import compute_importance_map, dense_patch_slices
 from thresholds import ABOVE_HU, WINDOW, ThresholdNetwork
-from torch import Tensor
+from torch import Tensor, nn
 
 from foundation.config import ClassSpec, ModelConfig, Preprocessing, TextSpec
-from foundation.errors import UsageError, VolumeError
+from foundation.errors import UsageError, VolumeError, WeightsError
 from foundation.imaging.probabilities import QUANTA
 from foundation.imaging.volumes import read_ct
 from foundation.inference.predict import choose_device, segment_volume
@@ -78,6 +78,68 @@ def segment(ct, net=None, **options):
 
 def ball_ml(radius_mm: float) -> float:
     return 4 / 3 * np.pi * radius_mm**3 / 1000
+
+
+# --- values that are not finite ------------------------------------------------------------------
+
+
+class Broken(ThresholdNetwork):
+    """Gives `value` as one logit of one window, all others as they should be."""
+
+    def __init__(self, value: float, window: int = 0, dtype: torch.dtype = torch.float32):
+        super().__init__()
+        self.value, self.window, self.kind = value, window, dtype
+
+    def forward(self, image: Tensor, channels=None) -> Tensor:
+        logits = super().forward(image, channels)
+        if len(self.encoded) == self.window + 1:
+            logits[0, 0, 5, 5, 5] = self.value
+        return logits.to(self.kind)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_one_value_that_is_not_finite_is_an_error_and_not_nothing_found(value):
+    for window in (0, 1):
+        with pytest.raises(WeightsError, match="computed NaN or infinity, so its masks would be"):
+            segment(ball_ct(), Broken(value, window))
+
+
+def test_an_overflow_in_half_precision_is_an_error():
+    assert segment(ball_ct(), Broken(6e4, dtype=torch.float16)).volumes_ml["liver"] > 0
+    with pytest.raises(WeightsError, match="NaN or infinity"):
+        segment(ball_ct(), Broken(7e4, dtype=torch.float16))  # 65,504 is the largest
+
+
+def test_huge_values_that_are_finite_are_none():
+    """Their sum over a slab overflows."""
+    assert segment(ball_ct(), Broken(3e38)).volumes_ml["liver"] > 0
+
+
+def test_a_softmax_with_nan_is_an_error():
+    net = Broken(float("nan"))
+    net.config = replace(net.config, activation="softmax")
+    levels = torch.cat([net.levels[:1], net.levels])
+    net.forward = lambda image, channels=None: Broken.forward(net, image)  # background and all
+    net.levels = levels
+    with pytest.raises(WeightsError, match="NaN or infinity"):
+        segment(ball_ct(), net)
+
+
+def test_a_network_that_cannot_compute_says_so():
+    class Wrong(ThresholdNetwork):
+        def forward(self, image, channels=None):
+            return nn.functional.conv3d(image, torch.zeros(1, 2, 3, 3, 3))
+
+    with pytest.raises(
+        WeightsError, match=r"'threshold' cannot compute a window of \(32, 32, 32\)"
+    ):
+        segment(ball_ct(), Wrong())
+
+
+def test_a_spacing_that_takes_all_memory_is_refused_before_it_does(monkeypatch):
+    monkeypatch.setattr("foundation.imaging.memory.available_bytes", lambda: 10**8)
+    with pytest.raises(VolumeError, match=r"at the network's 0\.1 × 0\.1 × 0\.1 mm needs about 2"):
+        segment(ball_ct(), network(spacing_mm=(0.1, 0.1, 0.1)))
 
 
 # --- physics -------------------------------------------------------------------------------------

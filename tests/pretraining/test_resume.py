@@ -16,6 +16,7 @@ from tiny_runs import assert_same_gradients, assert_same_run, go, rows, state
 from tiny_store import tiny_config, write_store
 
 from foundation.errors import UsageError, WeightsError
+from foundation.files import read_sealed, sealed_json
 from foundation.training.trainer import Trainer
 
 # --- interruptions --------------------------------------------------------------------------------
@@ -115,8 +116,8 @@ def test_another_configuration_or_other_data_are_refused(
 def test_another_number_of_processes_is_refused(store: Path, tmp_path: Path) -> None:
     go(tiny_config(store), tmp_path, "stages.1.steps=1")
     path = tmp_path / "last" / "state.json"
-    progress = json.loads(path.read_text())
-    path.write_text(json.dumps({**progress, "rng": {"seed": 1, "processes": 4}}))
+    progress = {**read_sealed(path.read_text()), "rng": {"seed": 1, "processes": 4}}
+    path.write_text(sealed_json(progress))
     with pytest.raises(UsageError, match="by 4 processes and there are 1 now"):
         go(tiny_config(store), tmp_path)
 

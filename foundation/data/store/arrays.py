@@ -5,12 +5,15 @@
 
 Arrays are Blosc2's n-dimensional ones (b2nd): one file an array and no threads, locks or handles
 kept between reads, so that any number of workers, forked or spawned, can read any number of cases.
+
+`case.json` has the SHA-256 of the other files and a sum of its own. A file is checked when a
+process first reads of it, and again if it has changed since. Cases that were prepared before there
+were sums are read without that.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from foundation.errors import UsageError, VolumeError, import_extra, listed
+from foundation.errors import MissingExtraError, UsageError, VolumeError, import_extra, listed
+from foundation.files import file_sha256, read_sealed
 from foundation.taxonomy import NAMES
 
 FORMAT_VERSION = 1
@@ -26,6 +30,7 @@ PADDING_HU = -1024
 MANIFEST = "manifest.json"
 CASES = "cases"
 CT, LABELS, CENTRES, CASE = "ct.b2nd", "labels.b2nd", "centres.npz", "case.json"
+FILES = "files"  # the key of the other files' SHA-256 in case.json
 BACKGROUND = "background"  # in the centres: in the body, of no class
 # A random crop of 96³ touches about 62 blocks of 32³, 2.3 times the voxels it needs. Smaller
 # blocks compress worse and cost more calls; one of 32³ HU (64 KiB) fits the nearest caches.
@@ -108,6 +113,7 @@ class StoredCase:
         annotated: Classes labelled in this case.
         weight: How often to draw it, relative to others.
         has_ct: Whether it has a scan; it is a label map alone otherwise.
+        sums: SHA-256 of its files, by their names; none in a case of an older version.
     """
 
     folder: Path
@@ -121,6 +127,7 @@ class StoredCase:
     annotated: tuple[str, ...]
     weight: float
     has_ct: bool
+    sums: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def open(cls, folder: Path) -> StoredCase:
@@ -149,8 +156,9 @@ class StoredCase:
                 annotated=tuple(about["annotated"]),
                 weight=float(about["weight"]),
                 has_ct=bool(about["has_ct"]),
+                sums=tuple(sorted((str(n), str(s)) for n, s in about.get(FILES, {}).items())),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise VolumeError(f"{folder / CASE} lacks or spoils {error}; {_AGAIN}") from error
 
     @property
@@ -164,12 +172,7 @@ class StoredCase:
         Raises:
             VolumeError: The store's file is missing or damaged.
         """
-        path = self.folder / CENTRES
-        try:
-            centres: Mapping[str, NDArray[np.int32]] = np.load(path, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise VolumeError(f"{path} is missing or damaged; {_AGAIN}") from error
-        return centres
+        return _Centres(self._verified(CENTRES))
 
     def read(
         self, start: Sequence[int], size: Sequence[int], *, pad: int = PADDING_HU
@@ -252,15 +255,85 @@ class StoredCase:
         )
 
     def _array(self, name: str) -> Any:
-        path = self.folder / name
+        path = self._verified(name)
         try:
             # One thread: a pool of threads does not survive the fork of a data loader.
             array = _blosc2().open(str(path), mode="r", dparams=_blosc2().DParams(nthreads=1))
-        except (OSError, RuntimeError, ValueError) as error:
+        except MissingExtraError:
+            raise
+        except Exception as error:  # a damaged file without a sum: Blosc2 raises many kinds
             raise VolumeError(f"{path} is missing or damaged ({error}); {_AGAIN}") from error
-        if getattr(array, "shape", None) != self.shape:
-            raise VolumeError(f"{path} is not of shape {self.shape}; {_AGAIN}")
+        types = ("int16",) if name == CT else ("uint8", "uint16")
+        if getattr(array, "shape", None) != self.shape or str(array.dtype) not in types:
+            raise VolumeError(
+                f"{path} is not of shape {self.shape} and type {' or '.join(types)}; {_AGAIN}"
+            )
         return array
+
+    def _verified(self, name: str) -> Path:
+        """The path of a file, whose sum is right; it is computed once in a process."""
+        path, expected = self.folder / name, dict(self.sums).get(name)
+        if expected is not None:
+            check_file(path, expected)
+        return path
+
+
+class _Centres(Mapping[str, NDArray[np.int32]]):
+    """The arrays of a file of centres, whatever is wrong with it in a sentence."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.arrays = self._read(lambda: np.load(path, allow_pickle=False))
+
+    def __getitem__(self, name: str) -> NDArray[np.int32]:
+        if name not in self.arrays:
+            raise KeyError(name)
+        array: NDArray[np.int32] = self._read(lambda: self.arrays[name])
+        if array.dtype != np.int32 or array.ndim != 2 or array.shape[1] != 3:
+            raise VolumeError(f"{self.path} holds no voxels of {name!r}; {_AGAIN}")
+        return array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.arrays)
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+    def _read(self, read: Callable[[], Any]) -> Any:
+        try:
+            return read()
+        except Exception as error:  # zipfile, zlib, struct and numpy have errors of their own
+            raise VolumeError(f"{self.path} is missing or damaged ({error}); {_AGAIN}") from error
+
+
+_right: dict[Path, tuple[str, int, int]] = {}  # what this process has found right
+
+
+def check_file(path: Path, sha256: str, *, again: bool = False) -> None:
+    """Check a stored file against its sum, once in a process for as long as it does not change.
+
+    Args:
+        path: Of the file.
+        sha256: That it must have.
+        again: Compute the sum even if this process has done so.
+
+    Raises:
+        VolumeError: It is missing, or has another sum.
+    """
+    try:
+        found = path.stat()
+        state = (sha256, found.st_size, found.st_mtime_ns)
+        if not again and _right.get(path) == state:
+            return
+        actual = file_sha256(path)
+    except OSError as error:
+        raise VolumeError(f"{path} is missing or damaged ({error}); {_AGAIN}") from error
+    if actual != sha256:
+        raise VolumeError(
+            f"{path} is damaged or was changed: {CASE} says SHA-256 {sha256}, the file has "
+            f"{actual}; {_AGAIN}"
+        )
+    _right[path] = state
 
 
 def write_array(path: Path, array: NDArray[Any]) -> None:
@@ -295,20 +368,23 @@ def read_manifest(store: Path) -> dict[str, Any]:
         The content of manifest.json.
 
     Raises:
-        UsageError: There is none, it is damaged, or of a newer format.
+        UsageError: There is none, it is damaged, or of another format.
     """
     path = store / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_sealed(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UsageError(
             f"{store} is not a store: it has no {MANIFEST}. Make one with "
             "`universal-ct prepare DATASET=DIR -o STORE`."
         ) from error
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read: {error}. Run `universal-ct prepare`.") from error
-    if not isinstance(manifest, dict) or manifest.get("format_version") != FORMAT_VERSION:
-        found = manifest.get("format_version") if isinstance(manifest, dict) else None
+        raise UsageError(
+            f"{path} cannot be read: {error}. Remove it and run `universal-ct prepare` again: "
+            "finished cases are kept."
+        ) from error
+    if manifest.get("format_version") != FORMAT_VERSION:
+        found = manifest.get("format_version")
         raise UsageError(
             f"{path} has format {found!r}; this version reads {FORMAT_VERSION}. Update "
             "universal-ct, or prepare the data again into another folder."
@@ -329,12 +405,9 @@ def read_description(folder: Path) -> dict[str, Any]:
         VolumeError: It is missing or damaged.
     """
     try:
-        about = json.loads((folder / CASE).read_text(encoding="utf-8"))
+        return read_sealed((folder / CASE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise VolumeError(f"{folder / CASE} is missing or damaged; {_AGAIN}") from error
-    if not isinstance(about, dict):
-        raise VolumeError(f"{folder / CASE} is damaged; {_AGAIN}")
-    return about
+        raise VolumeError(f"{folder / CASE} is missing or damaged ({error}); {_AGAIN}") from error
 
 
 _AGAIN = "run `universal-ct prepare` again."
@@ -343,7 +416,7 @@ _AGAIN = "run `universal-ct prepare` again."
 def _decompressed(array: Any, part: tuple[slice, ...], path: Path) -> NDArray[Any]:
     try:
         return np.asarray(array[part])
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # as in `_array`
         raise VolumeError(f"{path} is damaged ({error}); {_AGAIN}") from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime, timezone
@@ -13,7 +12,7 @@ from foundation import __version__
 from foundation.data import Case
 from foundation.data.store.arrays import CASES, FORMAT_VERSION, MANIFEST, read_manifest
 from foundation.errors import UsageError
-from foundation.files import file_sha256, replacing
+from foundation.files import file_sha256, read_sealed, replacing, sealed_json
 from foundation.taxonomy import NAMES
 
 SAVE_EVERY_S = 2.0  # rewriting it for each of thousands of quick cases would take longer than they
@@ -92,9 +91,8 @@ class ManifestWriter:
         self.content["classes"] = [*NAMES, *sorted(extra)]
         prompts = self.content["prompts"]
         self.content["prompts"] = {n: prompts[n] for n in sorted(prompts)}
-        text = json.dumps(self.content, indent=1, sort_keys=True) + "\n"
         with replacing(self.store / MANIFEST) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(sealed_json(self.content), encoding="utf-8")
         self._saved = time.monotonic()
 
 
@@ -214,7 +212,7 @@ def read_expected(path: Path, spacing_mm: float | None = None) -> dict[str, Any]
     if path.is_dir():
         path = path / MANIFEST
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_sealed(path.read_text(encoding="utf-8"))
         spacing, _, _ = content["spacing_mm"], content["cases"], content["failed"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path} is not a readable manifest: {error!r}.") from error
@@ -222,4 +220,4 @@ def read_expected(path: Path, spacing_mm: float | None = None) -> dict[str, Any]
         raise UsageError(
             f"{path} was made with --spacing {spacing}, not {spacing_mm}; give the same."
         )
-    return dict(content)
+    return content

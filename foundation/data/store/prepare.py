@@ -28,8 +28,10 @@ from foundation.data.store.arrays import (
     CASES,
     CENTRES,
     CT,
+    FILES,
     FORMAT_VERSION,
     LABELS,
+    check_file,
     read_description,
 )
 from foundation.data.store.harmonise import Settings, harmonise
@@ -326,9 +328,11 @@ def _recipe(job: _Job) -> str:
 
 
 def _finished(folder: Path) -> dict[str, Any] | None:
-    """The description of a case that is whole, or None."""
+    """The description of a case that is whole, and whose files have their sums; or None."""
     try:
         about = read_description(folder)
+        for name, sha256 in about.get(FILES, {}).items():
+            check_file(folder / name, sha256, again=True)
     except UniversalCTError:
         return None
     files = [CASE, LABELS, CENTRES] + [CT] * bool(about.get("has_ct"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,17 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from foundation.data.reading import count_values
-from foundation.data.store.arrays import BACKGROUND, CASE, CENTRES, CT, LABELS, write_array
+from foundation.data.store.arrays import (
+    BACKGROUND,
+    CASE,
+    CENTRES,
+    CT,
+    FILES,
+    LABELS,
+    write_array,
+)
 from foundation.data.store.harmonise import Harmonised
+from foundation.files import file_sha256, sealed_json
 from foundation.imaging.body import TISSUE_HU, body_mask
 from foundation.taxonomy import in_order
 
@@ -30,7 +38,7 @@ def write_case(folder: Path, case: Harmonised, about: Mapping[str, Any]) -> dict
         about: What is not in it (dataset, id, sources, licence, weight …).
 
     Returns:
-        The content of `case.json`.
+        The content of `case.json`: SHA-256 of the other files too.
     """
     boxes = ndimage.find_objects(case.labels)
     voxels = _voxels(case)
@@ -53,8 +61,8 @@ def write_case(folder: Path, case: Harmonised, about: Mapping[str, Any]) -> dict
     write_array(folder / LABELS, case.labels)
     centres = dict(_centres(case, list(voxels), boxes))
     np.savez(folder / CENTRES, **centres)  # type: ignore[arg-type]
-    text = json.dumps(description, indent=1, sort_keys=True) + "\n"
-    (folder / CASE).write_text(text, encoding="utf-8")
+    description[FILES] = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
+    (folder / CASE).write_text(sealed_json(description), encoding="utf-8")
     return description
 
 

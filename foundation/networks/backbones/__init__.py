@@ -9,12 +9,13 @@ from pkgutil import iter_modules
 
 from foundation.networks.backbones.base import (
     BACKBONES,
+    BUILDING,
     Backbone,
     build_backbone,
     register_backbone,
 )
 
-__all__ = ["BACKBONES", "Backbone", "build_backbone", "register_backbone"]
+__all__ = ["BACKBONES", "BUILDING", "Backbone", "build_backbone", "register_backbone"]
 
 for _module in iter_modules(__path__):  # each registers its backbone
     import_module(f"{__name__}.{_module.name}")

@@ -10,11 +10,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor, nn
 
-from foundation.errors import UsageError
+from foundation.errors import UniversalCTError, UsageError
 from foundation.settings import did_you_mean
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+# What PyTorch, MONAI and numpy raise when a network is asked for that cannot be.
+BUILDING = (
+    *(TypeError, ValueError, AttributeError, LookupError, ArithmeticError),
+    *(AssertionError, RuntimeError),
+)
 
 
 class Backbone(nn.Module, ABC):
@@ -124,7 +131,7 @@ def build_backbone(name: str, in_channels: int, **options: Any) -> Backbone:
         options: Further arguments of the backbone's class.
 
     Raises:
-        UsageError: No backbone has that name, or it does not take one of the options.
+        UsageError: No backbone has that name, or it cannot be built with the options.
     """
     if name not in BACKBONES:
         hint = did_you_mean(name, BACKBONES)
@@ -134,8 +141,12 @@ def build_backbone(name: str, in_channels: int, **options: Any) -> Backbone:
         )
     try:
         return BACKBONES[name](in_channels=in_channels, **options)
-    except TypeError as error:
-        raise UsageError(f"Backbone {name!r} cannot be built with {options}: {error}.") from error
+    except UniversalCTError:
+        raise
+    except BUILDING as error:
+        raise UsageError(
+            f"Backbone {name!r} cannot be built with {options!r:.200}: {error}."
+        ) from error
 
 
 def drop_outputs(net: nn.Module, *names: str) -> None:

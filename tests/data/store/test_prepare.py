@@ -77,7 +77,7 @@ def content(store: Path) -> dict[str, bytes]:
         if path.is_file() and path.name != ".lock"
     }
     manifest = json.loads(found["manifest.json"])
-    del manifest["created"]
+    del manifest["created"], manifest["sha256"]
     return {**found, "manifest.json": json.dumps(manifest).encode()}
 
 
