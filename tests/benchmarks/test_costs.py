@@ -83,6 +83,7 @@ def test_every_backbone_has_widths_to_be_compared_at_one_cost() -> None:
     assert len(table8.MEASURED) == 25 + 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["unet", "segresnet"])
 def test_the_width_is_the_one_whose_cost_is_nearest(backbone: str) -> None:
     patch = (64, 32, 32)

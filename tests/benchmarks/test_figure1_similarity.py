@@ -45,6 +45,7 @@ def test_embeddings_that_follow_the_groups_are_told_from_those_that_do_not() -> 
     assert found["random groupings"].value > 0.05
 
 
+@pytest.mark.slow
 def test_one_hot_vectors_know_nothing_of_anatomy() -> None:
     found = figure1.describe(figure1.cosines(torch.eye(32), centred=False), figure1.groups())
     assert found["within"].value == found["between"].value == found["silhouette"].value == 0

@@ -214,7 +214,10 @@ VALUES: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize("layout", ["nifti", "per-structure", "cases"])
+@pytest.mark.parametrize(
+    "layout",
+    ["nifti", *(pytest.param(each, marks=pytest.mark.slow) for each in ("per-structure", "cases"))],
+)
 def test_no_value_of_any_key_ends_in_a_traceback(layout, tmp_path):
     write_nifti(tmp_path / "a/ct.nii.gz", make_ct(0), make_affine(0))
     base = {**BASE, "layout": layout, "cases": {"a": {}}}

@@ -68,6 +68,7 @@ class Links(HTMLParser):
         self.loaded += [str(v) for k, v in attrs if k in ("src", "href", "xlink:href", "data")]
 
 
+@pytest.mark.slow
 def test_the_page_loads_nothing_and_runs_nothing(store: Path, tmp_path: Path) -> None:
     whole = Store(store)
     cases = tuple(whole.case(f"04/case_{n}") for n in range(3))

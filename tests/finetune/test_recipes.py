@@ -180,6 +180,7 @@ def test_smoke_puts_generated_scans_in_place_of_the_data() -> None:
     assert not settings.data.exists() and not settings.output.exists()
 
 
+@pytest.mark.slow
 def test_generated_scans_show_bone_that_can_be_learnt(tmp_path: Path) -> None:
     hu, labels = generated_scan(4)
     assert hu.shape == labels.shape == (64, 48, 48)

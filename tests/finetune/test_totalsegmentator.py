@@ -90,7 +90,14 @@ def test_smoke() -> None:
     assert "foreground mean Dice, 24 of 24 classes in 1 test scans" in done.stdout
 
 
-@pytest.mark.parametrize(("version", "head"), [(1, "softmax"), (2, "sigmoid"), (2, "text")])
+@pytest.mark.parametrize(
+    ("version", "head"),
+    [
+        (2, "text"),
+        pytest.param(1, "softmax", marks=pytest.mark.slow),
+        pytest.param(2, "sigmoid", marks=pytest.mark.slow),
+    ],
+)
 def test_what_a_run_leaves(
     version: int, head: str, learn: Learn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -407,6 +407,7 @@ def test_reading_what_an_adapter_says_needs_no_peft(
         from_pretrained(folder)
 
 
+@pytest.mark.slow
 def test_adapters_of_wrapped_models_are_saved(tmp_path: Path) -> None:
     model = adapted()
     wrapped = nn.DataParallel(torch.compile(model))  # type: ignore[arg-type]

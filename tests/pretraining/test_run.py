@@ -69,6 +69,7 @@ def test_one_hot_vectors_can_have_places_to_spare() -> None:
         load_config(tiny_config(), ["model.text=minilm", "model.spare_places=2"])
 
 
+@pytest.mark.slow
 def test_a_single_class_can_be_trained_without_text(tmp_path: Path) -> None:
     """Its one-hot embedding has no spread by which it could be standardised."""
     config = tiny_config(

@@ -157,6 +157,7 @@ def test_the_hull_closes_what_lies_between_organs() -> None:
     assert distance_mm[far] == pytest.approx(68, abs=3 * COARSE_MM)
 
 
+@pytest.mark.slow
 def test_a_phantom_annotates_every_class() -> None:
     anatomy = phantom_anatomy(0)
     assert anatomy.annotated == NAMES

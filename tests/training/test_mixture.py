@@ -96,6 +96,7 @@ def test_each_sample_is_given_so_often_and_never_soon_again(echo: int) -> None:
     assert all(np.diff(found).tolist() == [ECHO_APART] * (echo - 1) for found in places.values())
 
 
+@pytest.mark.slow
 def test_echoes_are_the_same_samples_and_are_drawn_once() -> None:
     made: list[int] = []
 

@@ -68,7 +68,10 @@ def tune(base: UniversalModel, scans: Path, run: Path, method: str, **changes: o
     )  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("method", ["head", "lora", "full", "continual"])
+@pytest.mark.parametrize(
+    "method",
+    ["head", "lora", *(pytest.param(m, marks=pytest.mark.slow) for m in ("full", "continual"))],
+)
 def test_what_a_method_leaves(
     method: str, base: UniversalModel, scans: Path, tmp_path: Path
 ) -> None:

@@ -56,6 +56,7 @@ def test_a_kind_is_registered_once() -> None:
         register_source(PhantomsConfig)
 
 
+@pytest.mark.slow
 def test_a_source_of_ones_own_is_one_class() -> None:
     done = subprocess.run([sys.executable, "-c", OWN], capture_output=True, text=True)
     made, refused = done.stdout.splitlines() or [done.stderr, ""]
