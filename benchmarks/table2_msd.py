@@ -145,7 +145,8 @@ def write_submission(lab: Lab) -> None:
 
 def main() -> None:
     """Run the folds and draw the tasks; or write a submission."""
-    lab = Lab.parse(__doc__, plans(mini_steps=1000), add_arguments)
+    own = ("submit", "model")  # of the submission, which records nothing
+    lab = Lab.parse(__doc__, plans(mini_steps=1000), add_arguments, axes=own)
     if lab.given.submit:
         return write_submission(lab)
     for arm in lab.arms({key: [value] for key, value in ARM.items()}):
