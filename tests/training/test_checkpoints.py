@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from damage import damage
 
 from foundation.errors import WeightsError
 from foundation.files import read_sealed
@@ -41,17 +42,6 @@ def equal(one: Checkpoint, other: Checkpoint) -> bool:
 def folder(tmp_path: Path) -> Path:
     checkpoints.save(tmp_path / "last", checkpoint())
     return tmp_path / "last"
-
-
-def damage(path: Path, how: str, rng: random.Random) -> None:
-    content = bytearray(path.read_bytes())
-    if how == "flipped":
-        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
-    elif how == "cut":
-        del content[rng.randrange(len(content)) :]
-    else:
-        content.clear()
-    path.write_bytes(content)
 
 
 def test_a_checkpoint_is_what_was_saved(folder: Path) -> None:

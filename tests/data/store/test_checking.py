@@ -9,6 +9,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from damage import damage
 from tiny_store import write_store
 
 from foundation.cli.main import main
@@ -54,20 +55,6 @@ def data(tmp_path: Path) -> dict[str, Any]:
         "workers": 1,
         "progress": False,
     }
-
-
-def damage(path: Path, how: str, rng: random.Random) -> None:
-    content = bytearray(path.read_bytes())
-    if how == "flipped":
-        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
-    elif how == "cut":
-        del content[rng.randrange(len(content)) :]
-    elif how == "emptied":
-        content.clear()
-    if how == "gone":
-        path.unlink()
-    else:
-        path.write_bytes(content)
 
 
 def read_all(store: Path) -> list[object]:
