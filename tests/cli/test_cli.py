@@ -29,16 +29,6 @@ from foundation.model import UniversalModel
 from foundation.taxonomy import NAMES
 
 
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A random model of three classes at 12 mm: a segmentation takes a moment."""
-    tiny = tiny_model()
-    coarse = replace(tiny.config.preprocessing, spacing_mm=(12.0, 12.0, 12.0))
-    model = UniversalModel(replace(tiny.config, preprocessing=coarse), tiny.prompt_embedding)
-    model.load_state_dict(tiny.state_dict())
-    return str(save_pretrained(model, tmp_path_factory.mktemp("models") / "tiny"))
-
-
 def write_ct(path: Path, seed: int = 0) -> Path:
     """A block of noisy tissue in air, 6 mm."""
     rng = np.random.default_rng(seed)

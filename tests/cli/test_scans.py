@@ -5,32 +5,18 @@ import gzip
 import json
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
-from tiny import tiny_model
 
 from foundation.cli.main import main
-from foundation.hub.saved import save_pretrained
-from foundation.model import UniversalModel
 
 AFFINE = np.diag([-6.0, -6.0, 6.0, 1.0])
 SHAPE = (30, 26, 28)
 Segment = Callable[..., tuple[int, list[dict[str, Any]], str]]
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A random model of three classes at 12 mm."""
-    tiny = tiny_model()
-    coarse = replace(tiny.config.preprocessing, spacing_mm=(12.0, 12.0, 12.0))
-    model = UniversalModel(replace(tiny.config, preprocessing=coarse), tiny.prompt_embedding)
-    model.load_state_dict(tiny.state_dict())
-    return str(save_pretrained(model, tmp_path_factory.mktemp("models") / "tiny"))
 
 
 @pytest.fixture
