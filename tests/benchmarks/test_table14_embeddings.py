@@ -54,7 +54,7 @@ def test_the_real_commands_run_end_to_end(tmp_path: Path) -> None:
     assert all(r.size == "real" and r.figure("dice/mean").n == 2 for r in records[:2])
     # What is measured is what no training has seen.
     held_out = read_folds(out / "folds.json").cases(0)
-    for folder in ("one_hot-1", "MiniLM-1"):
+    for folder in ("one-hot-1", "MiniLM-1"):
         folds = read_folds(out / "runs" / folder / "training" / "folds.json")
         assert folds.cases(0) == held_out and len(held_out) == 2
 
@@ -63,4 +63,4 @@ def test_the_real_commands_run_end_to_end(tmp_path: Path) -> None:
     records = read_records(figure / "records.jsonl")
     assert [record.arm["text"] for record in records] == ["one-hot", "MiniLM"]
     assert all(len(record.weights) == 1 and record.figure("kNN/full").n == 2 for record in records)
-    assert (figure / "tsne.png").is_file() and not (figure / "runs/one_hot-1/training").exists()
+    assert (figure / "tsne.png").is_file() and not (figure / "runs/one-hot-1/training").exists()
