@@ -87,7 +87,7 @@ def old_classes(lab: Lab) -> list[str]:
         lab: In the generated sizes it is the large ones; otherwise all but lesions.
     """
     every = [each.name for each in CLASSES if each.parent is None]
-    return lab.world.large_organs if lab.generated else every
+    return lab.data.world.large_organs if lab.generated else every
 
 
 def steps_of(text: str) -> list[list[str]]:

@@ -129,13 +129,13 @@ def test_cases(lab: Lab, spacing_mm: float) -> list[StoredCase]:
         lab: The experiment.
         spacing_mm: Of the network.
     """
-    tests = lab.tests(fold=lab.fold)
+    tests = lab.data.tests(fold=lab.data.fold)
     if all(test.cases for test in tests):  # a fold of what is prepared anyway
-        store = Store(lab.store())
+        store = Store(lab.data.store())
         keys = [f"{get_dataset(t.dataset).id}/{case}" for t in tests for case in t.cases or ()]
     else:
         datasets = [(test.dataset, test.root) for test in tests]
-        store = Store(lab.prepare(datasets, f"{lab.output.name}/test-store", spacing_mm))
+        store = Store(lab.data.prepare(datasets, f"{lab.output.name}/test-store", spacing_mm))
         keys = store.keys()
     most = lab.plan.options["scans"]
     chosen = sorted({round(i) for i in np.linspace(0, len(keys) - 1, min(most, len(keys)))})
@@ -322,10 +322,10 @@ def measure(run: Run) -> Iterable[Figure]:
     lab = run.lab
     path = existing(run)
     if path is None:
-        model = run.pretrain({"model.text": ENCODERS[str(run.arm["text"])]}, fold=lab.fold)
+        model = run.pretrain({"model.text": ENCODERS[str(run.arm["text"])]}, fold=lab.data.fold)
     else:
         model = from_pretrained(path)
-    scores = run.score(model, lab.tests(fold=lab.fold))
+    scores = run.score(model, lab.data.tests(fold=lab.data.fold))
     yield from (f for f in run.figures(scores) if f.name in ("dice/mean", LARGE))
     cases = test_cases(lab, model.config.preprocessing.spacing_mm[0])
     device = choose_device("cpu" if run.cpu else "auto")

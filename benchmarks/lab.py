@@ -25,28 +25,24 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
+from experiment_data import Data
 from numpy.typing import ArrayLike
-from runs import MAIN_PROCESS, Arm, Run, TestSet, slug
+from runs import MAIN_PROCESS, Arm, Run, slug
 from sizes import Plan
 from verdicts import verdict_text
-from world import World, build_world
 
 from foundation import (
     UniversalCTError,
     UsageError,
     from_pretrained,
-    get_dataset,
     replacing,
 )
-from foundation import prepare as prepare_store
 from foundation.evaluation import (
     Figure,
     Record,
@@ -55,10 +51,8 @@ from foundation.evaluation import (
     git_commit,
     new_record,
     paired_bootstrap,
-    path_sha256,
     read_records,
 )
-from foundation.pretraining import make_folds, read_folds
 
 HERE = Path(__file__).resolve().parent
 RECORDS, PICTURES = HERE / "records", HERE / "pictures"
@@ -73,19 +67,26 @@ class Lab:
         plan: What the size means.
         output: Folder of everything that is made.
         given: All command line arguments.
-        reads_data: As of `parse`.
+        data: What is trained on and measured.
     """
 
-    reads_data = True
-
-    def __init__(self, name: str, size: str, plan: Plan, given: argparse.Namespace) -> None:
+    def __init__(
+        self,
+        name: str,
+        size: str,
+        plan: Plan,
+        given: argparse.Namespace,
+        *,
+        reads_data: bool = True,
+        prepares: bool = True,
+    ) -> None:
         self.name, self.size, self.plan, self.given = name, size, plan, given
         self.output: Path = given.output or Path("runs") / "benchmarks" / f"{name}-{size}"
         self.output.mkdir(parents=True, exist_ok=True)
+        self.data = Data(size, self.output, given, reads=reads_data, prepares=prepares)
         self.seeds: tuple[int, ...] = tuple(given.seeds or plan.seeds)
         self.verdicts: list[Record] = []
         self.commit = git_commit()  # of what runs, whatever is checked out before it ends
-        self._prepared: dict[tuple[str, ...] | None, Path] = {}
 
     # --- the command line -------------------------------------------------------------------------
 
@@ -143,9 +144,8 @@ class Lab:
         if reads_data and name == "real" and not (given.data or given.store or given.test):
             parser.error("give the datasets as ID=DIR, or --mini, or --smoke")
         script = Path(sys.modules["__main__"].__file__ or "lab").stem
-        lab = cls(getattr(given, "name", None) or script, name, sizes[name], given)
-        lab.reads_data = reads_data
-        lab.prepares = prepares
+        title = getattr(given, "name", None) or script
+        lab = cls(title, name, sizes[name], given, reads_data=reads_data, prepares=prepares)
         lab._keep_plan({*_FREE, *axes})
         return lab
 
@@ -168,131 +168,12 @@ class Lab:
             with replacing(path) as temporary:
                 temporary.write_text(json.dumps(mine, indent=1) + "\n", encoding="utf-8")
 
-    # --- data -------------------------------------------------------------------------------------
-
-    @cached_property
-    def world(self) -> World:
-        """The generated world of the smoke and mini sizes; one for all scripts of a size."""
-        with self.alone(f"world-{self.size}") as folder:
-            return build_world(folder, "smoke" if self.size == "smoke" else "mini")
-
-    @contextmanager
-    def alone(self, name: str) -> Iterator[Path]:
-        """Give a folder that scripts share; another process that wants it waits.
-
-        Args:
-            name: Of the folder, beside the outputs of the scripts.
-        """
-        folder = self.output.parent / name
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f".{folder.name}.lock")):
-            yield folder
+    # --- what it uses ----------------------------------------------------------------------------
 
     @property
     def generated(self) -> bool:
         """Whether the data are generated."""
-        return self.size != "real"
-
-    @property
-    def fold(self) -> int | None:
-        """The fold of the data to train on that is held out; None where other bodies are there."""
-        return None if self.generated else 0
-
-    def training(self, like: Sequence[str] | None = None) -> list[tuple[str, str]]:
-        """Return the datasets to train on, as `prepare` takes them.
-
-        Args:
-            like: Names of the world's datasets, in the generated sizes; all partly labelled ones if
-                not given. A real run trains on all datasets of the command line.
-        """
-        if self.generated:
-            names = self.world.datasets("train") if like is None else like
-            return [self.world.dataset(name) for name in names]
-        return [_pair(text) for text in self.given.data]
-
-    def tests(self, like: Sequence[str] = ("test",), fold: int | None = None) -> list[TestSet]:
-        """Return the scans to measure on.
-
-        Args:
-            like: Names of the world's datasets, in the generated sizes.
-            fold: Measure on this fold of the training data instead, where `--test` names none.
-        """
-        if fold is not None and not self.given.test:
-            return self.held_out(fold)
-        if self.generated:
-            return [TestSet(*self.world.dataset(name)) for name in like]
-        return [TestSet(*_pair(text)) for text in self.given.test] or self.held_out(0)
-
-    @cached_property
-    def folds(self) -> Path:
-        """The file of the five folds: one split for every training, seed and measurement."""
-        from foundation.data import Store
-
-        path = self.output / "folds.json"
-        if not path.is_file():
-            make_folds(Store(self.store()).manifest["cases"]).write(path)
-        return path
-
-    def held_out(self, fold: int) -> list[TestSet]:
-        """Return the scans of one of the five folds of the data to train on."""
-        held_out = read_folds(self.folds).cases(fold)
-        found = []
-        for dataset, root in self.training(self._like):
-            prefix = f"{get_dataset(dataset).id}/"
-            ids = tuple(sorted(k.removeprefix(prefix) for k in held_out if k.startswith(prefix)))
-            if ids:
-                found.append(TestSet(dataset, root, ids))
-        return found
-
-    _like: Sequence[str] | None = None
-    prepares = True
-
-    def store(self, like: Sequence[str] | None = None) -> Path:
-        """Prepare the datasets to train on; finished scans are left alone.
-
-        Args:
-            like: As of `training`. One experiment prepares one set of datasets.
-        """
-        if like is not None:
-            self._like = like
-        if self.given.store:
-            return Path(self.given.store)
-        key = None if self._like is None else tuple(self._like)
-        if key in self._prepared:  # looking at every scan again takes minutes on real data
-            return self._prepared[key]
-        shared = self.generated and self._like is None
-        own = f"{self.output.name}/store"
-        datasets = self.training(self._like)
-        self._prepared[key] = self.prepare(datasets, f"store-{self.size}" if shared else own)
-        return self._prepared[key]
-
-    def prepare(
-        self, datasets: Sequence[tuple[Any, Any]], name: str, spacing_mm: float | None = None
-    ) -> Path:
-        """Prepare datasets as a store; finished scans are left alone.
-
-        Args:
-            datasets: As `foundation.prepare` takes them.
-            name: Of the store's folder, beside the outputs of the scripts.
-            spacing_mm: Of the store; the world's, or 1.5 mm, if not given.
-        """
-        usual = self.world.spacing_mm if self.generated else 1.5
-        with self.alone(name) as folder:
-            report = prepare_store(
-                datasets,
-                folder,
-                spacing_mm=spacing_mm or usual,
-                workers=1 if self.generated else None,
-                progress=not self.generated,
-            )
-        if report.failed:
-            print(f"{len(report.failed)} scans cannot be read: {report.failed}", file=sys.stderr)
-        return report.store
-
-    @property
-    def tolerance_mm(self) -> float:
-        """Of the surface Dice: a voxel of the generated world; 2 mm on real scans."""
-        return self.world.spacing_mm if self.generated else 2.0
+        return self.data.generated
 
     @cached_property
     def model(self) -> Any:
@@ -306,27 +187,6 @@ class Lab:
         if self.model is None or self.model.weights_sha256 is None:  # of a bare checkpoint
             return {}
         return {self.model.config.name: self.model.weights_sha256}
-
-    @cached_property
-    def hashes(self) -> dict[str, str]:
-        """SHA-256 of the world's datasets; or of the store's manifest, and of other folders."""
-        if not self.reads_data:
-            return {}
-        if self.generated:
-            return {f"world-{self.size}/{name}": h for name, h in self.world.sha256.items()}
-        path = self.output / "data.json"
-        stored = self.given.store or (self.given.data and self.prepares)
-        if not path.is_file():  # hashing every file of a dataset takes long, and is done once
-            found = {}
-            for text in [*self.given.test, *([] if stored else self.given.data)]:
-                dataset, root = _pair(text)
-                found[get_dataset(dataset).id] = path_sha256(root)
-            with replacing(path) as temporary:
-                temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        hashes: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
-        if stored:
-            hashes["store/manifest.json"] = path_sha256(self.store() / "manifest.json")
-        return hashes
 
     # --- arms and their runs ----------------------------------------------------------------------
 
@@ -379,7 +239,7 @@ class Lab:
                 seed=seed,
                 figures=figures,
                 seconds=time.monotonic() - started,
-                data=self.hashes,
+                data=self.data.hashes,
                 weights=weights,
                 note=" ".join([*([note] if note else []), *run.notes]),
             )
@@ -394,7 +254,7 @@ class Lab:
         record = self.record(arm, seed)
         if record is None:
             return False
-        other = "data" if dict(record.data) != self.hashes else "weights"
+        other = "data" if dict(record.data) != self.data.hashes else "weights"
         if other == "data" or dict(record.weights) != dict(weights):
             raise UsageError(
                 f"{self.output} has a record of {_text(arm)}, seed {seed}, with other {other}: by "
@@ -451,7 +311,7 @@ class Lab:
         both = [[self.scores(arm, seed, scores) for seed in self.seeds] for arm in (first, second)]
         known = list(dict.fromkeys(n for each in both for s in each for n in s.classes))
         if classes is None:
-            classes = (self.world.large_organs if self.generated else None) or known
+            classes = (self.data.world.large_organs if self.generated else None) or known
         names = [name for name in classes if name in known] or known
         cases = list(dict.fromkeys(case for each in both for s in each for case in s.cases))
         a, b = (np.stack([s.table(names, "dice", cases) for s in each]) for each in both)
@@ -492,7 +352,7 @@ class Lab:
             arm={"verdict": question, "first": _text(first), "second": _text(second)},
             figures=figures,
             seconds=0.0,
-            data=self.hashes,
+            data=self.data.hashes,
             note=verdict_text(found, _text(first), _text(second), what, dice),
         )
         self.verdicts.append(verdict)
@@ -570,13 +430,6 @@ def add_model(parser: argparse.ArgumentParser, start: str | None = None) -> None
 
 # Arguments that do not change what a record says: where it goes, and which arms are run.
 _FREE = ("output", "publish", "seeds", "only", "smoke", "mini", "gpu")
-
-
-def _pair(text: str) -> tuple[str, str]:
-    dataset, equals, root = text.partition("=")
-    if not (dataset and equals and root):
-        raise UsageError(f"{text!r} is not ID=DIR, e.g. 04=/data/LiTS or my-ct.yaml=/data/my-ct.")
-    return dataset, root
 
 
 def _text(arm: Arm) -> str:

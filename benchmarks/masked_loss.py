@@ -67,14 +67,16 @@ def as_background(datasets: list[tuple[str, str]]) -> list[tuple[Dataset, str]]:
 
 def background_store(lab: Lab) -> Path:
     """Prepare the training data with all classes declared as labelled."""
-    return lab.prepare(as_background(lab.training()), f"{lab.output.name}/store-background")
+    return lab.data.prepare(
+        as_background(lab.data.training()), f"{lab.output.name}/store-background"
+    )
 
 
 def measure(run: Run) -> Iterable[Figure]:
     """Train with or without the mask and measure."""
     store = background_store(run.lab) if run.arm["unlabelled"] == BACKGROUND else None
-    model = run.pretrain(fold=run.lab.fold, store=store)
-    return run.figures(run.score(model, run.lab.tests(fold=run.lab.fold)))
+    model = run.pretrain(fold=run.lab.data.fold, store=store)
+    return run.figures(run.score(model, run.lab.data.tests(fold=run.lab.data.fold)))
 
 
 def main() -> None:

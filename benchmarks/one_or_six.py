@@ -48,7 +48,7 @@ def tasks_of(lab: Lab) -> list[tuple[str, Task]]:
     Raises:
         UsageError: There are fewer than two.
     """
-    there = {get_dataset(name).id for name, _ in lab.training(LIKE)}
+    there = {get_dataset(name).id for name, _ in lab.data.training(LIKE)}
     wanted = [(task.generated if lab.generated else task.dataset, task) for task in TASKS]
     found = [(name, task) for name, task in wanted if name in there]
     if len(found) < 2:
@@ -60,11 +60,11 @@ def measure(run: Run) -> Iterable[Figure]:
     """Train one network or six, and measure every task."""
     lab, kind = run.lab, str(run.arm["networks"])
     found = tasks_of(lab)
-    lab.store(LIKE)
+    lab.data.store(LIKE)
     for share in [found] if kind == ONE else [[each] for each in found]:
         datasets = [name for name, _ in share]
         classes = [name for _, task in share for name in task.classes]
-        tests = lab.tests(fold=lab.fold)
+        tests = lab.data.tests(fold=lab.data.fold)
         if not lab.generated:
             tests = [test for test in tests if get_dataset(test.dataset).id in datasets]
         if not tests:
@@ -72,7 +72,7 @@ def measure(run: Run) -> Iterable[Figure]:
         model = run.pretrain(
             {"model.classes": [{"name": name} for name in classes]},
             like=LIKE,
-            fold=lab.fold,
+            fold=lab.data.fold,
             name="+".join(datasets),
             only=datasets,
             share=len(found) if kind == TOGETHER else 1,

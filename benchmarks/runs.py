@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiment_data import TestSet
 from verdicts import figures_of
 
 from foundation import (
@@ -40,21 +41,6 @@ if TYPE_CHECKING:
 LARGE = "dice/large organs"
 MAIN_PROCESS = os.environ.get("RANK", "0") == "0"  # of several that train together
 Arm = Mapping[str, str | int | float]
-
-
-@dataclass(frozen=True)
-class TestSet:
-    """Scans to measure on.
-
-    Attributes:
-        dataset: A YAML file, or an id of the paper's.
-        root: Its folder.
-        cases: Ids of the scans; None for all.
-    """
-
-    dataset: str
-    root: str
-    cases: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +98,7 @@ class Run:
         Args:
             changes: Dotted key of the configuration → value, over those of the plan.
             config: The configuration of the real size, which the plan changes.
-            like: Datasets of the world; see `Lab.training`.
+            like: Datasets of the world; see `Data.training`.
             fold: Held out of the five folds.
             name: Of the training's folder, where a run has several.
             store: In place of the lab's, of the same datasets.
@@ -123,12 +109,12 @@ class Run:
             The model's folder: the last weights where the held-out fold is what is measured, the
             best ones on it where `--test` names other scans.
         """
-        plan, store = self.lab.plan, store or self.lab.store(like)
+        plan, store = self.lab.plan, store or self.lab.data.store(like)
         settings = {**plan.settings, "seed": self.seed or 0, **(changes or {})}
         if self.lab.generated:
             stage = {"steps": plan.steps, "patch_size": plan.patch, "batch_size": 2}
-            stage |= {"spacing_mm": self.lab.world.spacing_mm}
-            ids = only or [get_dataset(dataset).id for dataset, _ in self.lab.training(like)]
+            stage |= {"spacing_mm": self.lab.data.world.spacing_mm}
+            ids = only or [get_dataset(dataset).id for dataset, _ in self.lab.data.training(like)]
             settings = {
                 "stages": [stage],
                 "sources": [{"kind": "scans", "datasets": list(ids)}],
@@ -137,7 +123,7 @@ class Run:
         else:
             settings = {"sources": _sources_of(config, store, only), **settings}
         if fold is not None:
-            settings |= {"validation.fold": fold, "validation.folds": str(self.lab.folds)}
+            settings |= {"validation.fold": fold, "validation.folds": str(self.lab.data.folds)}
             if not self.lab.given.test:  # weights that are best on what is measured look too good
                 settings["validation.every"] = 0
         elif self.lab.generated or self.lab.given.test:
@@ -166,7 +152,7 @@ class Run:
     def _shared(self, train: Callable[..., Path], known: Sequence[str]) -> Path:
         """Train in a folder that is named by all that the result depends on, but for the code."""
         key = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
-        with self.lab.alone(f"trainings-{self.lab.size}/{key}") as folder:
+        with self.lab.data.alone(f"trainings-{self.lab.size}/{key}") as folder:
             by = folder.with_suffix(".commit")
             if folder.is_dir():
                 begun = by.read_text(encoding="utf-8").strip() if by.is_file() else ""
@@ -184,8 +170,8 @@ class Run:
         Args:
             changes: As of `pretrain`.
         """
-        model = self.pretrain(changes, fold=self.lab.fold)
-        return self.figures(self.score(model, self.lab.tests(fold=self.lab.fold)))
+        model = self.pretrain(changes, fold=self.lab.data.fold)
+        return self.figures(self.score(model, self.lab.data.tests(fold=self.lab.data.fold)))
 
     def figures(self, scores: Scores, classes: Sequence[str] | None = None) -> list[Figure]:
         """Turn scores into figures; in the generated sizes also the mean over large organs.
@@ -196,7 +182,7 @@ class Run:
         """
         found = figures_of(scores, classes)
         if self.lab.generated:
-            large = self.lab.world.large_organs
+            large = self.lab.data.world.large_organs
             interval = scores.interval(large) or (None, None)
             found.append(
                 Figure(LARGE, scores.mean(large), "", *interval, n=len(scores.by_case(large)))
@@ -253,10 +239,10 @@ class Run:
         Returns:
             The scores of every scan, each from one model.
         """
-        self.lab.store(like)
+        self.lab.data.store(like)
         parts = []
         for fold in range(FOLDS):
-            named = [(get_dataset(test.dataset).id, test) for test in self.lab.held_out(fold)]
+            named = [(get_dataset(test.dataset).id, test) for test in self.lab.data.held_out(fold)]
             measured = [(name, test) for name, test in named if name in classes]
             if not measured:
                 continue  # a tiny dataset has no scan in some folds
@@ -304,7 +290,7 @@ class Run:
         done = path.with_suffix("")  # a file for each scan, so that a killed measurement goes on
         done.mkdir(parents=True, exist_ok=True)
         parts = []
-        for test in self.lab.tests() if tests is None else tests:
+        for test in self.lab.data.tests() if tests is None else tests:
             dataset = get_dataset(test.dataset)
             cases = test.cases
             if cases is None:

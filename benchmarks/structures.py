@@ -20,8 +20,9 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import yaml
+from experiment_data import TestSet
 from lab import Lab
-from runs import Run, TestSet
+from runs import Run
 from world import NEW_STRUCTURES, World
 
 from foundation import (
@@ -108,8 +109,8 @@ def open_structures(lab: Lab, models: Sequence[str]) -> Structures:
         UsageError: Another dataset than TotalSegmentator was given.
     """
     if lab.generated:
-        with lab.alone(f"structures-{lab.size}") as folder:
-            write_structures(lab.world, folder)
+        with lab.data.alone(f"structures-{lab.size}") as folder:
+            write_structures(lab.data.world, folder)
         return Structures(folder, None, read_meta(folder))
     given = [text.partition("=") for text in lab.given.data]
     if len(given) != 1 or given[0][0] not in VERSIONS:
@@ -208,7 +209,7 @@ def test_sets(lab: Lab, found: Structures, names: Sequence[str]) -> list[TestSet
         names: Of the structures.
     """
     if found.dataset is None:
-        (every,) = lab.tests(("structures_test",))
+        (every,) = lab.data.tests(("structures_test",))
         few = tuple(found.splits["test"][:2]) if lab.size == "smoke" else None
         return [replace(every, cases=few)]
     classes: dict[str, list[Any]] = {

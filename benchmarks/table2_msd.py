@@ -63,7 +63,7 @@ def measure(run: Run) -> Iterable[Figure]:
     generated = run.lab.generated
     classes = {task.generated if generated else task.dataset: task.classes for task in TASKS}
     like = list(classes) if generated else None
-    scores = run.cross_validate(classes, like=like, tolerance_mm=run.lab.tolerance_mm)
+    scores = run.cross_validate(classes, like=like, tolerance_mm=run.lab.data.tolerance_mm)
     return [*figures_of(scores), *figures_of(scores, metric="nsd")]
 
 
@@ -135,7 +135,7 @@ def write_submission(lab: Lab) -> None:
     if lab.model is None:
         raise UsageError("--submit needs -m MODEL, trained on all labelled scans of the tasks.")
     options = {"device": "auto", "progress": False}
-    pairs = [(get_dataset(name), root) for name, root in lab.training()]
+    pairs = [(get_dataset(name), root) for name, root in lab.data.training()]
     for dataset, root in pairs:
         if dataset.id in {task.dataset for task in TASKS}:
             files = list(submit(lab.model, dataset, root, lab.given.submit, **options))

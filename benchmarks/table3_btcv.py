@@ -51,7 +51,9 @@ def measured(lab: Lab) -> dict[str, tuple[str, ...]]:
 
 def measure(run: Run) -> Iterable[Figure]:
     """Train five models and measure each on its fold."""
-    scores = run.cross_validate(measured(run.lab), tolerance_mm=run.lab.tolerance_mm, hd95=True)
+    scores = run.cross_validate(
+        measured(run.lab), tolerance_mm=run.lab.data.tolerance_mm, hd95=True
+    )
     official = [name for name in scores.classes if name != LATER]
     yield Figure("dice/mean of 13", scores.mean(official), n=len(scores.cases))
     for metric in ("dice", "nsd", "hd95_mm"):

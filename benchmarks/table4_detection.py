@@ -109,9 +109,9 @@ def _figure(
 def measure(run: Run) -> Iterable[Figure]:
     """Train, or take the given model, and look for every lesion class that it has."""
     lab = run.lab
-    weights = run.train(fold=lab.fold) if lab.model is None else lab.given.model
+    weights = run.train(fold=lab.data.fold) if lab.model is None else lab.given.model
     model = lab.model or from_pretrained(weights)
-    tests = [run.unseen(test, weights) for test in lab.tests(fold=lab.fold)]
+    tests = [run.unseen(test, weights) for test in lab.data.tests(fold=lab.data.fold)]
     lesions = [name for name in LESIONS if name in model.config.class_names]
     scores = run.score(model, tests, classes=lesions, findings=lesions)
     yield from means_over_classes(scores.findings)

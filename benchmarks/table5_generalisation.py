@@ -37,9 +37,10 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
+from experiment_data import TestSet
 from lab import Lab, add_model, run_script
 from plots import bars, by_seed
-from runs import Run, TestSet
+from runs import Run
 from sizes import plans
 from verdicts import figures_of
 from world import SCALES, render_external
@@ -59,7 +60,7 @@ def sets_to_measure(lab: Lab) -> dict[str, TestSet]:
     """Return what is measured on: id of a dataset → its scans."""
     if not (lab.generated or lab.given.test):
         raise UsageError("Name the datasets to measure on: --test 06=DIR 15=DIR.")
-    sets = lab.tests(["test", "external"])
+    sets = lab.data.tests(["test", "external"])
     found = {get_dataset(each.dataset).id: each for each in sets}
     if lab.given.rendered and not lab.generated:
         raise UsageError("--rendered is for --mini and --smoke; give real scans by --test.")
@@ -75,12 +76,12 @@ def sets_to_measure(lab: Lab) -> dict[str, TestSet]:
             file=sys.stderr,
         )
     elif lab.given.rendered:
-        world = lab.world
+        world = lab.data.world
         count = SCALES[world.size].counts["external"]
         folder = lab.output / "rendered"
         pair = render_external(folder, lab.given.rendered, world.spacing_mm, count)
         found["rendered"] = TestSet(*pair)
-        lab.hashes[f"rendered-{lab.size}"] = path_sha256(folder / "rendered")
+        lab.data.hashes[f"rendered-{lab.size}"] = path_sha256(folder / "rendered")
     return found
 
 
@@ -90,10 +91,10 @@ def measure(run: Run, test: TestSet) -> Iterable[Figure]:
     model, weights = lab.model, lab.given.model
     if model is None:
         once = Run(lab, {"method": run.arm["method"]}, run.seed, run.notes)
-        weights = once.train(fold=lab.fold)
+        weights = once.train(fold=lab.data.fold)
         model = from_pretrained(weights)
     test = run.unseen(test, weights)
-    scores = run.score(model, [test], tolerance_mm=lab.tolerance_mm, hd95=True)
+    scores = run.score(model, [test], tolerance_mm=lab.data.tolerance_mm, hd95=True)
     yield Figure("scans", len(scores.cases))
     for metric in ("dice", "nsd", "hd95_mm"):
         yield from figures_of(scores, metric=metric)

@@ -124,10 +124,10 @@ def measure(run: Run) -> Iterable[Figure]:
         changes |= {"model.backbone": backbone, "model.backbone_options": options}
         model = run.pretrain(changes)
     elif backbone == "swin_unetr":  # with the options of its own configuration
-        model = run.pretrain(config="swin_unetr", fold=lab.fold)
+        model = run.pretrain(config="swin_unetr", fold=lab.data.fold)
     else:
-        model = run.pretrain({"model.backbone": backbone}, config="unet", fold=lab.fold)
-    scores = run.score(model, lab.tests(fold=lab.fold))
+        model = run.pretrain({"model.backbone": backbone}, config="unet", fold=lab.data.fold)
+    scores = run.score(model, lab.data.tests(fold=lab.data.fold))
     given = model.config.preprocessing
     count, seconds = parameters(model), step_seconds(model, device_of(run.cpu))
     return [

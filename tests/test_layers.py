@@ -111,6 +111,7 @@ def test_no_circle() -> None:
 SHARED = {
     "costs",
     "encoders",
+    "experiment_data",
     "lab",
     "plots",
     "runs",

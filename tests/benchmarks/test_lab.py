@@ -58,7 +58,7 @@ def test_a_record_of_other_weights_or_data_is_not_taken_for_this_ones(
     assert len(lab.records()) == 1, "what is done is done once"
     with pytest.raises(UsageError, match="with other weights"):
         lab.measure(arm, measured, seeds=[1], weights=theirs)
-    lab.hashes = theirs
+    lab.data.hashes = theirs
     with pytest.raises(UsageError, match="with other data"):
         lab.measure(arm, measured, seeds=[1], weights=ours)
 
