@@ -143,7 +143,7 @@ class Lab:
         name = "smoke" if given.smoke else "mini" if given.mini else "real"
         if reads_data and name == "real" and not (given.data or given.store or given.test):
             parser.error("give the datasets as ID=DIR, or --mini, or --smoke")
-        script = Path(sys.modules["__main__"].__file__ or "lab").stem
+        script = Path(getattr(sys.modules["__main__"], "__file__", None) or "lab").stem
         title = getattr(given, "name", None) or script
         lab = cls(title, name, sizes[name], given, reads_data=reads_data, prepares=prepares)
         lab._keep_plan({*_FREE, *axes})

@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pytest
 
+# One of several test processes leaves the other cores to the others. torch reads this when it is
+# imported, and so do the commands that tests start.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 

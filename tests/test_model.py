@@ -399,7 +399,7 @@ def test_a_traced_model_is_right_at_another_size(model: UniversalModel, gradient
         torch.testing.assert_close(traced(large), model(large), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("gradients", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_an_exported_model_is_right_at_another_size(model: UniversalModel, gradients: bool) -> None:
     sizes = {axis: 8 * torch.export.Dim(f"n{axis}", min=2, max=16) for axis in (2, 3, 4)}
     large = torch.rand(1, 1, 32, 16, 24)

@@ -91,7 +91,10 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_folders(tmp_path_factory.mktemp("scans"), cases=3)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name",
+    [name if name == "head" else pytest.param(name, marks=pytest.mark.slow) for name in METHODS],
+)
 def test_a_recipe_reads_the_settings_of_its_method(
     name: str,
     model: Path,

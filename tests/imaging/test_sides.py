@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from foundation.imaging.body import FOREGROUND_HU, body_box, midline_from_ct, midline_from_labels
+from foundation.imaging.body import (
+    FOREGROUND_HU,
+    body_box,
+    fill_axial_holes,
+    midline_from_ct,
+    midline_from_labels,
+)
 from foundation.imaging.sides import (
     LEFT,
     RIGHT,
@@ -47,6 +53,11 @@ def middle_of(hu: np.ndarray) -> float | None:
     return midline_from_ct(hu, MM)
 
 
+@cache
+def found_middle(seed: int) -> float | None:
+    return middle_of(ct_of(seed))
+
+
 def true_middle(seed: int) -> float:
     """The body frame's origin lies midway between the femoral heads."""
     return float(-body(seed).affine[0, 3] / MM)
@@ -63,7 +74,7 @@ def agreement(sides: np.ndarray, right: Mask, left: Mask) -> float:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_middle_is_found_from_the_ct(seed: int) -> None:
-    middle = middle_of(ct_of(seed))
+    middle = found_middle(seed)
     assert middle is not None
     assert abs(middle - true_middle(seed)) * MM < 12
 
@@ -131,6 +142,14 @@ def test_the_box_around_the_body() -> None:
     assert body_box(np.full((4, 4, 4), FOREGROUND_HU, np.float32)) is None
 
 
+@pytest.mark.parametrize("shape", [(9, 7, 5), (40, 30, 12), (1, 5, 3), (3, 3, 1)])
+def test_holes_are_filled_in_each_axial_plane(shape: tuple[int, int, int]) -> None:
+    for share in (0.3, 0.6, 0.9):
+        mask = np.random.default_rng(0).random(shape) < share
+        planes = [ndimage.binary_fill_holes(plane) for plane in np.moveaxis(mask, 2, 0)]
+        assert np.array_equal(fill_axial_holes(mask), np.stack(planes, axis=2))
+
+
 @pytest.mark.parametrize(
     "tissues",
     [("vertebrae",), ("spinal_cord",), ("hip_left", "hip_right"), ("aorta", "inferior_vena_cava")],
@@ -159,7 +178,7 @@ def test_labels_that_are_cut_off_tell_no_middle() -> None:
 def test_two_organs_get_their_sides(organ: str, with_ct: bool) -> None:
     for seed in SEEDS:
         right, left = both(seed, organ)
-        middle = middle_of(ct_of(seed)) if with_ct else None
+        middle = found_middle(seed) if with_ct else None
         sides = split_sides(right | left, MM, middle, cut_at_waist=organ == "lung")
         assert agreement(sides, right, left) == 1
         assert not sides[~(right | left)].any()
@@ -181,7 +200,7 @@ def test_two_kidneys_of_a_body_that_lies_turned() -> None:
 def test_a_single_organ_lands_on_its_side(organ: str, side: str) -> None:
     for seed in SEEDS:
         mask = body(seed).mask(f"{organ}_{side}")
-        sides = split_sides(mask, MM, middle_of(ct_of(seed)), cut_at_waist=organ == "lung")
+        sides = split_sides(mask, MM, found_middle(seed), cut_at_waist=organ == "lung")
         assert set(np.unique(sides[mask])) == {RIGHT if side == "right" else LEFT}
 
 
@@ -229,7 +248,7 @@ def test_touching_lungs_are_split_where_they_are_narrowest(with_ct: bool) -> Non
         right, left = both(seed, "lung")
         merged = bridged(right, left, 2)
         assert np.bincount(ndimage.label(merged)[0].ravel())[1:].max() > 0.99 * merged.sum()
-        middle = middle_of(ct_of(seed)) if with_ct else None
+        middle = found_middle(seed) if with_ct else None
         sides = split_sides(merged, MM, middle, cut_at_waist=True)
         assert agreement(sides, right, left) > 0.98
         assert (sides[merged] > 0).all()
@@ -245,7 +264,7 @@ def test_a_lung_that_reaches_over_the_middle_alone_stays_whole() -> None:
 def test_a_horseshoe_kidney_is_split_at_the_middle() -> None:
     for seed in SEEDS:
         right, left = both(seed, "kidney")
-        merged, middle = bridged(right, left, 2), middle_of(ct_of(seed))
+        merged, middle = bridged(right, left, 2), found_middle(seed)
         assert middle is not None
         assert np.bincount(ndimage.label(merged)[0].ravel())[1:].max() > 0.99 * merged.sum()
         sides = split_sides(merged, MM, middle, cut_at_waist=False)
@@ -273,7 +292,7 @@ def test_the_tip_of_the_other_kidney_keeps_its_side() -> None:
     tip = left.copy()
     tip[:, :, : np.flatnonzero(left.any(axis=(0, 1)))[-1]] = False
     assert tip.sum() < 0.05 * right.sum()
-    for middle in (middle_of(ct_of(0)), true_middle(0)):
+    for middle in (found_middle(0), true_middle(0)):
         sides = split_sides(right | tip, MM, middle, cut_at_waist=False)
         assert agreement(sides, right, tip) == 1
 
@@ -308,7 +327,7 @@ def test_organs_go_to_the_side_they_lie_on(organ: str, mixed: str) -> None:
             "twice": (whole, whole),  # the prompts of two sides are nearly the same
             "bands": (np.where(bands, right, left), np.where(bands, left, right)),
         }[mixed]
-        middle = middle_of(ct_of(seed))
+        middle = found_middle(seed)
         assert middle is not None
         found = correct_sides(*given, MM, middle, cut_at_waist=organ == "lung")
         assert np.array_equal(found[0] | found[1], whole) and not (found[0] & found[1]).any()

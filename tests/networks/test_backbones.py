@@ -45,6 +45,13 @@ def config(backbone, **options):
     )
 
 
+# The two costly ones are slow where a check computes whole patches several times.
+QUICK = [
+    pytest.param(name, marks=pytest.mark.slow) if name in ("swin_unetr", "unetpp") else name
+    for name in BACKBONES
+]
+
+
 @pytest.fixture(scope="module", params=BACKBONES)
 def model(request):
     torch.manual_seed(0)
@@ -125,6 +132,7 @@ def test_encoder_and_decoder_share_no_layer_and_leave_none_out(model):
     assert shared == {id(p) for name in encoder for p in owners[name].parameters(recurse=False)}
 
 
+@pytest.mark.parametrize("model", QUICK, indirect=True, scope="module")
 def test_gradient_reaches_every_parameter(model):
     model.zero_grad()
     model(image_for(model)).square().mean().backward()
@@ -140,6 +148,7 @@ def test_gradient_reaches_every_parameter(model):
     model.zero_grad()
 
 
+@pytest.mark.parametrize("model", QUICK, indirect=True, scope="module")
 def test_a_patch_does_not_depend_on_its_neighbours_in_the_batch(model):
     images = image_for(model, batch=2)
     with torch.no_grad():
@@ -307,6 +316,7 @@ def test_wrong_choices_say_what_is_allowed(name, options, message):
         build_backbone(name, 1, **options)
 
 
+@pytest.mark.slow
 def test_the_embedded_models_backbone_does_without_monai():
     code = (
         "import sys; from foundation.networks.backbones import build_backbone; "

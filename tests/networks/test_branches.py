@@ -53,7 +53,9 @@ def test_old_logits_stay_bit_for_bit(kind: str, tmp_path: Path) -> None:
     assert torch.equal(logits(loaded), after)
 
 
-@pytest.mark.parametrize(("name", "size"), [("lite_unet", 64), ("unet", 32)])
+@pytest.mark.parametrize(
+    ("name", "size"), [("lite_unet", 64), pytest.param("unet", 32, marks=pytest.mark.slow)]
+)
 def test_old_logits_of_real_sizes_stay_too(name: str, size: int) -> None:
     """Matrix products of other sizes may be summed in another order: 32 and 512 show it."""
     tiny = tiny_model()

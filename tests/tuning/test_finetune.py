@@ -70,7 +70,7 @@ def tune(base: UniversalModel, scans: Path, run: Path, method: str, **changes: o
 
 @pytest.mark.parametrize(
     "method",
-    ["head", "lora", *(pytest.param(m, marks=pytest.mark.slow) for m in ("full", "continual"))],
+    ["head", *(pytest.param(m, marks=pytest.mark.slow) for m in ("lora", "full", "continual"))],
 )
 def test_what_a_method_leaves(
     method: str, base: UniversalModel, scans: Path, tmp_path: Path
@@ -102,10 +102,14 @@ def test_what_a_method_leaves(
     ("method", "in_probe", "at"),
     [
         ("head", True, 7),
-        ("lora", False, 7),
         *(
             pytest.param(*each, marks=pytest.mark.slow)
-            for each in (("full", True, 2), ("full", False, 7), ("continual", False, 7))
+            for each in (
+                ("lora", False, 7),
+                ("full", True, 2),
+                ("full", False, 7),
+                ("continual", False, 7),
+            )
         ),
     ],
 )

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,11 @@ classes:
 """
 
 
+@cache
+def body_of(seed: int) -> phantom.Phantom:
+    return phantom.generate(seed, 8.0)
+
+
 class Data:
     """A folder with phantoms as a dataset of the user's own."""
 
@@ -50,7 +56,7 @@ class Data:
             self.add(f"case{seed}", seed)
 
     def add(self, id_: str, seed: int) -> None:
-        body = phantom.generate(seed, 8.0)
+        body = body_of(seed)
         labels = np.zeros(body.label_map.shape, np.uint8)
         for name, value in (("liver", 1), ("kidney_left", 2), ("kidney_right", 2), ("spleen", 3)):
             labels[body.mask(name)] = value
