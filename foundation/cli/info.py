@@ -87,13 +87,14 @@ def _described(name: str) -> tuple[Card, NetworkConfig | AdapterConfig | None]:
         card = read_card(name)
         folder = card.folder
     elif given.is_dir():
-        from foundation.hub import adapter_files, saved
+        from foundation.hub import adapter_files
+        from foundation.hub.folder import CARD, is_adapter, saved_folder
 
-        folder = saved.saved_folder(given)
-        path = folder / saved.CARD
+        folder = saved_folder(given)
+        path = folder / CARD
         if not path.is_file():
-            raise UsageError(f"{given} is no saved model, adapter or run: it has no {saved.CARD}.")
-        if saved.is_adapter(folder):
+            raise UsageError(f"{given} is no saved model, adapter or run: it has no {CARD}.")
+        if is_adapter(folder):
             adapter = adapter_files.read_config(folder)
             return Card.read(adapter.name, path), adapter
         card = Card.read(given.name, path)

@@ -18,7 +18,7 @@ from foundation.evaluation.records import Record, read_records
 from foundation.evaluation.tables import read_table, render_blocks, render_table
 from foundation.files import replacing
 from foundation.hub.cards import Card
-from foundation.hub.saved import EVAL_RESULTS, RECORDS
+from foundation.hub.folder import EVAL_RESULTS, RECORDS
 from foundation.settings import did_you_mean
 
 TABLES = Path("benchmarks") / "tables"

@@ -20,8 +20,8 @@ from foundation.evaluation.labelled_ct import measure_ct
 from foundation.evaluation.records import Figure, Record, read_records
 from foundation.files import path_sha256
 from foundation.hub.cards import card_names
+from foundation.hub.folder import CARD
 from foundation.hub.load import from_pretrained, model_folder, model_records
-from foundation.hub.saved import CARD
 from foundation.model import Model
 
 TOLERANCE = 1e-4  # of Dice: other processors round otherwise, and a voxel at a border may flip

@@ -41,20 +41,19 @@ from foundation.config import AdapterConfig, Origin
 from foundation.errors import UsageError, WeightsError, listed
 from foundation.files import read_text
 from foundation.hub.cards import Card, Results, adapter_card
-from foundation.hub.saved import (
+from foundation.hub.folder import (
     ADAPTER_FILES,
     ADDED_CLASSES,
     CARD,
     PEFT_CONFIG,
     PEFT_WEIGHTS,
     UNIVERSAL_CT,
-    read_tensors,
-    stored,
-    unwrapped,
     verify_sums,
     write_sums,
     written_at_once,
 )
+from foundation.hub.saved import unwrapped
+from foundation.hub.tensors import read_tensors, stored
 from foundation.model import (
     UniversalModel,
     check_finite,

@@ -26,8 +26,8 @@ from foundation.files import replacing
 from foundation.hardware import computes_bfloat16
 from foundation.hub.cards import card_names, read_card
 from foundation.hub.example import cache_folder, offline
+from foundation.hub.folder import summed_files, verify_sums
 from foundation.hub.load import from_pretrained
-from foundation.hub.saved import summed_files, verify_sums
 
 Status = Literal["ok", "doubt", "failed"]
 GOLDEN = "golden.json"

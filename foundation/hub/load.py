@@ -42,7 +42,7 @@ from foundation.hub.download import (
     repo_id,
     split_revision,
 )
-from foundation.hub.saved import (
+from foundation.hub.folder import (
     ADAPTER_REQUIRED,
     CARD,
     CONFIG,
@@ -50,14 +50,12 @@ from foundation.hub.saved import (
     SUMS,
     WEIGHTS,
     is_adapter,
-    load_folder,
     read_sums,
-    save_pretrained,
     saved_folder,
     summed_files,
-    unwrapped,
     verify_sums,
 )
+from foundation.hub.saved import load_folder, save_pretrained, unwrapped
 from foundation.inference.predict import choose_device
 from foundation.model import (
     Model,

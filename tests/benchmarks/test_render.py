@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard, parse_eval_result_entries
 
 from foundation.evaluation import read_records, read_table, render_blocks, write_rendered
 from foundation.hub.cards import card_names, read_card
-from foundation.hub.saved import EVAL_RESULTS, RECORDS
+from foundation.hub.folder import EVAL_RESULTS, RECORDS
 
 # TRAINING_LOG.md is left out: a log is prose of its day, which nobody renders anew.
 TEXTS = [

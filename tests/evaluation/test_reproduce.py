@@ -25,7 +25,7 @@ from foundation.evaluation import (
     reproduce,
     weights_sha256,
 )
-from foundation.hub.saved import RECORDS
+from foundation.hub.folder import RECORDS
 from foundation.model import UniversalModel
 
 NAMES = ("case/ct.nii.gz", "case/labels.nii.gz", "case/labels.json")

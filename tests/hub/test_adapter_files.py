@@ -25,8 +25,7 @@ from foundation.config import ClassSpec
 from foundation.errors import HubError, MissingExtraError, UsageError, WeightsError
 from foundation.hub.adapter_files import read_config, save_adapter
 from foundation.hub.cards import PACKAGE, Card, Results
-from foundation.hub.load import load_adapter, model_card
-from foundation.hub.saved import (
+from foundation.hub.folder import (
     ADAPTER_FILES,
     ADDED_CLASSES,
     CARD,
@@ -34,10 +33,10 @@ from foundation.hub.saved import (
     PEFT_WEIGHTS,
     SUMS,
     UNIVERSAL_CT,
-    load_folder,
-    save_pretrained,
     write_sums,
 )
+from foundation.hub.load import load_adapter, model_card
+from foundation.hub.saved import load_folder, save_pretrained
 from foundation.hub.upload import push_adapter, push_to_hub
 from foundation.model import UniversalModel
 from foundation.text import class_prompt

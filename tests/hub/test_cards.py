@@ -8,7 +8,7 @@ from foundation.config import ModelConfig
 from foundation.errors import HubError, WeightsError
 from foundation.hub.cards import Card, card_names, generate_card, list_models, read_card
 from foundation.hub.convert import published_config
-from foundation.hub.saved import CONFIG
+from foundation.hub.folder import CONFIG
 from foundation.model import UniversalModel
 from foundation.taxonomy import CLASSES
 

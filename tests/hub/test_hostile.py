@@ -21,8 +21,7 @@ from foundation.errors import UniversalCTError, WeightsError, printable
 from foundation.files import file_sha256
 from foundation.hub.adapter_files import save_adapter
 from foundation.hub.cards import Card
-from foundation.hub.load import from_pretrained, model_card
-from foundation.hub.saved import (
+from foundation.hub.folder import (
     ADAPTER_FILES,
     ADDED_CLASSES,
     CARD,
@@ -31,10 +30,11 @@ from foundation.hub.saved import (
     SUMMED,
     SUMS,
     WEIGHTS,
-    read_tensors,
-    save_pretrained,
     write_sums,
 )
+from foundation.hub.load import from_pretrained, model_card
+from foundation.hub.saved import save_pretrained
+from foundation.hub.tensors import read_tensors
 from foundation.model import UniversalModel, fill, without_memory
 from foundation.networks.backbones import BACKBONES, build_backbone
 
@@ -229,7 +229,7 @@ def test_a_loaded_model_does_not_look_into_the_file(folder: Path) -> None:
 
 def test_tensors_are_read_in_parts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = load_file(folder / WEIGHTS)
-    monkeypatch.setattr("foundation.hub.saved._READ_BYTES", 100)
+    monkeypatch.setattr("foundation.hub.tensors._READ_BYTES", 100)
     found = read_tensors(folder / WEIGHTS)
     assert found.keys() == whole.keys()
     assert all(torch.equal(found[name], value) for name, value in whole.items())

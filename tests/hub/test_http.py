@@ -18,16 +18,9 @@ from foundation.errors import HubError, UsageError, WeightsError
 from foundation.evaluation import Figure, append_record, new_record, read_records
 from foundation.hub.cards import Card
 from foundation.hub.download import Access
+from foundation.hub.folder import CARD, CONFIG, EVAL_RESULTS, RECORDS, REQUIRED, WEIGHTS
 from foundation.hub.load import from_pretrained, model_card
-from foundation.hub.saved import (
-    CARD,
-    CONFIG,
-    EVAL_RESULTS,
-    RECORDS,
-    REQUIRED,
-    WEIGHTS,
-    save_pretrained,
-)
+from foundation.hub.saved import save_pretrained
 from foundation.hub.upload import push_to_hub
 
 NAME = "lab/tiny"
