@@ -37,15 +37,15 @@ from .files import replacing as replacing
 from .files import replacing_folder as replacing_folder
 from .hardware import keep_freed_memory as keep_freed_memory
 from .hub.adapter_files import save_adapter as save_adapter
-from .hub.cards import Base as Base
 from .hub.cards import Card as Card
 from .hub.cards import ModelSummary as ModelSummary
-from .hub.cards import Results as Results
 from .hub.cards import list_models as list_models
 from .hub.load import from_pretrained as from_pretrained
 from .hub.load import load_adapter as load_adapter
 from .hub.load import model_card as model_card
 from .hub.load import segment as segment
+from .hub.new_cards import Base as Base
+from .hub.new_cards import Results as Results
 from .hub.saved import save_pretrained as save_pretrained
 from .hub.upload import push_adapter as push_adapter
 from .hub.upload import push_to_hub as push_to_hub

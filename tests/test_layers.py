@@ -35,7 +35,16 @@ CONVENIENCE = {
     *(f"model.universal hub.{name}" for name in ("load", "upload", "adapter_files")),
 }
 WITHOUT_TORCH = (
-    *("errors", "taxonomy", "config", "files", "hub.cards", "imaging.layout", "cli.main"),
+    *(
+        "errors",
+        "taxonomy",
+        "config",
+        "files",
+        "hub.cards",
+        "hub.new_cards",
+        "imaging.layout",
+        "cli.main",
+    ),
     *("cli.datasets", "cli.prepare", "cli.pretrain", "cli.add_class", "tuning.methods"),
 )
 

@@ -40,7 +40,7 @@ from foundation.adapting.adapters import (
 from foundation.config import AdapterConfig, Origin
 from foundation.errors import UsageError, WeightsError, listed
 from foundation.files import read_text
-from foundation.hub.cards import Card, Results, adapter_card
+from foundation.hub.cards import Card
 from foundation.hub.folder import (
     ADAPTER_FILES,
     ADDED_CLASSES,
@@ -52,6 +52,7 @@ from foundation.hub.folder import (
     write_sums,
     written_at_once,
 )
+from foundation.hub.new_cards import Results, adapter_card
 from foundation.hub.saved import unwrapped
 from foundation.hub.tensors import read_tensors, stored
 from foundation.model import (

@@ -18,7 +18,7 @@ from foundation.adapting.low_rank import has_adapters
 from foundation.config import ModelConfig, Origin, read_config
 from foundation.errors import UsageError, WeightsError
 from foundation.files import read_text
-from foundation.hub.cards import Base, Card, Results, card_names, generate_card, read_card
+from foundation.hub.cards import Card, card_names, read_card
 from foundation.hub.folder import (
     CARD,
     CONFIG,
@@ -33,6 +33,7 @@ from foundation.hub.folder import (
     write_sums,
     written_at_once,
 )
+from foundation.hub.new_cards import Base, Results, generate_card
 from foundation.hub.tensors import opened, read_header, read_tensors, sort_metadata, stored
 from foundation.model import (
     Model,

@@ -33,7 +33,7 @@ from foundation.evaluation.report import Report, write_report
 from foundation.evaluation.scores import Scores
 from foundation.evaluation.scoring import evaluate
 from foundation.hardware import keep_freed_memory
-from foundation.hub.cards import Results
+from foundation.hub.new_cards import Results
 from foundation.inference.predict import choose_device
 from foundation.model import UniversalModel
 from foundation.networks.protocol import check_trainable, require

@@ -24,7 +24,7 @@ from foundation.adapting.classes import add_classes
 from foundation.config import ClassSpec
 from foundation.errors import HubError, MissingExtraError, UsageError, WeightsError
 from foundation.hub.adapter_files import read_config, save_adapter
-from foundation.hub.cards import PACKAGE, Card, Results
+from foundation.hub.cards import PACKAGE, Card
 from foundation.hub.folder import (
     ADAPTER_FILES,
     ADDED_CLASSES,
@@ -36,6 +36,7 @@ from foundation.hub.folder import (
     write_sums,
 )
 from foundation.hub.load import load_adapter, model_card
+from foundation.hub.new_cards import Results
 from foundation.hub.saved import load_folder, save_pretrained
 from foundation.hub.upload import push_adapter, push_to_hub
 from foundation.model import UniversalModel

@@ -6,9 +6,10 @@ from tiny import tiny_model
 
 from foundation.config import ModelConfig
 from foundation.errors import HubError, WeightsError
-from foundation.hub.cards import Card, card_names, generate_card, list_models, read_card
+from foundation.hub.cards import Card, card_names, list_models, read_card
 from foundation.hub.convert import published_config
 from foundation.hub.folder import CONFIG
+from foundation.hub.new_cards import generate_card
 from foundation.model import UniversalModel
 from foundation.taxonomy import CLASSES
 

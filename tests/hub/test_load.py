@@ -21,9 +21,10 @@ from foundation.config import Origin
 from foundation.errors import HubError, UsageError, WeightsError
 from foundation.files import file_sha256
 from foundation.hub import convert
-from foundation.hub.cards import Base, Card, Results
+from foundation.hub.cards import Card
 from foundation.hub.folder import CARD, CONFIG, PROMPTS, REQUIRED, SUMS, WEIGHTS
 from foundation.hub.load import from_pretrained, model_card
+from foundation.hub.new_cards import Base, Results
 from foundation.hub.saved import base_of
 from foundation.hub.saved import save_pretrained as save
 from foundation.model import UniversalModel

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from foundation.errors import UsageError
 
 if TYPE_CHECKING:
-    from foundation.hub.cards import Results
+    from foundation.hub.new_cards import Results
     from foundation.model import UniversalModel
     from foundation.tuning.feeds import Feed
     from foundation.tuning.run import TuningRun

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from foundation.tuning.methods.base import NetworkMethod
 
 if TYPE_CHECKING:
-    from foundation.hub.cards import Results
+    from foundation.hub.new_cards import Results
     from foundation.model import UniversalModel
     from foundation.tuning.run import TuningRun
 
