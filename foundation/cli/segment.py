@@ -112,6 +112,9 @@ class Report:
             found = sum(ml > 0 for ml in outcome.volumes_ml.values())
             saved = os.path.dirname(outcome.files[-1])
             say(f"{place}: {found} structures in {outcome.seconds:g} s, saved to {saved}")
+            if outcome.doubts:
+                words = [f"{name} {', '.join(each)}" for name, each in outcome.doubts.items()]
+                say(f"  look at these: {'; '.join(words)}")
         elif outcome.status == "claimed":
             say(f"{place}: left to another process. {outcome.error}")
 

@@ -16,6 +16,7 @@ PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  
 UNIVERSAL_CT, ADDED_CLASSES = "universal_ct.json", "added_classes.safetensors"
 CARD, SUMS = "README.md", "SHA256SUMS"
 RECORDS, EVAL_RESULTS = "records.jsonl", ".eval_results"  # what was measured with the weights
+CALIBRATION = "trust.json"  # see foundation.imaging.calibration; weights may have none
 # The card is not among them: it is prose, which people edit on the Hub's pages after publishing.
 SUMMED = (CONFIG, WEIGHTS, PROMPTS)
 ADAPTER_FILES = (UNIVERSAL_CT, PEFT_CONFIG, PEFT_WEIGHTS, ADDED_CLASSES)
@@ -50,9 +51,14 @@ def is_adapter(folder: Path) -> bool:
 
 
 def summed_files(folder: Path) -> tuple[str, ...]:
-    """Return the files that a saved folder has beside its sums: a model without text has fewer."""
-    sums = folder / SUMS
-    return PLAIN if sums.is_file() and PROMPTS not in read_sums(sums) else SUMMED
+    """Return the files that a saved model has sums of: without text it has no prompts.
+
+    Args:
+        folder: Of the model. One without sums counts as that of a text-driven model.
+    """
+    sums = read_sums(folder / SUMS) if (folder / SUMS).is_file() else dict.fromkeys(SUMMED)
+    needed = SUMMED if PROMPTS in sums else PLAIN
+    return (*needed, CALIBRATION) if CALIBRATION in sums else needed
 
 
 def write_sums(folder: Path, names: Sequence[str]) -> dict[str, str]:
@@ -172,7 +178,7 @@ def written_at_once(folder: Path, names: Sequence[str]) -> Iterator[Path]:
         )
     found = {path.name for path in folder.glob("*")}
     # A README.md or config.json alone may be anybody's; the sums are ours.
-    ours = {*names, SUMS, CARD, RECORDS, EVAL_RESULTS}
+    ours = {*names, SUMS, CARD, RECORDS, EVAL_RESULTS, CALIBRATION}
     foreign = sorted(found - ours if SUMS in found else found)
     if foreign:
         raise UsageError(

@@ -20,6 +20,7 @@ from foundation.errors import UsageError, WeightsError
 from foundation.files import read_text
 from foundation.hub.cards import Card, card_names, read_card
 from foundation.hub.folder import (
+    CALIBRATION,
     CARD,
     CONFIG,
     EVAL_RESULTS,
@@ -27,7 +28,9 @@ from foundation.hub.folder import (
     PROMPTS,
     RECORDS,
     SUMMED,
+    SUMS,
     WEIGHTS,
+    read_sums,
     summed_files,
     verify_sums,
     write_sums,
@@ -35,6 +38,7 @@ from foundation.hub.folder import (
 )
 from foundation.hub.new_cards import Base, Results, generate_card
 from foundation.hub.tensors import opened, read_header, read_tensors, sort_metadata, stored
+from foundation.imaging.calibration import Calibration
 from foundation.model import (
     Model,
     UniversalModel,
@@ -106,6 +110,9 @@ def save_pretrained(
             save_file({_PROMPT_KEY: prompts}, temporary / PROMPTS, metadata=metadata)
             sort_metadata(temporary / PROMPTS)
         sums = write_sums(temporary, names)
+        if model.calibration and model.calibration.weights_sha256 == sums[WEIGHTS]:
+            model.calibration.write(temporary / CALIBRATION)
+            sums = write_sums(temporary, (*names, CALIBRATION))
         if card is None:
             parameters = sum(parameter.numel() for parameter in model.parameters())
             card = generate_card(
@@ -216,13 +223,50 @@ def load_folder(folder: Path) -> Model:
             verify_sums(folder)  # which says what is missing
         prompt_embedding = _read_prompts(folder / PROMPTS, config)
     weights = folder / WEIGHTS
-    return build_model(
+    model = build_model(
         config,
         read_header(weights),
         prompt_embedding,
         str(folder),
         read=lambda: read_tensors(weights),
     )
+    if CALIBRATION in names:
+        model.calibration = Calibration.read(folder / CALIBRATION)
+        _check_calibration(folder, model.calibration)
+    return model
+
+
+def save_calibration(folder: str | Path, calibration: Calibration) -> Path:
+    """Put a calibration beside the weights of a saved model; an earlier one is replaced.
+
+    Args:
+        folder: Of the model.
+        calibration: Of its weights.
+
+    Returns:
+        The file.
+
+    Raises:
+        WeightsError: The folder is incomplete or damaged, or holds other weights.
+    """
+    folder = Path(folder)
+    names = [name for name in summed_files(folder) if name != CALIBRATION]
+    verify_sums(folder, names)
+    _check_calibration(folder, calibration)
+    write_sums(folder, names)  # a file without a sum is not read
+    calibration.write(folder / CALIBRATION)
+    write_sums(folder, [*names, CALIBRATION])
+    return folder / CALIBRATION
+
+
+def _check_calibration(folder: Path, calibration: Calibration) -> None:
+    own = read_sums(folder / SUMS)[WEIGHTS]
+    if calibration.weights_sha256 != own:
+        raise WeightsError(
+            f"The calibration for {folder} is of other weights: SHA-256 "
+            f"{calibration.weights_sha256[:12]}… in place of {own[:12]}…. Delete its line in "
+            f"{SUMS}, or calibrate again: python benchmarks/trust.py."
+        )
 
 
 def _origin(config: ModelConfig) -> dict[str, str]:

@@ -24,6 +24,7 @@ from foundation.imaging.layout import ResultFiles, Writing
 from foundation.imaging.legend import colours, display_name
 from foundation.imaging.probabilities import QUANTA, ProbabilityMap
 from foundation.imaging.sidecar import Label, Sidecar
+from foundation.imaging.trust import TRUST_COLUMNS, Trust
 from foundation.imaging.volumes import Volume, VolumeWarning
 from foundation.imaging.writing import write_label_map, write_mask
 
@@ -72,6 +73,8 @@ class Segmentation:
         model_name: Name of the model.
         model_sha256: Of its weights, where it has one.
         options: What else the CT was segmented with, for the sidecar.
+        trust: Class name → how far its mask can be trusted; empty where it was not looked at.
+        doubts: What is odd about the body, in sentences.
     """
 
     volume: Volume
@@ -84,6 +87,8 @@ class Segmentation:
     model_name: str = ""
     model_sha256: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    trust: Mapping[str, Trust] = field(default_factory=dict)
+    doubts: tuple[str, ...] = ()
     _packed: dict[str, _PackedMask | None] = field(default_factory=dict, repr=False, compare=False)
 
     def __repr__(self) -> str:
@@ -97,8 +102,8 @@ class Segmentation:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Doubts about the CT, in sentences; empty where there are none."""
-        return self.volume.warnings
+        """Doubts about the CT and the body in it, in sentences; empty where there are none."""
+        return (*self.volume.warnings, *self.doubts)
 
     def mask(self, name: str) -> NDArray[np.bool_]:
         """Return the mask of a class.
@@ -280,6 +285,7 @@ class Segmentation:
                 seconds=seconds,
                 peak_memory_mib=peak_memory_mib,
                 ct_sha256=ct_sha256,
+                quality=self.trust or None,
             )
             with result.file(places.sidecar) as file:
                 sidecar.write(file)
@@ -304,11 +310,11 @@ class Segmentation:
         truncated = self.truncated
         with path.open("w", newline="", encoding="utf-8", errors="replace") as file:
             writer = csv.writer(file)
-            writer.writerow(["class", "volume_ml", "truncated", "warnings"])
-            writer.writerows(
-                [name, f"{ml:.3f}", str(name in truncated).lower(), " ".join(doubts)]
-                for name, ml in self.volumes_ml.items()
-            )
+            writer.writerow(["class", "volume_ml", "truncated", *TRUST_COLUMNS, "warnings"])
+            for name, ml in self.volumes_ml.items():
+                trust = self.trust[name].row() if name in self.trust else [""] * len(TRUST_COLUMNS)
+                row = [name, f"{ml:.3f}", str(name in truncated).lower(), *trust]
+                writer.writerow([*row, " ".join(doubts)])
 
     def _file_stem(self, name: str) -> str:
         """A class's name as a file's: a name is the model's own, and might hold a path."""

@@ -10,7 +10,9 @@ It is called `segmentation.json` in a folder of its own, and `STEM.segmentation.
     files         every file of the result but the sidecar, relative to the sidecar's folder
     complete      false only while an earlier result is being replaced
     warnings      doubts about the CT or the result, in sentences
-    seconds, peak_memory_mib, ct_sha256, quality
+    quality       class → how far it can be trusted, see `foundation.imaging.trust`; null where it
+                  was not looked at
+    seconds, peak_memory_mib, ct_sha256
                   measurements; null where nothing was measured
 """
 
@@ -24,6 +26,7 @@ from typing import Any, Literal
 
 from foundation.errors import UsageError
 from foundation.files import replacing
+from foundation.imaging.trust import Trust
 
 FORMAT_VERSION = 1
 
@@ -80,7 +83,7 @@ class Sidecar:
     ct_sha256: str | None = None
     seconds: float | None = None
     peak_memory_mib: float | None = None
-    quality: Mapping[str, Any] | None = None
+    quality: Mapping[str, Trust] | None = None
     complete: bool = True
     format: Literal["universal-ct segmentation"] = "universal-ct segmentation"
 

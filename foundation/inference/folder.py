@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from foundation.imaging.result import Layout
+    from foundation.imaging.trust import Trust
     from foundation.inference.options import FolderOptions, InferenceOptions
     from foundation.inference.request import Request
     from foundation.networks.protocol import Network
@@ -349,6 +350,7 @@ def segment_case(
         volumes_ml={name: round(ml, 3) for name, ml in segmentation.volumes_ml.items()},
         truncated=list(segmentation.truncated),
         warnings=list(Sidecar.read(files[-1]).warnings),
+        doubts=_doubts(segmentation.trust),
         seconds=round(time.monotonic() - start, 1),
         ct_sha256=ct_sha256,
         peak_memory_mib=peak_memory_mib(),
@@ -392,8 +394,13 @@ def _skipped(case: Case, found: Sidecar) -> Outcome:
         volumes_ml={label.name: label.volume_ml for label in labels},
         truncated=[label.name for label in labels if label.truncated],
         warnings=list(found.warnings),
+        doubts=_doubts(found.quality or {}),
         ct_sha256=found.ct_sha256,
     )
+
+
+def _doubts(trust: Mapping[str, Trust]) -> dict[str, list[str]]:
+    return {name: list(each.doubts) for name, each in trust.items() if each.doubts}
 
 
 def _stat(path: Path) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
     {"event": "run", …}       once a run: versions, model and the SHA-256 of its weights, options
     {"event": "started", …}   before each case
-    {"event": "finished", …}  after it: status, SHA-256 of the CT, warnings, seconds, memory, error
+    {"event": "finished", …}  after it: status, SHA-256 of the CT, warnings, doubts, seconds, …
     {"event": "stopped", …}   instead, where a signal or an error ended the run
     {"event": "set aside", …} instead, where the process had died in this case twice in a row
 
@@ -138,6 +138,7 @@ class Manifest:
             "status": outcome.status,
             "ct_sha256": outcome.ct_sha256,
             "warnings": cleaned,
+            "doubts": outcome.doubts,
             "seconds": outcome.seconds,
             "peak_memory_mib": outcome.peak_memory_mib,
             "error": error,

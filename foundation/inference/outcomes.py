@@ -24,6 +24,7 @@ class Outcome:
         volumes_ml: Class name → millilitres, 0.0 where it was not found.
         truncated: Classes that reach the border of the scan.
         warnings: Doubts about the CT or the result, in sentences.
+        doubts: Class name → what is unusual about its mask, in words.
         seconds: From reading the CT to the last file.
         error: What went wrong, where it failed.
         ct_sha256: Of the CT's file, where it was read.
@@ -37,6 +38,7 @@ class Outcome:
     volumes_ml: dict[str, float] = field(default_factory=dict)
     truncated: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    doubts: dict[str, list[str]] = field(default_factory=dict)
     seconds: float = 0.0
     error: str | None = None
     ct_sha256: str | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -17,13 +18,15 @@ from scipy import ndimage
 from foundation import taxonomy
 from foundation.config import NetworkConfig, check_overlap
 from foundation.errors import UsageError
+from foundation.imaging.assessment import assess
 from foundation.imaging.body import body_box, midline_from_ct
+from foundation.imaging.calibration import Calibration
 from foundation.imaging.frame import Frame
 from foundation.imaging.memory import require_memory
 from foundation.imaging.preprocess import RAS, frame_of, ras_axes, reorient
 from foundation.imaging.probabilities import QUANTA, ProbabilityMap, crop
 from foundation.imaging.result import Segmentation
-from foundation.imaging.volumes import Source, read_ct
+from foundation.imaging.volumes import Source, VolumeWarning, read_ct
 from foundation.inference import postprocess as rules
 from foundation.inference.postprocess import CONNECTED, Mask
 from foundation.inference.sliding_window import collect, slide
@@ -104,6 +107,10 @@ def segment_volume(
     threshold = config.preprocessing.threshold
     if postprocess:
         maps.update(_cleaned(maps, computed, hu, frame, threshold))
+    # Organs that were computed for the rules tell where the scan ends, too.
+    trust, doubts = assess(maps, computed, hu, frame, threshold, _calibration_of(network))
+    for doubt in doubts:
+        warnings.warn(doubt, VolumeWarning, stacklevel=2)
     return Segmentation(
         volume=volume,
         frame=frame,
@@ -115,6 +122,8 @@ def segment_volume(
         model_name=config.name,
         model_sha256=getattr(network, "weights_sha256", None),
         options={**options, "device": str(target)},
+        trust={name: trust[name] for name in names},
+        doubts=tuple(doubts),
     )
 
 
@@ -238,6 +247,13 @@ def _in_ras(
 def _device_of(network: Network) -> torch.device:
     weights = next(network.parameters(), None)
     return torch.device("cpu") if weights is None else weights.device
+
+
+def _calibration_of(network: Network) -> Calibration | None:
+    """What the weights came with, as long as they are the same."""
+    found: Calibration | None = getattr(network, "calibration", None)
+    same = found and found.weights_sha256 == getattr(network, "weights_sha256", None)
+    return found if same else None
 
 
 def _cleaned(

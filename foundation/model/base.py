@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from foundation.config import NetworkConfig, Origin
 from foundation.errors import UsageError, listed
+from foundation.imaging.calibration import Calibration
 from foundation.imaging.result import Segmentation
 from foundation.imaging.volumes import Source
 from foundation.inference.predict import segment_volume
@@ -45,6 +46,7 @@ class Model(nn.Module):
         )
         self.config = replace(config, divisor=self.backbone.divisor)
         self.origin: Origin | None = None
+        self.calibration: Calibration | None = None  # of the weights as they were loaded
         self._as_loaded: object = None
 
     def __repr__(self) -> str:

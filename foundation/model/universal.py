@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +13,9 @@ from foundation.adapting import adapters
 from foundation.adapting.classes import Expectation, add_class
 from foundation.config import ModelConfig
 from foundation.errors import UsageError
+from foundation.model.base import Model
 from foundation.networks.branches import Branch, rows_by_branch, trained_rows
 from foundation.networks.head import TextDrivenHead, as_volume, is_recorded
-
-if TYPE_CHECKING:
-    pass
-
-from foundation.model.base import Model
 
 PROMPTS = "prompt_embedding"  # the prompts' key in a state dict
 

@@ -6,6 +6,7 @@ import os
 import socket
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,11 +23,21 @@ from foundation.errors import HubError, UsageError, WeightsError
 from foundation.files import file_sha256
 from foundation.hub import convert
 from foundation.hub.cards import Card
-from foundation.hub.folder import CARD, CONFIG, PROMPTS, REQUIRED, SUMS, WEIGHTS
+from foundation.hub.folder import (
+    CALIBRATION,
+    CARD,
+    CONFIG,
+    PROMPTS,
+    REQUIRED,
+    SUMS,
+    WEIGHTS,
+    write_sums,
+)
 from foundation.hub.load import from_pretrained, model_card
 from foundation.hub.new_cards import Base, Results
-from foundation.hub.saved import base_of
+from foundation.hub.saved import base_of, save_calibration
 from foundation.hub.saved import save_pretrained as save
+from foundation.imaging.calibration import Calibration
 from foundation.model import UniversalModel
 from foundation.networks import Encoder
 
@@ -414,6 +425,47 @@ def test_unchanged_weights_keep_their_card(tmp_path: Path) -> None:
     results = Results("mine", "validation", 2, {"liver": 0.5}, {"liver": 0.25}, 3.0)
     given = model_card(save(model, tmp_path / "changed", results=results))
     assert "| liver | 0.500 | 0.250 |" in given.text and "tolerance of 3 mm" in given.text
+
+
+def calibration_of(folder: Path) -> Calibration:
+    sha256 = file_sha256(folder / WEIGHTS)
+    return Calibration(sha256, 1.0, 0.0, {"liver": 0.1}, (), (-0.1,), (0.1,), 200, "renderings")
+
+
+def test_a_calibration_stays_with_its_weights_and_with_no_others(
+    folder: Path, tmp_path: Path
+) -> None:
+    assert from_pretrained(folder).calibration is None
+    save_calibration(folder, calibration_of(folder))
+    model = from_pretrained(folder)
+    assert model.calibration == calibration_of(folder)
+    assert from_pretrained(save(model, tmp_path / "copy")).calibration == model.calibration
+    with torch.no_grad():
+        next(model.parameters()).mul_(1.01)
+    other = save(model, tmp_path / "changed")
+    assert from_pretrained(other).calibration is None and not (other / CALIBRATION).exists()
+    with pytest.raises(WeightsError, match="is of other weights"):
+        save_calibration(other, calibration_of(folder))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda raw: {**raw, "slope": float("nan")}, "expected a finite"),
+        (lambda raw: {**raw, "low": []}, "one interval more"),
+        (lambda raw: {**raw, "weights_sha256": "0" * 64}, "of other weights"),
+        (lambda raw: {**raw, "format_version": 99}, "format version"),
+        (lambda raw: [raw], "trust.json"),
+    ],
+)
+def test_a_calibration_of_a_stranger_is_checked(folder: Path, change: Any, message: str) -> None:
+    path = save_calibration(folder, calibration_of(folder))
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    with pytest.raises(WeightsError, match=r"trust\.json is damaged or was changed"):
+        from_pretrained(folder)
+    write_sums(folder, (CONFIG, WEIGHTS, PROMPTS, CALIBRATION))
+    with pytest.raises(WeightsError, match=message):
+        from_pretrained(folder)
 
 
 def test_the_base_of_a_card_may_be_given(tmp_path: Path) -> None:

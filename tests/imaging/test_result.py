@@ -140,7 +140,7 @@ def test_doubts_about_the_ct_are_part_of_the_result(tmp_path: Path) -> None:
     files = result.save(tmp_path / "out")
     assert Sidecar.read(files[-1]).warnings == (doubt,)
     rows = (tmp_path / "out" / "volumes.csv").read_text().splitlines()
-    assert rows[0] == "class,volume_ml,truncated,warnings"
+    assert rows[0].startswith("class,volume_ml,truncated,") and rows[0].endswith(",warnings")
     assert all(doubt in row for row in rows[1:])
 
 

@@ -1,5 +1,6 @@
 """Segmenting a CT with a network that thresholds HU: physics goes in, millilitres come out."""
 
+import csv
 import json
 import sys
 import warnings
@@ -15,8 +16,12 @@ from torch import Tensor, nn
 
 from foundation.config import ClassSpec, ModelConfig, Preprocessing, TextSpec
 from foundation.errors import UsageError, VolumeError, WeightsError
+from foundation.imaging.calibration import Calibration
 from foundation.imaging.probabilities import QUANTA
-from foundation.imaging.volumes import read_ct
+from foundation.imaging.sidecar import Sidecar
+from foundation.imaging.trust import Trust
+from foundation.imaging.volumes import VolumeWarning, read_ct
+from foundation.inference import predict
 from foundation.inference.predict import choose_device, segment_volume
 from foundation.inference.sliding_window import (
     SlabAccumulator,
@@ -614,3 +619,47 @@ def test_a_real_ct_segments(model, open_data, tmp_path):
     result = model.segment(open_data / "totalsegmentator_example" / "ct.nii.gz", progress=False)
     assert set(result.volumes_ml) == set(model.classes)
     assert result.save(tmp_path)[0].is_file()
+
+
+# --- trust ----------------------------------------------------------------------------------------
+
+
+def calibrated(sha256: str) -> ThresholdNetwork:
+    """A network that has weights of a name, and a calibration of weights called "a"."""
+    net = ThresholdNetwork()
+    net.weights_sha256 = sha256
+    net.calibration = Calibration(
+        "a", 1.0, -0.1, {"liver": 0.0}, (0.5,), (-1, -0.2), (1, 0.1), 9, ""
+    )
+    return net
+
+
+def test_how_far_each_mask_can_be_trusted_is_part_of_the_result(tmp_path):
+    result = segment(ball_ct(), calibrated("a"))
+    liver, spleen = result.trust["liver"], result.trust["spleen"]
+    assert (liver.state, liver.size) == ("found", "small")  # a ball of 45 ml
+    assert liver.attenuation == "high" and 300 < liver.mean_hu < 450
+    assert liver.dice == pytest.approx(liver.own_dice) and spleen.state == "not found"
+    assert liver.dice_low == pytest.approx(liver.dice - 0.2)
+    files = result.save(tmp_path / "out")
+    assert Sidecar.read(files[-1]).quality == result.trust
+    with (tmp_path / "out" / "volumes.csv").open(newline="") as file:
+        rows = {row["class"]: row for row in csv.DictReader(file)}
+    assert rows["liver"]["state"] == "found" and rows["spleen"]["mean_hu"] == ""
+    assert rows["liver"]["dice_expected"] == f"{liver.dice:.2f}"
+    assert rows["liver"]["doubts"].startswith("unusually small; unusually high attenuation")
+
+
+def test_a_calibration_speaks_for_its_own_weights_only():
+    trust = segment(ball_ct(), calibrated("b")).trust["liver"]
+    assert trust.own_dice is not None and trust.dice is None
+
+
+def test_a_body_that_lies_mirrored_is_a_doubt_about_the_whole_scan(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        predict, "assess", lambda *_: (dict.fromkeys(ABOVE_HU, Trust("found")), ["Odd."])
+    )
+    with pytest.warns(VolumeWarning, match="Odd"):
+        result = segment_volume(network(), ball_ct(), progress=False)
+    assert result.warnings == ("Odd.",)
+    assert Sidecar.read(result.save(tmp_path / "out")[-1]).warnings == ("Odd.",)

@@ -1,7 +1,7 @@
 """How far each structure of a segmentation can be trusted, and whether the body lies as it should.
 
-Everything is looked at on the network's grid, where it costs little: whether a structure was found,
-lies outside of the scan or is cut by its border; whether its volume and attenuation are usual
+Everything is looked at on the network's grid, where it costs little: whether a structure was found
+or lies outside of the scan; whether its volume and attenuation are usual
 (`foundation.imaging.anatomy` has the ranges and their sources); and the Dice to expect.
 
 The network's own estimate of its Dice comes from its probabilities. For a mask M and probabilities
@@ -14,179 +14,20 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from foundation.files import replacing
 from foundation.imaging.anatomy import USUAL
+from foundation.imaging.calibration import Calibration
 from foundation.imaging.frame import Frame
 from foundation.imaging.probabilities import QUANTA, ProbabilityMap
-from foundation.settings import read, read_file
+from foundation.imaging.trust import Trust
 
-FORMAT_VERSION = 1
-CALIBRATION = "trust.json"  # in the folder of the weights
 FEWEST_ORGANS = 4  # whose order tells which end is up
-FEWEST_POINTS = 20  # of a class, for a level of its own
 MIRRORED_MM = 20.0  # the spleen lies on the liver's right by more than this
-BINS = 3
-State = Literal["found", "not found", "outside"]
-
-
-@dataclass(frozen=True)
-class Trust:
-    """How far one structure can be trusted.
-
-    Attributes:
-        state: "outside": not found, and where it would lie the scan has ended.
-        cut: Whether it reaches the border of the scan.
-        size: Its volume against the usual range; None where it is cut, was not found, or no source
-            gives a range.
-        mean_hu: Of its mask.
-        attenuation: That against the usual range.
-        own_dice: The network's own estimate of its Dice, in [0, 1]; not calibrated.
-        dice: The Dice to expect; None where the weights have no calibration.
-        dice_low, dice_high: Nine of ten structures of the calibration lay in this interval.
-    """
-
-    state: State
-    cut: bool = False
-    size: Literal["usual", "small", "large"] | None = None
-    mean_hu: float | None = None
-    attenuation: Literal["usual", "low", "high"] | None = None
-    own_dice: float | None = None
-    dice: float | None = None
-    dice_low: float | None = None
-    dice_high: float | None = None
-
-    @property
-    def doubts(self) -> tuple[str, ...]:
-        """What is unusual, in words; empty where nothing is."""
-        found = ["cut by the border of the scan"] if self.cut else []
-        if self.size in ("small", "large"):
-            found.append(f"unusually {self.size}")
-        if self.attenuation in ("low", "high"):
-            found.append(f"unusually {self.attenuation} attenuation ({self.mean_hu:.0f} HU)")
-        return tuple(found)
-
-
-# --- calibration ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """The way from a network's own estimate to the Dice to expect.
-
-    Attributes:
-        weights_sha256: Of the weights that it belongs to.
-        slope: Of the Dice by the own estimate.
-        level: What is added; by class in `levels`.
-        levels: Class name → level.
-        edges: Expected Dice at which the intervals change.
-        low, high: Of each interval: what is added to the expected Dice.
-        scans: How many were measured.
-        source: What they were.
-    """
-
-    weights_sha256: str
-    slope: float
-    level: float
-    levels: Mapping[str, float]
-    edges: tuple[float, ...]
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-    scans: int
-    source: str
-
-    def expected(self, name: str, own_dice: float) -> tuple[float, float, float]:
-        """Return the Dice to expect, and its interval, all in [0, 1]."""
-        dice = self.slope * own_dice + self.levels.get(name, self.level)
-        place = int(np.searchsorted(self.edges, dice))
-        three = np.clip([dice, dice + self.low[place], dice + self.high[place]], 0, 1)
-        return float(three[0]), float(three[1]), float(three[2])
-
-    def write(self, path: Path) -> None:
-        """Write as JSON, whole or not at all."""
-        import json
-
-        content = {"format_version": FORMAT_VERSION, **asdict(self)}
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-    @classmethod
-    def read(cls, path: Path) -> Calibration:
-        """Read what `write` wrote.
-
-        Raises:
-            UsageError: The file is damaged, or of another format version.
-        """
-        return read(cls, read_file(path), str(path), version=FORMAT_VERSION)
-
-
-def calibrate(
-    names: Sequence[str],
-    own_dice: ArrayLike,
-    dice: ArrayLike,
-    *,
-    weights_sha256: str,
-    scans: int,
-    source: str,
-) -> Calibration:
-    """Fit the Dice by a network's own estimate: one slope, a level for each class.
-
-    Args:
-        names: The class of each structure, (N,).
-        own_dice: The network's own estimates, (N,).
-        dice: Against the truth, (N,).
-        weights_sha256: Of the network.
-        scans: From how many scans the structures are.
-        source: What these are.
-
-    Returns:
-        The calibration. Its intervals hold nine of ten of the structures.
-    """
-    own, true = np.asarray(own_dice, float), np.asarray(dice, float)
-    labels = np.asarray(names)
-    often = [n for n in dict.fromkeys(names) if (labels == n).sum() >= FEWEST_POINTS]
-    groups = np.array([often.index(n) if n in often else -1 for n in names])
-    # Within classes, so that the slope is not the difference between easy and hard ones.
-    centred = [(own, true)] if not often else []
-    for index in range(len(often)):
-        mine = groups == index
-        centred.append((own[mine] - own[mine].mean(), true[mine] - true[mine].mean()))
-    x, y = (np.concatenate(each) for each in zip(*centred, strict=True))
-    slope = float(x @ y / max(x @ x, 1e-9))
-    level = float((true - slope * own).mean())
-    levels = {
-        name: float((true - slope * own)[groups == index].mean())
-        for index, name in enumerate(often)
-    }
-    expected = slope * own + np.array([levels.get(n, level) for n in names])
-    edges = np.quantile(expected, np.linspace(0, 1, BINS + 1)[1:-1])
-    place = np.searchsorted(edges, expected)
-    low, high = [], []
-    for index in range(BINS):
-        rest = (true - expected)[place == index]
-        ends = np.quantile(rest, [0.05, 0.95]) if len(rest) else (0.0, 0.0)
-        low.append(float(ends[0]))
-        high.append(float(ends[1]))
-    return Calibration(
-        weights_sha256,
-        slope,
-        level,
-        levels,
-        tuple(map(float, edges)),
-        tuple(low),
-        tuple(high),
-        scans,
-        source,
-    )
-
-
-# --- one scan -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -266,7 +107,7 @@ def _judge(name: str, found: _Structure, calibration: Calibration | None) -> Tru
         size = _against(found.volume_ml, usual.volume_ml, "small", "large")
     if usual and usual.mean_hu:
         attenuation = _against(found.mean_hu, usual.mean_hu, "low", "high")
-    trust = Trust("found", found.cut, size, found.mean_hu, attenuation, found.own_dice)
+    trust = Trust("found", size, found.mean_hu, attenuation, found.own_dice)
     if calibration is None:
         return trust
     dice, low, high = calibration.expected(name, found.own_dice)
