@@ -46,6 +46,7 @@ from .hub.load import model_card as model_card
 from .hub.load import segment as segment
 from .hub.new_cards import Base as Base
 from .hub.new_cards import Results as Results
+from .hub.saved import save_calibration as save_calibration
 from .hub.saved import save_pretrained as save_pretrained
 from .hub.upload import push_adapter as push_adapter
 from .hub.upload import push_to_hub as push_to_hub

@@ -49,6 +49,7 @@ from foundation.evaluation.intervals import (
     wilson,
 )
 from foundation.evaluation.labelled_ct import (
+    compare_with_reference,
     measure_ct,
     reference_of,
 )
@@ -137,6 +138,7 @@ __all__ = [
     "bootstrap_ratio",
     "calibration",
     "command_line",
+    "compare_with_reference",
     "describe_machine",
     "dice",
     "evaluate",

@@ -74,7 +74,7 @@ def reference_of(
     return labelled.read(labelled.classes, like=grid)
 
 
-def compare(segmentation: Segmentation, reference: Reference) -> tuple[Figure, ...]:
+def compare_with_reference(segmentation: Segmentation, reference: Reference) -> tuple[Figure, ...]:
     """Compare a segmentation with labels.
 
     Args:
@@ -131,10 +131,10 @@ def measure_ct(
         also: See `reference_of`.
 
     Returns:
-        See `compare`.
+        See `compare_with_reference`.
 
     Raises:
-        UsageError, VolumeError: See `reference_of` and `compare`.
+        UsageError, VolumeError: See `reference_of` and `compare_with_reference`.
     """
     segmentation = model.segment(ct)
-    return compare(segmentation, reference_of(labels, also, segmentation))
+    return compare_with_reference(segmentation, reference_of(labels, also, segmentation))

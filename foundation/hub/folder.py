@@ -16,7 +16,7 @@ PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  
 UNIVERSAL_CT, ADDED_CLASSES = "universal_ct.json", "added_classes.safetensors"
 CARD, SUMS = "README.md", "SHA256SUMS"
 RECORDS, EVAL_RESULTS = "records.jsonl", ".eval_results"  # what was measured with the weights
-CALIBRATION = "trust.json"  # see foundation.imaging.calibration; weights may have none
+CALIBRATION = "trust.json"  # see foundation.imaging.expected_dice; weights may have none
 # The card is not among them: it is prose, which people edit on the Hub's pages after publishing.
 SUMMED = (CONFIG, WEIGHTS, PROMPTS)
 ADAPTER_FILES = (UNIVERSAL_CT, PEFT_CONFIG, PEFT_WEIGHTS, ADDED_CLASSES)

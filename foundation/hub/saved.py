@@ -38,7 +38,7 @@ from foundation.hub.folder import (
 )
 from foundation.hub.new_cards import Base, Results, generate_card
 from foundation.hub.tensors import opened, read_header, read_tensors, sort_metadata, stored
-from foundation.imaging.calibration import Calibration
+from foundation.imaging.expected_dice import Calibration
 from foundation.model import (
     Model,
     UniversalModel,

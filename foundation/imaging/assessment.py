@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foundation.imaging.anatomy import USUAL
-from foundation.imaging.calibration import Calibration
+from foundation.imaging.expected_dice import Calibration
 from foundation.imaging.frame import Frame
 from foundation.imaging.probabilities import QUANTA, ProbabilityMap
 from foundation.imaging.trust import Trust
@@ -108,9 +108,10 @@ def _judge(name: str, found: _Structure, calibration: Calibration | None) -> Tru
     if usual and usual.mean_hu:
         attenuation = _against(found.mean_hu, usual.mean_hu, "low", "high")
     trust = Trust("found", size, found.mean_hu, attenuation, found.own_dice)
-    if calibration is None:
+    expected = calibration.expected(name, found.own_dice) if calibration else None
+    if expected is None:
         return trust
-    dice, low, high = calibration.expected(name, found.own_dice)
+    dice, low, high = expected
     return replace(trust, dice=dice, dice_low=low, dice_high=high)
 
 

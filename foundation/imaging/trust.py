@@ -20,7 +20,7 @@ class Trust:
         mean_hu: Of its mask.
         attenuation: That against the usual range.
         own_dice: The network's own estimate of its Dice, in [0, 1]; not calibrated.
-        dice: The Dice to expect; None where the weights have no calibration.
+        dice: The Dice to expect; None where the weights have no calibration for the class.
         dice_low, dice_high: Nine of ten structures of the calibration lay in this interval.
     """
 

@@ -20,7 +20,7 @@ from foundation.config import NetworkConfig, check_overlap
 from foundation.errors import UsageError
 from foundation.imaging.assessment import assess
 from foundation.imaging.body import body_box, midline_from_ct
-from foundation.imaging.calibration import Calibration
+from foundation.imaging.expected_dice import Calibration
 from foundation.imaging.frame import Frame
 from foundation.imaging.memory import require_memory
 from foundation.imaging.preprocess import RAS, frame_of, ras_axes, reorient

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from foundation.config import NetworkConfig, Origin
 from foundation.errors import UsageError, listed
-from foundation.imaging.calibration import Calibration
+from foundation.imaging.expected_dice import Calibration
 from foundation.imaging.result import Segmentation
 from foundation.imaging.volumes import Source
 from foundation.inference.predict import segment_volume

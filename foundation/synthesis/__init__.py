@@ -9,6 +9,7 @@ from foundation.synthesis.anatomy import (
     Anatomy,
     load_anatomies,
     phantom_anatomy,
+    sets_of,
     stored_anatomy,
 )
 from foundation.synthesis.phantom import TISSUES, Phantom, generate
@@ -37,6 +38,7 @@ __all__ = [
     "phantom_anatomy",
     "phantom_ct",
     "render_ct",
+    "sets_of",
     "stored_anatomy",
     "write_scans",
 ]

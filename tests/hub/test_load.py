@@ -37,7 +37,7 @@ from foundation.hub.load import from_pretrained, model_card
 from foundation.hub.new_cards import Base, Results
 from foundation.hub.saved import base_of, save_calibration
 from foundation.hub.saved import save_pretrained as save
-from foundation.imaging.calibration import Calibration
+from foundation.imaging.expected_dice import Calibration
 from foundation.model import UniversalModel
 from foundation.networks import Encoder
 
@@ -429,7 +429,7 @@ def test_unchanged_weights_keep_their_card(tmp_path: Path) -> None:
 
 def calibration_of(folder: Path) -> Calibration:
     sha256 = file_sha256(folder / WEIGHTS)
-    return Calibration(sha256, 1.0, 0.0, {"liver": 0.1}, (), (-0.1,), (0.1,), 200, "renderings")
+    return Calibration(sha256, 1.0, {"liver": 0.1}, (), (-0.1,), (0.1,), 200, "renderings")
 
 
 def test_a_calibration_stays_with_its_weights_and_with_no_others(

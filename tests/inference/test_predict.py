@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from foundation.config import ClassSpec, ModelConfig, Preprocessing, TextSpec
 from foundation.errors import UsageError, VolumeError, WeightsError
-from foundation.imaging.calibration import Calibration
+from foundation.imaging.expected_dice import Calibration
 from foundation.imaging.probabilities import QUANTA
 from foundation.imaging.sidecar import Sidecar
 from foundation.imaging.trust import Trust
@@ -628,9 +628,7 @@ def calibrated(sha256: str) -> ThresholdNetwork:
     """A network that has weights of a name, and a calibration of weights called "a"."""
     net = ThresholdNetwork()
     net.weights_sha256 = sha256
-    net.calibration = Calibration(
-        "a", 1.0, -0.1, {"liver": 0.0}, (0.5,), (-1, -0.2), (1, 0.1), 9, ""
-    )
+    net.calibration = Calibration("a", 1.0, {"liver": 0.0}, (0.5,), (-1, -0.2), (1, 0.1), 9, "")
     return net
 
 

@@ -31,8 +31,7 @@ class Calibration:
     Attributes:
         weights_sha256: Of the weights that it belongs to.
         slope: Of the Dice by the own estimate.
-        level: What is added; by class in `levels`.
-        levels: Class name → level.
+        levels: Class name → what is added to that.
         edges: Expected Dice at which the intervals change.
         low, high: Of each interval: what is added to the expected Dice.
         scans: How many were measured.
@@ -41,7 +40,6 @@ class Calibration:
 
     weights_sha256: str
     slope: float
-    level: float
     levels: Mapping[str, float]
     edges: tuple[float, ...]
     low: tuple[float, ...]
@@ -53,9 +51,19 @@ class Calibration:
         if len(self.low) != len(self.high) or len(self.low) != len(self.edges) + 1:
             raise UsageError("A calibration has one interval more than edges between them.")
 
-    def expected(self, name: str, own_dice: float) -> tuple[float, float, float]:
-        """Return the Dice to expect, and its interval, all in [0, 1]."""
-        dice = self.slope * own_dice + self.levels.get(name, self.level)
+    def expected(self, name: str, own_dice: float) -> tuple[float, float, float] | None:
+        """Return the Dice to expect, and its interval, all in [0, 1].
+
+        Args:
+            name: Of the class.
+            own_dice: The network's own estimate.
+
+        Returns:
+            None for a class that the calibration has seen too few of.
+        """
+        if name not in self.levels:
+            return None
+        dice = self.slope * own_dice + self.levels[name]
         place = int(np.searchsorted(self.edges, dice))
         three = np.clip([dice, dice + self.low[place], dice + self.high[place]], 0, 1)
         return float(three[0]), float(three[1]), float(three[2])
@@ -97,41 +105,42 @@ def calibrate(
         source: What these are.
 
     Returns:
-        The calibration. Its intervals hold nine of ten of the structures.
+        The calibration. Its intervals hold nine of ten of the structures. A class with fewer than
+        20 structures has no part in it.
+
+    Raises:
+        UsageError: No class has as many.
     """
-    own, true = np.asarray(own_dice, float), np.asarray(dice, float)
     labels = np.asarray(names)
     often = [n for n in dict.fromkeys(names) if (labels == n).sum() >= FEWEST_POINTS]
-    groups = np.array([often.index(n) if n in often else -1 for n in names])
+    if not often:
+        raise UsageError(f"No class has {FEWEST_POINTS} structures. Measure more scans.")
+    own, true = np.asarray(own_dice, float), np.asarray(dice, float)
+    mine = {name: np.flatnonzero(labels == name) for name in often}
     # Within classes, so that the slope is not the difference between easy and hard ones.
-    centred = [(own, true)] if not often else []
-    for index in range(len(often)):
-        mine = groups == index
-        centred.append((own[mine] - own[mine].mean(), true[mine] - true[mine].mean()))
-    x, y = (np.concatenate(each) for each in zip(*centred, strict=True))
+    x, y = (
+        np.concatenate([values[rows] - values[rows].mean() for rows in mine.values()])
+        for values in (own, true)
+    )
     slope = float(x @ y / max(x @ x, 1e-9))
-    level = float((true - slope * own).mean())
-    levels = {
-        name: float((true - slope * own)[groups == index].mean())
-        for index, name in enumerate(often)
-    }
-    expected = slope * own + np.array([levels.get(n, level) for n in names])
+    levels = {name: float((true - slope * own)[rows].mean()) for name, rows in mine.items()}
+    kept = np.concatenate([*mine.values()])
+    expected = slope * own[kept] + np.array([levels[names[row]] for row in kept])
     edges = np.quantile(expected, np.linspace(0, 1, BINS + 1)[1:-1])
     place = np.searchsorted(edges, expected)
     low, high = [], []
     for index in range(BINS):
-        rest = (true - expected)[place == index]
+        rest = (true[kept] - expected)[place == index]
         ends = np.quantile(rest, [0.05, 0.95]) if len(rest) else (0.0, 0.0)
         low.append(float(ends[0]))
         high.append(float(ends[1]))
     return Calibration(
-        weights_sha256,
-        slope,
-        level,
-        levels,
-        tuple(map(float, edges)),
-        tuple(low),
-        tuple(high),
-        scans,
-        source,
+        weights_sha256=weights_sha256,
+        slope=slope,
+        levels=levels,
+        edges=tuple(map(float, edges)),
+        low=tuple(low),
+        high=tuple(high),
+        scans=scans,
+        source=source,
     )
