@@ -76,6 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = build_parser().parse_args(argv)
     except SystemExit as stop:  # argparse has printed help, the version or what is wrong
+        words = sys.argv[1:] if argv is None else argv
+        if stop.code and (paths := [w for w in words if w[:1] == "-" and os.path.exists(w)]):
+            say(f"A path that begins with - is taken for an option. Write it as ./{paths[0]}")
         return stop.code if isinstance(stop.code, int) else 1
     try:
         with messages(args):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ WRAPPERS = [
     "state_dict_ema",
 ]
 _PREFIXES = re.compile(r"^((module|model|_orig_mod)\.)+")  # of wrappers, Lightning, torch.compile
+_MOST_UNPACKED = 4  # times the size of an archive; PyTorch does not compress
 TEXT_DIM = 512  # of the published prompt embeddings, CLIP ViT-B/32
 
 
@@ -357,6 +359,7 @@ def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
         raise WeightsError(
             f"{path} is a Git LFS pointer, not weights. Run git lfs pull, or download."
         )
+    _refuse_bomb(path)
     try:
         if path.suffix == ".safetensors":
             loaded: Any = load_file(path)
@@ -383,6 +386,24 @@ def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
     if not isinstance(loaded, Mapping):
         raise WeightsError(f"{path} holds a {type(loaded).__name__}, not a dictionary of weights.")
     return loaded
+
+
+def _refuse_bomb(path: Path) -> None:
+    """Refuse an archive that is small on disk and unpacks to more than memory holds.
+
+    PyTorch writes its archives without compression: what they hold is as large as the file.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return  # another format, or damaged: its reader says so
+    size = path.stat().st_size
+    if unpacked > _MOST_UNPACKED * size:
+        raise WeightsError(
+            f"{path} has {size} bytes and would unpack to {unpacked}: PyTorch does not compress "
+            "weights, so this is no checkpoint of its. Get it from its publisher again."
+        )
 
 
 def is_lfs_pointer(path: Path) -> bool:

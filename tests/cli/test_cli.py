@@ -101,6 +101,15 @@ def test_info_describes_published_weights(capsys: pytest.CaptureFixture[str]) ->
         assert fact in said
 
 
+def test_a_path_like_an_option_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("-x.nii.gz").touch()
+    assert main(["segment", "-x.nii.gz", "-o", "out"]) == 2
+    assert "Write it as ./-x.nii.gz" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [

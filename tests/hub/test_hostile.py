@@ -4,6 +4,7 @@ import copy
 import json
 import random
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -137,6 +138,21 @@ def test_a_published_checkpoint_must_be_finite(tmp_path: Path) -> None:
     for features_only in (False, True):
         with pytest.raises(WeightsError, match=r"NaN or infinity in \S*down\.0"):
             from_pretrained(tmp_path / "unet.pth", features_only=features_only)
+
+
+def test_an_archive_that_unpacks_to_more_than_memory_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.pth"
+    torch.save({"net": {"weight": torch.zeros(64 * 2**20)}}, path)  # 256 MiB of zeros
+    with (
+        zipfile.ZipFile(path) as plain,
+        zipfile.ZipFile(tmp_path / "packed.pth", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for entry in plain.namelist():
+            packed.writestr(entry, plain.read(entry))
+    path.unlink()
+    assert (tmp_path / "packed.pth").stat().st_size < 2**20
+    with pytest.raises(WeightsError, match="PyTorch does not compress"):
+        from_pretrained(tmp_path / "packed.pth")
 
 
 # --- without memory (R8) --------------------------------------------------------------------------
