@@ -168,8 +168,7 @@ def _parts(
     """Each structure that is there: its name, the box around it, and its mask in that box."""
     if not isinstance(masks, Mapping):
         for name in masks.present:
-            found = masks._found(name)
-            yield name, (found.box, found.unpack())
+            yield name, masks.boxed(name)
         return
     for name, given in masks.items():
         mask = np.asarray(given, bool)
