@@ -27,6 +27,12 @@ from foundation.imaging.probabilities import QUANTA, ProbabilityMap
 from foundation.imaging.trust import Trust
 
 FEWEST_ORGANS = 4  # whose order tells which end is up
+INVERTED = -0.5  # their heights against the usual ones: a correlation below this
+# By what is worth believing the place of the body is told. False masks are small, uncertain, or of
+# the wrong tissue: on crops of the open CTs they made "upside down" of scans that were not.
+LEAST_OWN_DICE = 0.8
+LEAST_ML = 1.0
+LEAST_LIVER_ML = 100.0  # a neck has false masks, too, but no liver of this size
 MIRRORED_MM = 20.0  # the spleen lies on the liver's right by more than this
 
 
@@ -67,15 +73,14 @@ def assess(
         for name in names
         if name in maps and (each := _measure(maps[name], hu, frame, threshold)) is not None
     }
-    offset = _offset_mm(found)
+    trusts = {name: _judge(name, each, calibration) for name, each in found.items()}
+    landmarks = {n: each for n, each in found.items() if _is_landmark(each, trusts[n])}
+    offset = _offset_mm(landmarks)
     height_mm = (frame.shape[2] - 1) * frame.spacing_mm[2]
-    trusts = {}
     for name in names:
-        if name in found:
-            trusts[name] = _judge(name, found[name], calibration)
-        else:
+        if name not in found:
             trusts[name] = Trust("outside" if _is_outside(name, offset, height_mm) else "not found")
-    return trusts, _body_doubts(found)
+    return trusts, _body_doubts(landmarks)
 
 
 def _measure(
@@ -119,6 +124,12 @@ def _against(value: float, usual: tuple[float, float], below: str, above: str) -
     return below if value < usual[0] else above if value > usual[1] else "usual"
 
 
+def _is_landmark(found: _Structure, trust: Trust) -> bool:
+    """Whether a structure is certain enough to tell where the body lies."""
+    certain = found.own_dice >= LEAST_OWN_DICE and found.volume_ml >= LEAST_ML
+    return certain and trust.attenuation != "low" and trust.attenuation != "high"
+
+
 def _offset_mm(found: Mapping[str, _Structure]) -> float | None:
     """Where along the body the centre of the liver lies, or would lie, by all that was found."""
     places = {name: z for name in found if (z := _place(name)) is not None}
@@ -144,9 +155,11 @@ def _is_outside(name: str, offset: float | None, height_mm: float) -> bool:
 
 def _body_doubts(found: Mapping[str, _Structure]) -> list[str]:
     """Whether left and right, or head and feet, seem to be exchanged."""
-    doubts = []
+    doubts: list[str] = []
     liver, spleen = found.get("liver"), found.get("spleen")
-    if liver and spleen and spleen.centre_mm[0] - liver.centre_mm[0] > MIRRORED_MM:
+    if liver is None or liver.volume_ml < LEAST_LIVER_ML:
+        return doubts
+    if spleen and spleen.centre_mm[0] - liver.centre_mm[0] > MIRRORED_MM:
         doubts.append(
             "The spleen lies on the right of the liver: left and right may be exchanged in the "
             "header, or the organs of this person lie mirrored."
@@ -157,7 +170,7 @@ def _body_doubts(found: Mapping[str, _Structure]) -> list[str]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # all at one height
             order = np.corrcoef(seen, list(places.values()))[0, 1]
-        if order < 0:
+        if order < INVERTED:
             doubts.append(
                 "The organs lie in the reverse order from head to feet: the scan may be upside "
                 "down. Check the orientation in its header."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ def body(z_mm: float = 250.0, sign: int = 1, mirror: bool = False) -> dict[str, 
     places = {name: USUAL[name].z_mm or 0.0 for name in ("liver", "spleen", "kidney_right")}
     places |= {"stomach": -12.0, "duodenum": -75.0}
     return {
-        name: block((side.get(name, 150.0), 100.0, z_mm + sign * z), 6)
+        name: block((side.get(name, 150.0), 100.0, z_mm + sign * z), 10 if name == "liver" else 6)
         for name, z in places.items()
     }
 
@@ -87,6 +88,19 @@ def test_a_mirrored_and_an_inverted_body_are_noticed(frame: Frame) -> None:
     assert len(mirrored) == 1 and "left and right" in mirrored[0]
     _, inverted = assess(body(sign=-1), list(body()), hu, frame, 0.5)
     assert len(inverted) == 1 and "upside down" in inverted[0]
+
+
+@pytest.mark.parametrize("value", [140, 255])
+def test_what_is_uncertain_tells_nothing_about_the_body(frame: Frame, value: int) -> None:
+    hu = np.full(frame.shape, 50, np.float32)
+    maps = body(sign=-1)
+    maps |= {
+        name: replace(each, values=np.full_like(each.values, value)) for name, each in maps.items()
+    }
+    _, doubts = assess(maps, list(maps), hu, frame, 0.5)
+    assert bool(doubts) == (value == 255), "a neck in which a network finds organs, not sure of any"
+    maps["liver"] = block((200.0, 100.0, 250.0), 3)  # 3 ml
+    assert assess(maps, list(maps), hu, frame, 0.5)[1] == []
 
 
 def test_the_networks_own_estimate_is_the_dice_of_probabilities_that_are_right(
