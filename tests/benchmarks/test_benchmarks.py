@@ -22,7 +22,18 @@ def report(script: str, *arguments: str) -> dict[str, object]:
     return printed
 
 
-_MODULES = ("costs", "encoders", "lab", "plots", "runs", "sizes", "structures", "tasks", "verdicts")
+_MODULES = (
+    "costs",
+    "encoders",
+    "experiment_data",
+    "lab",
+    "plots",
+    "runs",
+    "sizes",
+    "structures",
+    "tasks",
+    "verdicts",
+)
 SHARED = {f"{name}.py" for name in _MODULES}  # what scripts import; none is called itself
 SCRIPTS = sorted(path.name for path in (REPOSITORY / "benchmarks").glob("*.py"))
 # Those of the paper's tables are run whole, by test_smoke.
