@@ -22,30 +22,18 @@ def report(script: str, *arguments: str) -> dict[str, object]:
     return printed
 
 
-_MODULES = (
-    "costs",
-    "encoders",
-    "experiment_data",
-    "lab",
-    "plots",
-    "runs",
-    "sizes",
-    "structures",
-    "tasks",
-    "verdicts",
-)
-SHARED = {f"{name}.py" for name in _MODULES}  # what scripts import; none is called itself
-SCRIPTS = sorted(path.name for path in (REPOSITORY / "benchmarks").glob("*.py"))
-# Those of the paper's tables are run whole, by test_smoke.
-RUN_ELSEWHERE = {
-    path.name
-    for path in (REPOSITORY / "benchmarks").glob("*.py")
-    if "Lab.parse(" in path.read_text(encoding="utf-8")
+TEXTS = {
+    path.name: path.read_text(encoding="utf-8")
+    for path in sorted((REPOSITORY / "benchmarks").glob("*.py"))
 }
+SCRIPTS = list(TEXTS)
+IMPORTED = [name for name, text in TEXTS.items() if 'if __name__ == "__main__"' not in text]
+# The scripts of the paper's tables are run whole, by test_smoke.
+CALLED = [n for n, text in TEXTS.items() if n not in IMPORTED and "Lab.parse(" not in text]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", sorted({*SCRIPTS} - SHARED - RUN_ELSEWHERE))
+@pytest.mark.parametrize("script", CALLED)
 def test_a_script_says_how_it_is_called(script: str) -> None:
     command = [sys.executable, str(REPOSITORY / "benchmarks" / script), "--help"]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -55,11 +43,11 @@ def test_a_script_says_how_it_is_called(script: str) -> None:
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_script_imports_public_names_only(script: str) -> None:
-    tree = ast.parse((REPOSITORY / "benchmarks" / script).read_text(encoding="utf-8"))
+    tree = ast.parse(TEXTS[script])
     modules = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     ours = {module for module in modules if module.split(".")[0] == "foundation"}
     rooms = {f"foundation.{path.parent.name}" for path in PACKAGE.glob("*/__init__.py")}
-    assert ours or script in SHARED, "the test sees what a script imports"
+    assert ours or script in IMPORTED, "the test sees what a script imports"
     assert ours <= {"foundation", *rooms}
 
 
