@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 import warnings
 from collections.abc import Iterator
@@ -38,6 +37,7 @@ from foundation import (
     VolumeWarning,
     from_pretrained,
     read_ct,
+    replacing,
     save_calibration,
 )
 from foundation.evaluation import (
@@ -45,6 +45,7 @@ from foundation.evaluation import (
     add_record_option,
     append_record,
     compare_with_reference,
+    dice,
     new_record,
     reference_of,
 )
@@ -79,11 +80,11 @@ def rendered(seed: int) -> tuple[np.ndarray, np.ndarray, Any, slice]:
     return hu[:, :, shown], body.affine, body, shown
 
 
-def pairs(result: Segmentation, dice: dict[str, float], scan: str) -> Iterator[Row]:
+def pairs(result: Segmentation, scores: dict[str, float], scan: str) -> Iterator[Row]:
     """Yield own estimate and Dice of each structure that was found."""
     for name, trust in result.trust.items():
-        if trust.own_dice is not None and name in dice:
-            yield {"scan": scan, "class": name, "own": trust.own_dice, "dice": dice[name]}
+        if trust.own_dice is not None and name in scores:
+            yield {"scan": scan, "class": name, "own": trust.own_dice, "dice": scores[name]}
 
 
 def truth_of(body: Phantom, name: str) -> np.ndarray:
@@ -104,12 +105,12 @@ def measure(model: Any, seed: int) -> list[Row]:
     hu, affine, body, shown = rendered(seed)
     ct = read_ct((hu, affine))
     result = model.segment(ct, progress=False)
-    dice = {}
+    found = {}
     for name in result.present:
-        truth, mask = truth_of(body, name)[:, :, shown], result.mask(name)
+        truth = truth_of(body, name)[:, :, shown]
         if truth.sum() * ct.voxel_ml >= LEAST_ML or not truth.any():
-            dice[name] = 2 * float((truth & mask).sum()) / float(truth.sum() + mask.sum())
-    return list(pairs(result, dice, f"phantom {seed}"))
+            found[name] = dice(result.mask(name), truth) or 0.0  # a mask of what is not there
+    return list(pairs(result, found, f"phantom {seed}"))
 
 
 def halves(rows: list[Row]) -> list[Row]:
@@ -176,9 +177,9 @@ def main() -> None:
     for seed in tqdm(range(given.first_seed, given.first_seed + given.count), unit="body"):
         path = given.output / f"{sha256[:12]}-{seed}.json"
         if not path.is_file():
-            temporary = path.with_suffix(f".{os.getpid()}")
-            temporary.write_text(json.dumps(measure(model, seed)), encoding="utf-8")
-            temporary.replace(path)  # several processes may share OUT, each with its own seeds
+            rows = measure(model, seed)
+            with replacing(path) as temporary:  # processes may share OUT, each with its own seeds
+                temporary.write_text(json.dumps(rows), encoding="utf-8")
     rows = [
         r
         for p in sorted(given.output.glob(f"{sha256[:12]}-*.json"))
@@ -191,12 +192,12 @@ def main() -> None:
     checked: list[Row] = []
     for ct, labels in given.check:
         result = model.segment(ct, progress=False)
-        dice = {
+        scores = {
             each.name.removeprefix("dice/"): each.value
             for each in compare_with_reference(result, reference_of(Path(labels), like=result))
             if each.name.startswith("dice/") and each.value is not None
         }
-        for row in pairs(result, dice, ct):
+        for row in pairs(result, scores, ct):
             checked += judge(row, found)
     if checked:
         figures += figures_of(checked, "people")

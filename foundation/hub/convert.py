@@ -396,8 +396,8 @@ def _refuse_bomb(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return  # another format, or damaged: its reader says so
+    except (zipfile.BadZipFile, OSError, ValueError, RuntimeError):
+        return  # another format or version of it, or damaged: its reader says so
     size = path.stat().st_size
     if unpacked > _MOST_UNPACKED * size:
         raise WeightsError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -61,19 +61,23 @@ def summed_files(folder: Path) -> tuple[str, ...]:
     return (*needed, CALIBRATION) if CALIBRATION in sums else needed
 
 
-def write_sums(folder: Path, names: Sequence[str]) -> dict[str, str]:
+def write_sums(
+    folder: Path, names: Sequence[str], known: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """Write the SHA-256 of a folder's files beside them.
 
     Args:
         folder: Of the files.
         names: Of the files. Whoever may read the first may read all of them afterwards.
+        known: Digests of some of them, which are then not read again.
 
     Returns:
         Name of each file → hexadecimal digest.
     """
     for name in names[1:]:  # safetensors writes for the owner alone
         shutil.copymode(folder / names[0], folder / name)
-    sums = {name: file_sha256(folder / name) for name in names}
+    known = known or {}
+    sums = {name: known.get(name) or file_sha256(folder / name) for name in names}
     lines = [f"{digest}  {name}\n" for name, digest in sums.items()]
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")
     return sums

@@ -112,7 +112,7 @@ def save_pretrained(
         sums = write_sums(temporary, names)
         if model.calibration and model.calibration.weights_sha256 == sums[WEIGHTS]:
             model.calibration.write(temporary / CALIBRATION)
-            sums = write_sums(temporary, (*names, CALIBRATION))
+            sums = write_sums(temporary, (*names, CALIBRATION), sums)
         if card is None:
             parameters = sum(parameter.numel() for parameter in model.parameters())
             card = generate_card(
@@ -253,9 +253,10 @@ def save_calibration(folder: str | Path, calibration: Calibration) -> Path:
     names = [name for name in summed_files(folder) if name != CALIBRATION]
     verify_sums(folder, names)
     _check_calibration(folder, calibration)
-    write_sums(folder, names)  # a file without a sum is not read
+    known = read_sums(folder / SUMS)
+    sums = write_sums(folder, names, known)  # a file without a sum is not read
     calibration.write(folder / CALIBRATION)
-    write_sums(folder, [*names, CALIBRATION])
+    write_sums(folder, [*names, CALIBRATION], sums)
     return folder / CALIBRATION
 
 

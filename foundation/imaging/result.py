@@ -29,8 +29,6 @@ from foundation.imaging.volumes import Volume, VolumeWarning
 from foundation.imaging.writing import write_label_map, write_mask
 
 Layout = Literal["multilabel", "per_class", "both"]
-# Arrays of the CT's size are in Fortran's order, as NIfTI stores them: written from C's, a mask of
-# 512 × 512 × 200 voxels took six times as long.
 LAYOUTS = ("multilabel", "per_class", "both")
 
 
@@ -119,6 +117,8 @@ class Segmentation:
         Raises:
             UsageError: The class was not segmented.
         """
+        # In Fortran's order, as NIfTI stores it: written from C's, a mask of 512 × 512 × 200 voxels
+        # took six times as long.
         mask = np.zeros(self.volume.shape, bool, order="F")
         packed = self._pack(taxonomy.resolve(name, self.classes))
         if packed is not None:
